@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the programs and the agent share: structs and constants, nothing else.
+ * The agent's side (native/layouts.ts) is generated from the BTF of these.
+ *
+ * An address is 16 bytes in network order. An IPv4 address stands in the last
+ * four, the rest is zero; so do IPv4-mapped IPv6 addresses, once normalised.
+ */
+#ifndef CGROUTE_H
+#define CGROUTE_H
+
+#define CGROUTE_MAX_POD_TREES 8
+/* A container's cgroup lies at most this deep below the watched root. */
+#define CGROUTE_MAX_DEPTH 10
+
+/* Keys of the settings map; every value is 16 bytes. */
+enum setting {
+	SETTING_PROXY_IP4 = 1, /* ZTUNNEL_KEY: an address */
+	SETTING_PROXY_IP6 = 2, /* an address */
+	SETTING_PORTS = 3,     /* struct proxy_ports */
+	SETTING_POLICIES = 4,  /* struct policies */
+};
+
+/* A bit of cgroup_info.flags counts only with the same bit of detected_flags. */
+enum info_flag {
+	INFO_AMBIENT = 1 << 0,
+	INFO_DNS_CAPTURE = 1 << 1,
+	INFO_PROXY = 1 << 2,
+	INFO_BYPASS_OUTBOUND = 1 << 3,
+	INFO_BYPASS_INBOUND = 1 << 4,
+	INFO_SIDECAR = 1 << 5,
+	INFO_HOST_NETWORK = 1 << 6,
+	INFO_UNKNOWN_POD = 1 << 7,
+};
+
+/* What became of a connect(); indexes pod_counters.count. */
+enum branch {
+	BRANCH_INBOUND_REDIRECTED, /* host process to an enrolled pod */
+	BRANCH_INBOUND_EXEMPT,     /* the same, but the kubelet, or a port of the proxy's */
+	BRANCH_HOST_UNTOUCHED,
+	BRANCH_OUT,
+	BRANCH_BYPASSED,
+	BRANCH_PROXY,
+	BRANCH_UNKNOWN_ALLOWED,
+	BRANCH_UNKNOWN_DENIED,
+	BRANCH_LOCAL, /* loopback, or the pod's own address */
+	BRANCH_EXCLUDED,
+	BRANCH_NO_PROXY_ALLOWED,
+	BRANCH_NO_PROXY_DENIED,
+	BRANCH_REDIRECTED,
+	BRANCH_LOOP_DENIED,  /* to the proxy's own port, which would send it to itself */
+	BRANCH_ERROR_DENIED, /* no room to remember the original destination */
+	BRANCH_COUNT,
+};
+
+enum policy {
+	POLICY_ALLOW = 0,
+	POLICY_DENY = 1,
+};
+
+/* Value of cgroup_info_map; the first 32 bytes are Merbridge's. */
+struct cgroup_info {
+	__u64 id;
+	__u32 is_in_mesh;
+	__u8 cgroup_ip[16];
+	__u16 flags;
+	__u16 detected_flags;
+	__u32 slot; /* the pod's index in pod_counters_map */
+	__u32 reserved;
+	__u8 cgroup_ip6[16];
+};
+
+struct setting_value {
+	__u8 bytes[16];
+};
+
+struct proxy_ports {
+	__u16 outbound; /* host order */
+	__u16 inbound;
+	__u32 reserved[3];
+};
+
+struct policies {
+	__u32 unknown_pods;    /* enum policy */
+	__u32 when_proxy_down; /* enum policy */
+	__u32 reserved[2];
+};
+
+/* Key of pod_ip_map. */
+struct address {
+	__u32 word_be[4];
+};
+
+/* Value of pod_ip_map: an enrolled pod of this node whose inbound side counts. */
+struct pod_address {
+	__u32 slot;
+	__u32 reserved;
+};
+
+struct pod_counters {
+	__u64 count[16]; /* by enum branch */
+};
+
+/* The cgroups right below the watched root under which pods live. */
+struct pod_trees {
+	__u32 count; /* more than CGROUTE_MAX_POD_TREES: they are not listed */
+	__u32 reserved;
+	__u64 id[CGROUTE_MAX_POD_TREES];
+};
+
+/*
+ * Key of pod_info_map: what stands for the pod in its cgroup's name, the UID
+ * with dashes or, for a static pod, 32 hex digits. Padded with zeros.
+ */
+struct pod_key {
+	char text[40];
+};
+
+/*
+ * Value of pod_info_map: what the agent knows of a pod, so that it is there to
+ * be read when the agent is not.
+ */
+struct pod_info {
+	__u32 slot;
+	__u16 flags;
+	__u16 detected_flags;
+	__u32 is_in_mesh;
+	__u32 reserved;
+	__u8 ip4[16];
+	__u8 ip6[16];
+	char uid[40]; /* of the API object; a static pod's is not its key */
+	char verdict[8];
+	char reason[32];
+	char pod_namespace[64];
+	char pod_name[256];
+};
+
+/* Single value of agent_map: who writes the maps. */
+struct agent_info {
+	__u64 started_ms; /* Unix time */
+	__u64 beat_ms;    /* Unix time of the last sign of life */
+	__u32 pid;        /* as the agent's own pid namespace counts it */
+	__u32 root_level; /* level of the watched root in the cgroup hierarchy */
+	__u64 root_id;    /* cgroup id of the watched root */
+	__u64 netns;      /* inode of the agent's network namespace */
+	char version[32];
+	char node[256];
+	char http[64]; /* ADDR:PORT */
+};
+
+/*
+ * A connection as the two ends of it can both tell. netns is zero when the ends
+ * are in two namespaces, else their namespace's cookie, so that equal tuples
+ * in two namespaces do not meet.
+ */
+struct tuple {
+	__u64 netns;
+	struct address client;
+	struct address proxy;
+	__u16 client_port_be;
+	__u16 proxy_port_be;
+	__u32 reserved;
+};
+
+/* The destination that the application asked for. */
+struct original_dst {
+	struct address address;
+	__u16 port_be;
+	__u16 reserved;
+	__u32 slot;
+	__u64 at_ns; /* CLOCK_MONOTONIC when the SYN left */
+};
+
+/* A redirected socket of a client, by its cookie, for as long as it is open. */
+struct connection {
+	struct original_dst original;
+	struct tuple tuple; /* the client's half is zero until the SYN leaves */
+};
+
+#endif

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * cgroup/connect4 and connect6: find the pod by the current cgroup, decide, and
+ * send the connection to the node's proxy or leave it alone.
+ *
+ * Each program exists twice. The pod_ ones are attached where the kubelet keeps
+ * its pods, so that they run before whatever else is attached at the root. The
+ * root_ ones are attached at the watched root, for host processes, and catch
+ * what no pod_ program has seen.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "address.bpf.h"
+#include "cgroute.h"
+#include "maps.bpf.h"
+
+#define ALLOW 1
+#define DENY 0
+
+/* Level of the watched root in the cgroup hierarchy; the real root is 0. */
+const volatile __u32 root_level = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct cgroup_info);
+} cgroup_info_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, enum setting);
+	__type(value, struct setting_value);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct address);
+	__type(value, struct pod_address);
+} pod_ip_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct pod_key);
+	__type(value, struct pod_info);
+} pod_info_map SEC(".maps");
+
+/* Slot 0 belongs to host processes and to pods that are not known. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct pod_counters);
+} pod_counters_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pod_trees);
+} pod_trees_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct agent_info);
+} agent_map SEC(".maps");
+
+/*
+ * The socket that a pod_ program has just dealt with, so that the root_ program
+ * of the same connect() need not. Losing it to a preemption costs time only.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} handled_map SEC(".maps");
+
+/* Unread: it puts into the object's BTF what the agent must know by name. */
+const volatile struct vocabulary {
+	enum info_flag info_flag;
+	enum branch branch;
+	enum policy policy;
+	struct proxy_ports proxy_ports;
+	struct policies policies;
+} vocabulary;
+
+static __always_inline void count(__u32 slot, enum branch branch)
+{
+	struct pod_counters *counters;
+
+	counters = bpf_map_lookup_elem(&pod_counters_map, &slot);
+	if (counters)
+		__sync_fetch_and_add(&counters->count[branch], 1);
+}
+
+static __always_inline bool denies(bool when_proxy_down)
+{
+	enum setting key = SETTING_POLICIES;
+	struct policies *policies;
+
+	policies = bpf_map_lookup_elem(&settings, &key);
+	if (!policies)
+		return when_proxy_down; /* the defaults of both */
+	return (when_proxy_down ? policies->when_proxy_down :
+				  policies->unknown_pods) == POLICY_DENY;
+}
+
+static __always_inline bool in_pod_tree(void)
+{
+	struct pod_trees *trees;
+	__u32 zero = 0;
+	__u64 id;
+	int i;
+
+	trees = bpf_map_lookup_elem(&pod_trees_map, &zero);
+	if (!trees)
+		return true;
+	if (trees->count > CGROUTE_MAX_POD_TREES)
+		return true;
+	id = bpf_get_current_ancestor_cgroup_id(root_level + 1);
+	for (i = 0; i < CGROUTE_MAX_POD_TREES; i++) {
+		if (i >= trees->count)
+			break;
+		if (trees->id[i] == id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The pod of the current process: by its cgroup, which is a container's most of
+ * the time, else by the nearest ancestor that is known. A cgroup made inside a
+ * pod is never known itself, whatever its name.
+ */
+static __always_inline struct cgroup_info *find_pod(bool at_root)
+{
+	struct cgroup_info *info;
+	__u64 id, ancestor;
+	int i;
+
+	id = bpf_get_current_cgroup_id();
+	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
+	if (info)
+		return info;
+	if (at_root && !in_pod_tree())
+		return NULL;
+	for (i = CGROUTE_MAX_DEPTH; i > 0; i--) {
+		ancestor = bpf_get_current_ancestor_cgroup_id(root_level + i);
+		if (!ancestor || ancestor == id)
+			continue;
+		info = bpf_map_lookup_elem(&cgroup_info_map, &ancestor);
+		if (info)
+			return info;
+	}
+	return NULL;
+}
+
+/* The kubelet's probes must reach the pod itself. */
+static __always_inline bool is_kubelet(void)
+{
+	static const char kubelet[] = "kubelet", kubelite[] = "kubelite";
+	char comm[16] = {};
+
+	if (bpf_get_current_comm(comm, sizeof(comm)))
+		return false;
+	if (!bpf_strncmp(comm, sizeof(kubelet), kubelet) ||
+	    !bpf_strncmp(comm, sizeof(kubelite), kubelite))
+		return true;
+	/* k3s calls itself "k3s-server" or "k3s-agent". */
+	return comm[0] == 'k' && comm[1] == '3' && comm[2] == 's' &&
+	       (!comm[3] || comm[3] == '-');
+}
+
+/* Ports of the proxy itself, by Istio's conventions. */
+static __always_inline bool is_proxy_port(__u16 port)
+{
+	switch (port) {
+	case 15001:
+	case 15006:
+	case 15008:
+	case 15020:
+	case 15021:
+	case 15090:
+		return true;
+	}
+	return false;
+}
+
+struct verdict {
+	enum branch branch;
+	__u32 slot;
+	bool denied;
+	bool redirected;
+	struct address proxy;
+	__u16 proxy_port_be;
+};
+
+/* The proxy's address for the family; ports come with it, or nothing does. */
+static __always_inline bool find_proxy(bool ip4, struct address **address,
+				       struct proxy_ports **ports)
+{
+	enum setting key = ip4 ? SETTING_PROXY_IP4 : SETTING_PROXY_IP6;
+
+	*address = bpf_map_lookup_elem(&settings, &key);
+	if (!*address)
+		return false;
+	key = SETTING_PORTS;
+	*ports = bpf_map_lookup_elem(&settings, &key);
+	return *ports != NULL;
+}
+
+/* Whether this is where the proxy takes redirected connections. */
+static __always_inline bool is_redirect_port(const struct proxy_ports *ports,
+					     __u16 port_be)
+{
+	return port_be == bpf_htons(ports->outbound) ||
+	       port_be == bpf_htons(ports->inbound);
+}
+
+static __always_inline void redirect(struct verdict *verdict,
+				     const struct address *dst, __u16 port_be,
+				     bool ip4, bool inbound)
+{
+	struct proxy_ports *ports;
+	struct address *proxy;
+
+	if (!find_proxy(ip4, &proxy, &ports)) {
+		verdict->denied = denies(true);
+		verdict->branch = verdict->denied ? BRANCH_NO_PROXY_DENIED :
+						    BRANCH_NO_PROXY_ALLOWED;
+		return;
+	}
+	if (same_address(dst, proxy) && is_redirect_port(ports, port_be)) {
+		verdict->denied = true;
+		verdict->branch = BRANCH_LOOP_DENIED;
+		return;
+	}
+	verdict->redirected = true;
+	verdict->branch = inbound ? BRANCH_INBOUND_REDIRECTED : BRANCH_REDIRECTED;
+	verdict->proxy = *proxy;
+	verdict->proxy_port_be = bpf_htons(inbound ? ports->inbound :
+						     ports->outbound);
+}
+
+static __always_inline void decide_unknown(struct verdict *verdict)
+{
+	verdict->denied = denies(false);
+	verdict->branch = verdict->denied ? BRANCH_UNKNOWN_DENIED :
+					    BRANCH_UNKNOWN_ALLOWED;
+}
+
+static __always_inline void decide_host(struct verdict *verdict,
+					const struct address *dst, __u16 port_be,
+					bool ip4)
+{
+	struct pod_address *pod;
+
+	verdict->branch = BRANCH_HOST_UNTOUCHED;
+	pod = bpf_map_lookup_elem(&pod_ip_map, dst);
+	if (!pod)
+		return;
+	verdict->slot = pod->slot;
+	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet())
+		verdict->branch = BRANCH_INBOUND_EXEMPT;
+	else
+		redirect(verdict, dst, port_be, ip4, true);
+}
+
+/* A proxy that has lost the original destination dials itself, for ever. */
+static __always_inline void decide_proxy(struct verdict *verdict,
+					 const struct address *dst, __u16 port_be,
+					 bool ip4)
+{
+	struct proxy_ports *ports;
+	struct address *proxy;
+
+	verdict->denied = find_proxy(ip4, &proxy, &ports) &&
+			  same_address(dst, proxy) &&
+			  is_redirect_port(ports, port_be);
+	verdict->branch = verdict->denied ? BRANCH_LOOP_DENIED : BRANCH_PROXY;
+}
+
+static __always_inline void decide_pod(struct verdict *verdict,
+				       const struct cgroup_info *info,
+				       const struct address *dst, __u16 port_be,
+				       bool ip4)
+{
+	const struct address *own = ip4 ? (void *)info->cgroup_ip :
+					  (void *)info->cgroup_ip6;
+	__u16 flags = info->flags & info->detected_flags;
+
+	verdict->slot = info->slot;
+	if (flags & INFO_UNKNOWN_POD)
+		decide_unknown(verdict);
+	else if (flags & INFO_PROXY)
+		decide_proxy(verdict, dst, port_be, ip4);
+	else if (!info->is_in_mesh)
+		verdict->branch = BRANCH_OUT;
+	else if (flags & INFO_BYPASS_OUTBOUND)
+		verdict->branch = BRANCH_BYPASSED;
+	else if (is_loopback(dst) || is_unspecified(dst) || same_address(dst, own))
+		verdict->branch = BRANCH_LOCAL;
+	else
+		redirect(verdict, dst, port_be, ip4, false);
+}
+
+/* Keeps the original destination; what is no longer so is overwritten. */
+static __always_inline bool remember(__u64 cookie, const struct verdict *verdict,
+				     const struct address *dst, __u16 port_be)
+{
+	struct connection connection = {};
+
+	connection.original.address = *dst;
+	connection.original.port_be = port_be;
+	connection.original.slot = verdict->slot;
+	connection.tuple.proxy = verdict->proxy;
+	connection.tuple.proxy_port_be = verdict->proxy_port_be;
+	return !bpf_map_update_elem(&connection_map, &cookie, &connection, BPF_ANY);
+}
+
+/* True when a program of ours wrote this destination for this very socket. */
+static __always_inline bool is_remembered(__u64 cookie, const struct address *dst,
+					  __u16 port_be)
+{
+	struct connection *connection;
+
+	connection = bpf_map_lookup_elem(&connection_map, &cookie);
+	return connection && same_address(&connection->tuple.proxy, dst) &&
+	       connection->tuple.proxy_port_be == port_be;
+}
+
+/* Fills the verdict and has it counted. Returns ALLOW or DENY. */
+static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
+				  const struct address *dst, bool ip4,
+				  struct verdict *verdict)
+{
+	__u16 port_be = ctx->user_port;
+	__u64 cookie, *handled;
+	struct cgroup_info *info;
+	__u32 zero = 0;
+
+	cookie = bpf_get_socket_cookie(ctx);
+	handled = bpf_map_lookup_elem(&handled_map, &zero);
+	if (!handled)
+		return DENY;
+	if (at_root && *handled == cookie) {
+		*handled = 0;
+		return ALLOW;
+	}
+	info = find_pod(at_root);
+	if (info)
+		decide_pod(verdict, info, dst, port_be, ip4);
+	else if (at_root)
+		decide_host(verdict, dst, port_be, ip4);
+	else
+		decide_unknown(verdict);
+	if (at_root) {
+		/* The pod_ program was here, and its mark has been lost. */
+		if (verdict->branch == BRANCH_LOOP_DENIED &&
+		    is_remembered(cookie, dst, port_be))
+			return ALLOW;
+	} else {
+		*handled = cookie;
+	}
+	if (verdict->redirected && !remember(cookie, verdict, dst, port_be)) {
+		verdict->redirected = false;
+		verdict->denied = true;
+		verdict->branch = BRANCH_ERROR_DENIED;
+	}
+	count(verdict->slot, verdict->branch);
+	return verdict->denied ? DENY : ALLOW;
+}
+
+/* MPTCP opens TCP connections, and falls back to plain ones. */
+static __always_inline bool is_tcp(const struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_MPTCP;
+}
+
+static __always_inline int on_connect4(struct bpf_sock_addr *ctx, bool at_root)
+{
+	struct address dst = {};
+	struct verdict verdict = {};
+	int ret;
+
+	if (!is_tcp(ctx))
+		return ALLOW;
+	dst.word_be[3] = ctx->user_ip4;
+	ret = decide(ctx, at_root, &dst, true, &verdict);
+	if (verdict.redirected) {
+		ctx->user_ip4 = verdict.proxy.word_be[3];
+		ctx->user_port = verdict.proxy_port_be;
+	}
+	return ret;
+}
+
+static __always_inline int on_connect6(struct bpf_sock_addr *ctx, bool at_root)
+{
+	struct address dst = {};
+	struct verdict verdict = {};
+	bool ip4;
+	int ret;
+
+	if (!is_tcp(ctx))
+		return ALLOW;
+	dst.word_be[0] = ctx->user_ip6[0];
+	dst.word_be[1] = ctx->user_ip6[1];
+	dst.word_be[2] = ctx->user_ip6[2];
+	dst.word_be[3] = ctx->user_ip6[3];
+	ip4 = !dst.word_be[0] && !dst.word_be[1] &&
+	      dst.word_be[2] == bpf_htonl(0xffff);
+	if (ip4)
+		dst.word_be[2] = 0;
+	ret = decide(ctx, at_root, &dst, ip4, &verdict);
+	if (verdict.redirected) {
+		ctx->user_ip6[0] = verdict.proxy.word_be[0];
+		ctx->user_ip6[1] = verdict.proxy.word_be[1];
+		ctx->user_ip6[2] = ip4 ? bpf_htonl(0xffff) : verdict.proxy.word_be[2];
+		ctx->user_ip6[3] = verdict.proxy.word_be[3];
+		ctx->user_port = verdict.proxy_port_be;
+	}
+	return ret;
+}
+
+SEC("cgroup/connect4")
+int pod_connect4(struct bpf_sock_addr *ctx)
+{
+	return on_connect4(ctx, false);
+}
+
+SEC("cgroup/connect6")
+int pod_connect6(struct bpf_sock_addr *ctx)
+{
+	return on_connect6(ctx, false);
+}
+
+SEC("cgroup/connect4")
+int root_connect4(struct bpf_sock_addr *ctx)
+{
+	return on_connect4(ctx, true);
+}
+
+SEC("cgroup/connect6")
+int root_connect6(struct bpf_sock_addr *ctx)
+{
+	return on_connect6(ctx, true);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

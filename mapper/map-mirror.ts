@@ -1,0 +1,53 @@
+/** A map of the kernel beside what the agent knows to be in it, so that only differences are written. */
+import { isDeepStrictEqual } from 'node:util';
+import type { BpfMap } from '../native/bpf-map.ts';
+
+/**
+ * The agent is the only writer of these maps, so what it wrote is what is there.
+ * `reload` looks again, for a start and for a sweep.
+ */
+export class MapMirror<K, V> {
+  readonly #map: BpfMap<K, V>;
+  readonly #textOf: (key: K) => string;
+  readonly #held = new Map<string, { readonly key: K; readonly value: V }>();
+
+  constructor(map: BpfMap<K, V>, textOf: (key: K) => string) {
+    this.#map = map;
+    this.#textOf = textOf;
+    this.reload();
+  }
+
+  reload(): void {
+    this.#held.clear();
+    for (const [key, value] of this.#map.entries()) this.#held.set(this.#textOf(key), { key, value });
+  }
+
+  get size(): number {
+    return this.#held.size;
+  }
+
+  get(key: K): V | undefined {
+    return this.#held.get(this.#textOf(key))?.value;
+  }
+
+  entries(): { readonly key: K; readonly value: V }[] {
+    return [...this.#held.values()];
+  }
+
+  /** Returns whether it had to be written. @throws CgrouteError `EBPF`; what was there stays */
+  set(key: K, value: V): boolean {
+    const text = this.#textOf(key);
+    if (isDeepStrictEqual(this.#held.get(text)?.value, value)) return false;
+    this.#map.set(key, value);
+    this.#held.set(text, { key, value });
+    return true;
+  }
+
+  delete(key: K): boolean {
+    const text = this.#textOf(key);
+    if (!this.#held.has(text)) return false;
+    this.#map.delete(key);
+    this.#held.delete(text);
+    return true;
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * Where on this host pods live: the cgroups under which kubelets keep them, which
+ * get programs of their own, and the branches right below the watched root that
+ * hold any, which tell host processes from pods' at the cost of one comparison.
+ */
+import type { DataPlane } from '../native/data-plane.ts';
+import type { Cgroup } from '../watcher/cgroup-tree.ts';
+import { isPodTree } from './cgroup-path.ts';
+
+const NO_KEY = 0;
+
+export class PodTrees {
+  readonly #dataPlane: DataPlane;
+  readonly #cgroupRoot: string;
+  /** Path of a branch below the root to the ids of those in it that matter. */
+  readonly #branches = new Map<string, { id: bigint; users: Set<bigint> }>();
+
+  constructor(dataPlane: DataPlane, cgroupRoot: string) {
+    this.#dataPlane = dataPlane;
+    this.#cgroupRoot = cgroupRoot;
+  }
+
+  /** To be called with every cgroup that appears, before its pod's entries are written. */
+  appeared(cgroup: Cgroup, isPod: boolean, idAt: (path: string) => bigint | undefined): void {
+    const isTree = isPodTree(cgroup.path);
+    if (!isTree && !isPod) return;
+    const path = branchOf(cgroup.path);
+    const id = idAt(path);
+    if (id !== undefined) {
+      const branch = this.#branches.get(path);
+      if (branch?.id === id) {
+        branch.users.add(cgroup.id);
+      } else {
+        this.#branches.set(path, { id, users: new Set([cgroup.id]) });
+        this.#write();
+      }
+    }
+    if (isTree) this.#dataPlane.attachPodTree({ path: `${this.#cgroupRoot}${cgroup.path}`, id: cgroup.id });
+  }
+
+  gone(cgroup: Cgroup): void {
+    const path = branchOf(cgroup.path);
+    const branch = this.#branches.get(path);
+    if (branch?.users.delete(cgroup.id) !== true || branch.users.size > 0) return;
+    this.#branches.delete(path);
+    this.#write();
+  }
+
+  #write(): void {
+    const ids = [...this.#branches.values()].map((branch) => branch.id);
+    // A count beyond what fits tells the programs to search everywhere.
+    this.#dataPlane.maps.podTrees.set(NO_KEY, { count: ids.length, id: ids });
+  }
+}
+
+/** `/a` for `/a/b/c`. */
+function branchOf(path: string): string {
+  const end = path.indexOf('/', 1);
+  return end < 0 ? path : path.slice(0, end);
+}

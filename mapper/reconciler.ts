@@ -1,0 +1,278 @@
+/**
+ * Makes the kernel's maps say what should be so, pod by pod. Every fact (a cgroup
+ * appeared, a label changed, an address became known) leads to the same step for
+ * the pod that it concerns, and only differences are written.
+ */
+import type { Logger } from 'pino';
+import type { DataPlane } from '../native/data-plane.ts';
+import { messageOf } from '../native/error.ts';
+import type { Address } from '../native/layouts.ts';
+import type { Cgroup } from '../watcher/cgroup-tree.ts';
+import { AddressClaims } from './address-claims.ts';
+import { ownerOf, type PodCgroup } from './cgroup-path.ts';
+import type { Config } from './config.ts';
+import type { Inventory } from './inventory.ts';
+import { MapMirror } from './map-mirror.ts';
+import type { Pod } from './objects.ts';
+import { addressBytes, cgroupEntry, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { PodQueue } from './pod-queue.ts';
+import { PodSlots } from './pod-slots.ts';
+import type { PodTrees } from './pod-trees.ts';
+import { decide, type Decision } from './verdict.ts';
+
+/** What the reconciler asks of the host. */
+export interface HostView {
+  cgroupIdAt(path: string): bigint | undefined;
+  /** Addresses of the network namespace of any process below these cgroups; undefined when that tells nothing. */
+  addressesIn(paths: readonly string[]): readonly string[] | undefined;
+}
+
+export interface ReconcilerOptions {
+  readonly dataPlane: DataPlane;
+  readonly inventory: Inventory;
+  readonly config: Config;
+  readonly host: HostView;
+  readonly trees: PodTrees;
+  readonly logger: Logger;
+  /** A proxy's own cgroup is there, or gone; the settings may have to follow. */
+  readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
+  /** What the inventory's proxy is may have changed. */
+  readonly onPodReconciled?: (podKey: string) => void;
+}
+
+interface KnownCgroup extends Cgroup {
+  readonly owner: PodCgroup;
+}
+
+interface PodState {
+  readonly cgroups: Map<bigint, KnownCgroup>;
+  /** The pod as it was last seen: one that the API has forgotten keeps what it had until its cgroups go. */
+  pod: Pod | undefined;
+  decision: Decision | undefined;
+  /** Found in the network namespace, for want of any in the pod's status. */
+  foundIps: readonly string[];
+}
+
+/** What stands for the pod in its cgroup's name. */
+export const podKeyOf = (pod: Pod): string => pod.configHash ?? pod.uid;
+
+export class Reconciler {
+  readonly #options: ReconcilerOptions;
+  readonly #pods = new Map<string, PodState>();
+  /** The pod of each cgroup, and the key of each pod of the API. */
+  readonly #keyOfCgroup = new Map<bigint, string>();
+  readonly #keyOfUid = new Map<string, string>();
+  readonly #queue: PodQueue;
+  readonly #slots: PodSlots;
+  readonly #claims = new AddressClaims();
+  readonly #cgroups;
+  readonly #podInfos;
+  readonly #addresses;
+  readonly #reported = new Set<string>();
+  #errors = 0;
+
+  constructor(options: ReconcilerOptions) {
+    this.#options = options;
+    const { maps } = options.dataPlane;
+    this.#queue = new PodQueue((key) => this.#reconcile(key), (key, error) => this.#failed(key, error));
+    this.#slots = new PodSlots(maps.counters.info.maxEntries);
+    this.#cgroups = new MapMirror(maps.cgroups, String);
+    this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
+    this.#addresses = new MapMirror(maps.podAddresses, ({ word }) => Buffer.from(word).toString('hex'));
+    for (const { key, value } of this.#podInfos.entries()) this.#slots.restore(key.text, value.slot);
+  }
+
+  /** A cgroup exists. */
+  cgroupAppeared(cgroup: Cgroup): void {
+    const owner = ownerOf(cgroup.path);
+    this.#options.trees.appeared(cgroup, owner.kind !== 'none', (path) => this.#options.host.cgroupIdAt(path));
+    if (owner.kind === 'ambiguous') this.#markUnknown(cgroup, owner.why);
+    if (owner.kind !== 'pod' || owner.nested) return;
+    this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner });
+    this.#keyOfCgroup.set(cgroup.id, owner.uid);
+    this.#queue.add(owner.uid);
+  }
+
+  cgroupGone(cgroup: Cgroup): void {
+    this.#options.trees.gone(cgroup);
+    this.#attempt('', () => this.#cgroups.delete(cgroup.id));
+    const key = this.#keyOfCgroup.get(cgroup.id);
+    if (key === undefined) return;
+    this.#keyOfCgroup.delete(cgroup.id);
+    this.#pods.get(key)?.cgroups.delete(cgroup.id);
+    this.#queue.add(key);
+  }
+
+  /** Whether a process in this cgroup could still tell its pod's address. */
+  wantsAddress(cgroupId: bigint): boolean {
+    const key = this.#keyOfCgroup.get(cgroupId);
+    const state = key === undefined ? undefined : this.#pods.get(key);
+    return state?.pod !== undefined && !state.pod.hostNetwork && state.pod.ips.length === 0 && state.foundIps.length === 0;
+  }
+
+  processSeen(cgroupId: bigint): void {
+    const key = this.#keyOfCgroup.get(cgroupId);
+    if (key !== undefined) this.#queue.add(key);
+  }
+
+  /** Pods of the inventory came, went or changed, or their namespaces did. */
+  objectsChanged(uids: Iterable<string>): void {
+    for (const uid of uids) {
+      const pod = this.#options.inventory.pod(uid);
+      const key = pod === undefined ? this.#keyOfUid.get(uid) ?? uid : podKeyOf(pod);
+      if (pod === undefined) this.#keyOfUid.delete(uid);
+      else this.#keyOfUid.set(uid, key);
+      this.#queue.add(key);
+    }
+  }
+
+  idle(): Promise<void> {
+    return this.#queue.idle();
+  }
+
+  /**
+   * Once all that runs and all that is known has gone through: entries of cgroups
+   * and pods that exist no more, left by an earlier agent, are removed.
+   */
+  removeLeftovers(): number {
+    let removed = 0;
+    for (const { key } of this.#cgroups.entries()) {
+      if (!this.#keyOfCgroup.has(key) && !this.#ambiguous.has(key)) removed += Number(this.#cgroups.delete(key));
+    }
+    for (const { key } of this.#podInfos.entries()) {
+      if (!this.#pods.has(key.text)) {
+        removed += Number(this.#podInfos.delete(key));
+        this.#slots.release(key.text);
+      }
+    }
+    for (const { key } of this.#addresses.entries()) {
+      if (this.#claimedAddresses.has(Buffer.from(key.word).toString('hex'))) continue;
+      removed += Number(this.#addresses.delete(key));
+    }
+    return removed;
+  }
+
+  readonly #ambiguous = new Set<bigint>();
+  readonly #claimedAddresses = new Set<string>();
+
+  get counts(): { readonly pods: number; readonly cgroups: number; readonly queued: number; readonly errors: number } {
+    return { pods: this.#pods.size, cgroups: this.#keyOfCgroup.size, queued: this.#queue.size, errors: this.#errors };
+  }
+
+  #state(key: string): PodState {
+    const known = this.#pods.get(key);
+    if (known !== undefined) return known;
+    const state: PodState = { cgroups: new Map(), pod: undefined, decision: undefined, foundIps: [] };
+    this.#pods.set(key, state);
+    return state;
+  }
+
+  #reconcile(key: string): void {
+    const { inventory, config } = this.#options;
+    // The key is what a cgroup's name says, so the join is the same with a cgroup or without.
+    const current = inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
+    const state = this.#state(key);
+    if (current === undefined && state.cgroups.size === 0) {
+      this.#forget(key, state);
+      return;
+    }
+    state.pod = current ?? state.pod;
+    if (state.pod === undefined) {
+      this.#reconcileUnknown(key, state);
+      return;
+    }
+    if (current !== undefined || state.decision === undefined) {
+      state.decision = decide(state.pod, inventory.namespace(state.pod.namespace), config);
+      this.#report(state.pod, state.decision);
+    }
+    this.#write(key, state, state.pod, state.decision);
+    this.#options.onPodReconciled?.(key);
+  }
+
+  /** A pod's cgroups without a pod: what an earlier agent knew of it stands, else it is marked. */
+  #reconcileUnknown(key: string, state: PodState): void {
+    const remembered = this.#podInfos.get({ text: key });
+    for (const { id, owner } of state.cgroups.values()) {
+      if (owner.monitor) this.#cgroups.set(id, monitorEntry(id, remembered?.slot ?? 0));
+      else if (remembered === undefined) this.#cgroups.set(id, unknownEntry(id));
+      else this.#cgroups.set(id, { id, slot: remembered.slot, isInMesh: remembered.isInMesh, flags: remembered.flags, detectedFlags: remembered.detectedFlags, cgroupIp: remembered.ip4, cgroupIp6: remembered.ip6 });
+    }
+  }
+
+  #write(key: string, state: PodState, pod: Pod, decision: Decision): void {
+    const { slot, isNew } = this.#slots.of(key);
+    if (isNew) this.#options.dataPlane.maps.counters.set(slot, { count: [] });
+    const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
+    const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
+    this.#podInfos.set({ text: key }, podEntry(pod, facts));
+    for (const cgroup of state.cgroups.values()) {
+      const { id, owner } = cgroup;
+      this.#cgroups.set(id, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
+      if (decision.proxy && !owner.monitor) this.#options.onProxyCgroup(key, cgroup);
+    }
+    const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
+    this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !decision.bypassInbound);
+  }
+
+  #addressesOf(state: PodState, pod: Pod): readonly string[] {
+    if (pod.ips.length > 0) return pod.ips;
+    if (state.foundIps.length === 0) {
+      const paths = [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path);
+      state.foundIps = this.#options.host.addressesIn(paths) ?? [];
+    }
+    return state.foundIps;
+  }
+
+  #claim(key: string, ips: readonly string[], slot: number, createdAt: number, redirected: boolean): void {
+    for (const ip of this.#claims.claim(key, ips, { slot, createdAt, redirected })) {
+      const word = addressBytes(ip);
+      if (word === undefined) continue;
+      const address: Address = { word };
+      const owner = this.#claims.owner(ip);
+      const text = Buffer.from(word).toString('hex');
+      if (owner === undefined) this.#claimedAddresses.delete(text);
+      else this.#claimedAddresses.add(text);
+      if (owner?.redirected === true) this.#addresses.set(address, { slot: owner.slot });
+      else this.#addresses.delete(address);
+    }
+  }
+
+  #forget(key: string, state: PodState): void {
+    this.#claim(key, [], 0, 0, false);
+    this.#podInfos.delete({ text: key });
+    this.#slots.release(key);
+    this.#pods.delete(key);
+    if (state.pod !== undefined) this.#keyOfUid.delete(state.pod.uid);
+    this.#options.onPodReconciled?.(key);
+  }
+
+  /** Nobody's verdict may be applied where the path does not say whose it is. */
+  #markUnknown(cgroup: Cgroup, why: string): void {
+    this.#ambiguous.add(cgroup.id);
+    this.#attempt('', () => this.#cgroups.set(cgroup.id, unknownEntry(cgroup.id)));
+    this.#options.logger.warn({ cgroupId: String(cgroup.id), path: cgroup.path }, `a cgroup's path does not say whose it is: ${why}`);
+  }
+
+  /** Each thing worth knowing about a pod is said once. */
+  #report(pod: Pod, decision: Decision): void {
+    for (const note of decision.notes) {
+      const text = `${pod.uid} ${note.message}`;
+      if (this.#reported.has(text)) continue;
+      this.#reported.add(text);
+      this.#options.logger.warn({ pod: `${pod.namespace}/${pod.name}`, podUid: pod.uid, code: note.code }, note.message);
+    }
+  }
+
+  #attempt(key: string, work: () => unknown): void {
+    try {
+      work();
+    } catch (error) {
+      this.#failed(key, error);
+    }
+  }
+
+  #failed(key: string, error: unknown): void {
+    this.#errors++;
+    this.#options.logger.error({ err: error, podUid: key }, `the maps could not be brought up to date: ${messageOf(error)}`);
+  }
+}

@@ -1,0 +1,115 @@
+/** A compiled object, loaded: its programs and its maps, which are pinned by name. */
+import { closeSync, existsSync, readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { readObjectTypes } from './btf.ts';
+import { mapInfo } from './bpf-map.ts';
+import { readElf, type Elf } from './elf.ts';
+import { CgrouteError } from './error.ts';
+import { checkLayouts } from './layout.ts';
+import { layouts } from './layouts.ts';
+import { checked, closeObject, libbpf, loadObject, openObject, type MapPointer, type OpenObject } from './libbpf.ts';
+
+export interface Program {
+  readonly name: string;
+  /** Valid as long as the object is open. */
+  readonly fd: number;
+  /** `enum bpf_attach_type`, from the program's section name. */
+  readonly attachType: number;
+}
+
+export interface LoadOptions {
+  /** The bpffs directory that maps are pinned in, and taken over from; it exists. */
+  readonly mapDirectory: string;
+  /** Entries by map name, where the object's own figure is not wanted. */
+  readonly maxEntries?: Readonly<Record<string, number>>;
+  /** The object's `const volatile __u32` tunables by name. */
+  readonly tunables?: Readonly<Record<string, number>>;
+}
+
+export interface LoadedObject extends Disposable {
+  readonly programs: ReadonlyMap<string, Program>;
+  /** What was not as asked for, in sentences: a pinned map of another size is kept. */
+  readonly notes: readonly string[];
+}
+
+/** Where the compiled objects are: beside the bundle, or in the checkout's dist. */
+export function objectPath(name: string): string {
+  for (const candidate of [`./bpf/${name}.bpf.o`, `../dist/bpf/${name}.bpf.o`]) {
+    const path = fileURLToPath(new URL(candidate, import.meta.url));
+    if (existsSync(path)) return path;
+  }
+  throw new CgrouteError('ENOOBJECT', `the compiled BPF object ${name}.bpf.o is neither beside the program nor in dist/bpf: run \`npm run setup\``);
+}
+
+/**
+ * Loads an object, with every map of it pinned in `mapDirectory`. Maps that are
+ * pinned there already are used as they are, with all that is in them.
+ *
+ * @throws CgrouteError `ELAYOUT` when the object or a pinned map has other
+ *   structs than this program, `EBPFLOAD` when the kernel refuses a program
+ */
+export function loadPinned(name: string, options: LoadOptions): LoadedObject {
+  const file = objectPath(name);
+  const bytes = readFileSync(file);
+  checkLayouts(layouts, readObjectTypes(bytes, file), file);
+  const lib = libbpf();
+  const open = openObject(file);
+  try {
+    const notes: string[] = [];
+    for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
+      if (!lib.mapIsInternal(map)) prepareMap(map, options, notes);
+      else if (options.tunables !== undefined) setTunables(map, readElf(bytes, file), options.tunables, file);
+    }
+    loadObject(open, file);
+    return { programs: programsOf(open), notes, [Symbol.dispose]: () => closeObject(open) };
+  } catch (error) {
+    closeObject(open);
+    throw error;
+  }
+}
+
+/** .rodata as compiled, with the tunables' values written in. */
+function setTunables(map: MapPointer, elf: Elf, tunables: Readonly<Record<string, number>>, file: string): void {
+  const bytes = Buffer.from(elf.section('.rodata'));
+  for (const [name, value] of Object.entries(tunables)) {
+    const symbol = elf.symbol(name);
+    if (symbol?.section !== '.rodata' || symbol.size !== 4) {
+      throw new CgrouteError('ELAYOUT', `${file} was built for another version of cgroute: it has no 32-bit tunable ${name}`);
+    }
+    bytes.writeUInt32LE(value, symbol.offset);
+  }
+  checked(libbpf().mapSetInitialValue(map, bytes, bytes.length), 'bpf_map__set_initial_value', libbpf().mapName(map));
+}
+
+function prepareMap(map: MapPointer, { mapDirectory, maxEntries }: LoadOptions, notes: string[]): void {
+  const lib = libbpf();
+  const name = lib.mapName(map);
+  const path = `${mapDirectory}/${name}`;
+  const wanted = maxEntries?.[name];
+  if (wanted !== undefined) checked(lib.mapSetMaxEntries(map, wanted), 'bpf_map__set_max_entries', name);
+  checked(lib.mapSetPinPath(map, path), 'bpf_map__set_pin_path', name);
+  if (!existsSync(path)) return;
+  const fd = checked(lib.objGet(path), 'bpf_obj_get', path);
+  try {
+    const info = mapInfo(fd, name);
+    if (info.keySize !== lib.mapKeySize(map) || info.valueSize !== lib.mapValueSize(map)) {
+      throw new CgrouteError('EPINLAYOUT', `the map pinned at ${path} has keys of ${info.keySize} and values of ${info.valueSize} bytes, expected ${lib.mapKeySize(map)} and ${lib.mapValueSize(map)}: it is another version's; run \`cgroute cleanup\` first`);
+    }
+    if (wanted !== undefined && info.maxEntries !== wanted) {
+      notes.push(`the pinned map ${name} keeps its ${info.maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``);
+      checked(lib.mapSetMaxEntries(map, info.maxEntries), 'bpf_map__set_max_entries', name);
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function programsOf({ object }: OpenObject): Map<string, Program> {
+  const lib = libbpf();
+  const programs = new Map<string, Program>();
+  for (let program = lib.nextProgram(object, null); program !== null; program = lib.nextProgram(object, program)) {
+    const name = lib.programName(program);
+    programs.set(name, { name, fd: lib.programFd(program), attachType: lib.programAttachType(program) });
+  }
+  return programs;
+}

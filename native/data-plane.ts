@@ -1,0 +1,186 @@
+/**
+ * The kernel's half of cgroute: its programs where they belong, its maps by
+ * name. Everything is pinned below one versioned bpffs directory.
+ */
+import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, unlinkSync } from 'node:fs';
+import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
+import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
+import { dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
+import { CgrouteError } from './error.ts';
+import { address, agentInfo, cgroupInfo, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
+import { checked, libbpf } from './libbpf.ts';
+
+/** Changes when a map's layout does. */
+export const PIN_VERSION = 'v1';
+const BPF_FS_MAGIC = 0xcafe4a11;
+
+/** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
+const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'sock_ops', 'sock_release', 'getpeername4', 'getpeername6'];
+const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
+const PROXY_PROGRAMS = ['original_dst'];
+
+const raw = (name: string, size: number): Codec<Buffer> => ({
+  name, size,
+  encode(value, buffer, at = 0) { buffer.set(value, at); },
+  decode: (buffer, at = 0) => Buffer.from(buffer.subarray(at, at + size)),
+});
+
+function openMaps(directory: string) {
+  const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
+    const path = `${directory}/${name}`;
+    return new BpfMap(name, checked(libbpf().objGet(path), 'bpf_obj_get', path), key, value);
+  };
+  return {
+    cgroups: open('cgroup_info_map', u64, cgroupInfo),
+    settings: open('settings', u32, settingValue),
+    podAddresses: open('pod_ip_map', address, podAddress),
+    pods: open('pod_info_map', podKey, podInfo),
+    counters: open('pod_counters_map', u32, podCounters),
+    podTrees: open('pod_trees_map', u32, podTrees),
+    agent: open('agent_map', u32, agentInfo),
+    connections: open('connection_map', u64, raw('connection', 80)),
+    originals: open('original_dst_map', tuple, originalDst),
+  };
+}
+
+/** Typed handles on the pinned maps; the agent may be down. */
+export type PinnedMaps = ReturnType<typeof openMaps> & Disposable;
+
+const directories = (bpffsRoot: string) => ({
+  base: `${bpffsRoot}/${PIN_VERSION}`,
+  maps: `${bpffsRoot}/${PIN_VERSION}/maps`,
+  links: `${bpffsRoot}/${PIN_VERSION}/links`,
+});
+
+/** Undefined when nothing of cgroute is pinned below `bpffsRoot`. @throws CgrouteError when it cannot be read */
+export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
+  const { maps } = directories(bpffsRoot);
+  if (!existsSync(`${maps}/agent_map`)) return undefined;
+  return disposable(openMaps(maps));
+}
+
+function disposable(maps: ReturnType<typeof openMaps>): PinnedMaps {
+  return { ...maps, [Symbol.dispose]() { for (const map of Object.values(maps)) map[Symbol.dispose](); } };
+}
+
+export interface DataPlaneOptions {
+  /** Below a mounted bpffs; made when it is not there. */
+  readonly bpffsRoot: string;
+  /** The watched root and its depth in the kernel's cgroup hierarchy (the real root is 0). */
+  readonly root: CgroupPlace;
+  readonly rootLevel: number;
+  readonly maxEntries: Readonly<Record<string, number>>;
+}
+
+export interface DataPlane extends Disposable {
+  readonly maps: PinnedMaps;
+  readonly notes: readonly string[];
+  /** Programs at the watched root. Idempotent, like the next two. */
+  attachRoot(): void;
+  /** Programs at a cgroup that holds pods, ahead of any at the root. */
+  attachPodTree(place: CgroupPlace): void;
+  /** `SO_ORIGINAL_DST` for the processes of the node's proxy. */
+  attachProxy(place: CgroupPlace): void;
+  /** Drops links of cgroups that are not among those attached by now. Returns their number. */
+  dropOtherLinks(): number;
+  /** Puts back links that somebody removed. Returns their names. */
+  repairLinks(): string[];
+  /** Removes all links and maps: connections are untouched from now on. */
+  detach(): void;
+}
+
+/**
+ * Loads the programs and takes over the maps and links that are pinned. Nothing
+ * is attached by this alone.
+ * @throws CgrouteError `EBPFFS`, `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
+ */
+export function openDataPlane(options: DataPlaneOptions): DataPlane {
+  checkBpffs(options.bpffsRoot);
+  const { maps: mapDirectory, links } = directories(options.bpffsRoot);
+  mkdirSync(mapDirectory, { recursive: true, mode: 0o700 });
+  mkdirSync(links, { recursive: true, mode: 0o700 });
+  const objects: LoadedObject[] = [];
+  let maps: PinnedMaps;
+  try {
+    objects.push(loadPinned('origdst', { mapDirectory, maxEntries: options.maxEntries }));
+    objects.push(loadPinned('connect', { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } }));
+    maps = disposable(openMaps(mapDirectory));
+  } catch (error) {
+    for (const object of objects) object[Symbol.dispose]();
+    throw error;
+  }
+  const programs = new Map(objects.flatMap((object) => [...object.programs]));
+  /** What should be attached: pin name to program and place. */
+  const attached = new Map<string, { program: Program; place: CgroupPlace }>();
+  const attach = (names: readonly string[], place: CgroupPlace): void => {
+    for (const name of names) {
+      const program = programs.get(name);
+      if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${name}: run \`npm run setup\``);
+      ensureLink(links, program, place);
+      attached.set(`${name}@${place.id}`, { program, place });
+    }
+  };
+  return {
+    maps,
+    notes: objects.flatMap((object) => object.notes),
+    attachRoot: () => attach(ROOT_PROGRAMS, options.root),
+    attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
+    attachProxy: (place) => attach(PROXY_PROGRAMS, place),
+    dropOtherLinks() {
+      const others = pinnedLinks(links).filter((link) => !attached.has(`${link.program}@${link.cgroupId}`));
+      for (const link of others) dropLink(link);
+      return others.length;
+    },
+    repairLinks() {
+      const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
+      return lost.flatMap(([name, { program, place }]) => {
+        if (!existsSync(place.path)) {
+          attached.delete(name);
+          return [];
+        }
+        ensureLink(links, program, place);
+        return [name];
+      });
+    },
+    detach() {
+      attached.clear();
+      removePins(options.bpffsRoot);
+    },
+    [Symbol.dispose]() {
+      maps[Symbol.dispose]();
+      for (const object of objects) object[Symbol.dispose]();
+    },
+  };
+}
+
+function checkBpffs(bpffsRoot: string): void {
+  let at = bpffsRoot;
+  while (!existsSync(at) && at !== '/') at = at.replace(/\/[^/]*$/, '') || '/';
+  if ((statfsSync(at).type >>> 0) !== BPF_FS_MAGIC) {
+    throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
+  }
+}
+
+/** Removes every link, then every map, of any version. Returns the number of pins removed. */
+export function removePins(bpffsRoot: string): number {
+  let removed = 0;
+  const sweep = (directory: string): void => {
+    for (const entry of readdirSync(directory, { withFileTypes: true })) {
+      const path = `${directory}/${entry.name}`;
+      if (entry.isDirectory()) {
+        sweep(path);
+      } else {
+        unlinkSync(path);
+        removed++;
+      }
+    }
+    rmdirSync(directory);
+  };
+  if (!existsSync(bpffsRoot)) return 0;
+  for (const version of readdirSync(bpffsRoot)) {
+    // Links first: a program must not run on without the maps' names.
+    if (existsSync(`${bpffsRoot}/${version}/links`)) sweep(`${bpffsRoot}/${version}/links`);
+  }
+  sweep(bpffsRoot);
+  return removed;
+}

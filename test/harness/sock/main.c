@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+#include "sock.h"
+
+static const struct {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *usage;
+} commands[] = {
+	{ "serve", cmd_serve, "[-6] [--dual] [--udp] [--tfo] [--quiet] ADDR PORT[,PORT]" },
+	{ "proxy", cmd_proxy, "[-6] [--dual] [--level auto|ip|ipv6|both] [--tfo] [--quiet] ADDR PORT[,PORT]" },
+	{ "connect", cmd_connect,
+	  "[-6|--mapped] [--bind ADDR[:PORT]] [--nonblock] [--tfo] [--tfo-connect] [--io-uring]\n"
+	  "                     [--mptcp] [--unconnected-first] [--reconnect] [--hold] [--comm NAME] [--uid UID]\n"
+	  "                     [--timeout MS] ADDR PORT" },
+	{ "udp", cmd_udp, "[--timeout MS] ADDR PORT" },
+	{ "first", cmd_first, "[--mkdir] CGROUP_DIR ADDR PORT" },
+	{ "many", cmd_many, "[--mapped] [--bind ADDR] COUNT BASE_ADDR PORT" },
+	{ "loop", cmd_loop, "[--mapped] [--every US] ADDR PORT MS" },
+	{ "bench", cmd_bench, "[--mapped] COUNT ADDR PORT" },
+};
+
+static void usage(void)
+{
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		fprintf(stderr, "usage: sock %s %s\n", commands[i].name, commands[i].usage);
+	exit(1);
+}
+
+void die(const char *what)
+{
+	fprintf(stderr, "sock: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+void misuse(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	fputs("sock: ", stderr);
+	vfprintf(stderr, format, args);
+	fputc('\n', stderr);
+	va_end(args);
+	exit(1);
+}
+
+long number(const char *text, const char *what, long max)
+{
+	char *end;
+	long value = strtol(text, &end, 10);
+
+	if (!*text || *end || value < 0 || value > max)
+		misuse("%s must be a number from 0 to %ld, not \"%s\"", what, max, text);
+	return value;
+}
+
+uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+/* As far as this process may go; returns what it got. */
+unsigned long raise_file_limit(unsigned long files)
+{
+	struct rlimit limit, wanted;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		die("getrlimit");
+	if (limit.rlim_cur >= files)
+		return limit.rlim_cur;
+	wanted.rlim_cur = files;
+	wanted.rlim_max = limit.rlim_max < files ? files : limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &wanted) == 0)
+		return files;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	return limit.rlim_cur;
+}
+
+/* A child that does not outlive its parent. Returns 0 in the child. */
+pid_t fork_worker(void)
+{
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	if (pid < 0)
+		die("fork");
+	if (pid == 0)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
+}
+
+/* Closes with a reset, so that no TIME_WAIT keeps the port. */
+void close_reset(int fd)
+{
+	struct linger linger = { .l_onoff = 1, .l_linger = 0 };
+
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+	close(fd);
+}
+
+const char *errno_name(int error)
+{
+	const char *name = strerrorname_np(error);
+
+	return name ? name : "EUNKNOWN";
+}
+
+/* Waits for a line or the end of a stream; false when the time was up first. */
+bool ended(int fd, int timeout_ms)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+
+	return poll(&poll_fd, 1, timeout_ms) > 0;
+}
+
+int main(int argc, char **argv)
+{
+	/* --comm NAME of any command: the thread's name, as the kernel sees it. */
+	for (int i = 1; i < argc - 1; i++) {
+		if (strcmp(argv[i], "--comm") == 0)
+			prctl(PR_SET_NAME, argv[i + 1]);
+	}
+	signal(SIGPIPE, SIG_IGN);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (size_t i = 0; argc > 1 && i < sizeof(commands) / sizeof(commands[0]); i++) {
+		if (strcmp(argv[1], commands[i].name) == 0)
+			return commands[i].run(argc - 1, argv + 1);
+	}
+	usage();
+}

@@ -1,0 +1,60 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { recv } from '../../native/libc.ts';
+import { openProcConnector } from '../../native/proc-connector.ts';
+import { eventually, run } from '../harness/process.ts';
+
+test('exec events arrive with the PID of the process', async () => {
+  const pids: number[] = [];
+  using _ = await openProcConnector({ onExec: (pid) => void pids.push(pid), onLost: () => assert.fail('lost') });
+  // One exec of sh and one of env, by the same process.
+  const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$; exec env'] });
+  const pid = Number(stdout.split('\n')[0]);
+  await eventually('both execs', () => pids.filter((each) => each === pid).length === 2);
+});
+
+test('forks and exits stay in the kernel', async () => {
+  const { fd, ...connector } = await openProcConnector({ onExec() {}, onLost() {} });
+  using _ = connector;
+  // Synchronous, so that what was queued meanwhile can be read here.
+  const { pid } = spawnSync('sh', ['-c', 'i=0; while [ $i -lt 200 ]; do (:); i=$((i+1)); done']);
+  const kinds = new Set<number>();
+  const seen = new Set<number>();
+  for (const event = Buffer.alloc(1024); recv(fd, event) > 0; ) {
+    const u32 = new Uint32Array(event.buffer, event.byteOffset, 20);
+    kinds.add(u32[36 / 4]!);
+    seen.add(u32[56 / 4]!);
+  }
+  assert.ok(seen.has(pid), 'the exec of sh is among them');
+  assert.deepEqual([...kinds], [2]); // PROC_EVENT_EXEC
+});
+
+test('an overflow is told, and events go on afterwards', async () => {
+  const pids: number[] = [];
+  let lost = 0;
+  const connector = await openProcConnector({ receiveBuffer: 2_304, onExec: (pid) => void pids.push(pid), onLost: () => void lost++ });
+  using _ = connector;
+  // Synchronous, so that nobody reads meanwhile.
+  spawnSync('sh', ['-c', 'for i in $(seq 100); do /bin/true; done']);
+  await eventually('the loss is told', () => lost > 0);
+  for (let round = 0; round < 3; round++) {
+    const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$'] });
+    await eventually('a later exec', () => pids.includes(Number(stdout)));
+  }
+});
+
+test('a closed connector is silent, and another one can be opened beside a third', async () => {
+  let first = 0;
+  let second = 0;
+  const one = await openProcConnector({ onExec: () => void first++, onLost() {} });
+  using _ = await openProcConnector({ onExec: () => void second++, onLost() {} });
+  await run({ cmd: 'true' });
+  await eventually('both hear it', () => first > 0 && second > 0);
+  one[Symbol.dispose]();
+  const before = first;
+  await run({ cmd: 'true' });
+  await delay(50);
+  assert.equal(first, before);
+});

@@ -1,0 +1,237 @@
+/**
+ * What is running on this host, as facts keyed by cgroup id: the one thing that
+ * the rest of the agent uses of this room.
+ *
+ * Three witnesses (process events, the cgroup watch, the sweep) lead to the same
+ * look at the tree, so each can be missing.
+ */
+import { readFileSync } from 'node:fs';
+import type { Logger } from 'pino';
+import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
+import { watchCgroups, type CgroupHints, type Subscribe } from './cgroup-watch.ts';
+import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
+import { openProc, unifiedPath, type Addresses, type ProcessFact } from './proc.ts';
+import { watchProcesses, type ProcessWatchOptions } from './process-watch.ts';
+import type { SourceState } from './source-state.ts';
+
+/** After lost events the tree is swept at once, but not more often than this. */
+const LOST_SWEEP_MS = 1_000;
+
+export interface HostProcess extends ProcessFact {
+  readonly cgroupId: bigint;
+}
+
+export interface HostWatchOptions {
+  /** The watched root: everything at and below it is the host. */
+  readonly cgroupRoot: string;
+  readonly procRoot: string;
+  /** Pause between two sweeps, milliseconds. */
+  readonly sweepMs: number;
+  readonly logger: Logger;
+  /** A cgroup exists; parents first. What a handler throws is logged and the others go on. */
+  readonly onCgroup: (cgroup: Cgroup) => void;
+  /** A cgroup exists no more; children first. */
+  readonly onCgroupGone: (cgroup: Cgroup) => void;
+  /** A process runs in a cgroup; its cgroup was reported before. */
+  readonly onProcess?: (process: HostProcess) => void;
+  /**
+   * Is a process of this cgroup still of use? Asked before each report, and at
+   * each sweep of each cgroup. @default never at a sweep, always otherwise
+   */
+  readonly wantsProcess?: (cgroupId: bigint) => boolean;
+  /** Events were lost; a sweep follows by itself. */
+  readonly onLost?: () => void;
+  /** For tests. */
+  readonly subscribe?: Subscribe;
+  readonly openProcessEvents?: ProcessWatchOptions['open'];
+  readonly attachFilter?: ProcessWatchOptions['attachFilter'];
+}
+
+export interface HostWatch extends AsyncDisposable {
+  /** Everything that ran at the start was reported once. Never rejects. */
+  readonly ready: Promise<void>;
+  readonly cgroups: ReadonlyMap<bigint, Cgroup>;
+  sources(): SourceState[];
+  /** Processes in the cgroup at `path` itself, of this PID namespace; empty when it is gone. */
+  pidsOf(path: string): number[];
+  addressesOf(pid: number): Addresses | undefined;
+  netnsOf(pid: number): number | undefined;
+  hostNetns(): number | undefined;
+  /** A hint from elsewhere (the kernel's tracepoint): looks at that place now and reports what is new. */
+  ensure(path: string): Cgroup | undefined;
+  /** Looks at everything now. */
+  sweep(): Promise<void>;
+}
+
+/** Throws CgrouteError 'ENOCGROUP2' or 'ECGROUPROOT' when there is nothing that could be watched. */
+export function watchHost(options: HostWatchOptions): HostWatch {
+  const { procRoot, logger, onProcess, wantsProcess } = options;
+  const mount = findCgroupMount(procRoot, options.cgroupRoot);
+  const cgroupRoot = realCgroupRoot(options.cgroupRoot);
+  const own = unifiedPath(readFileSync(`${procRoot}/self/cgroup`, 'utf8')) ?? '/';
+  const proc = openProc({ procRoot, cgroupRoot, mount, namespacePath: namespacePath(mount, own) });
+
+  let closed = false;
+  let sweeps = 0;
+  let lastSweep = '';
+  let sweeping: Promise<void> | undefined;
+  let following: Promise<void> | undefined;
+  let timer: NodeJS.Timeout | undefined;
+  let lostTimer: NodeJS.Timeout | undefined;
+  let lastLost = -Infinity;
+
+  const tree = openCgroupTree({
+    cgroupRoot,
+    logger,
+    onAppeared: (cgroup) => closed || options.onCgroup(cgroup),
+    onGone: (cgroup) => closed || options.onCgroupGone(cgroup),
+  });
+
+  function pidsOf(path: string): number[] {
+    try {
+      // A PID of another PID namespace reads as 0.
+      return readFileSync(`${cgroupRoot}${path}/cgroup.procs`, 'utf8').split('\n').map(Number).filter((pid) => pid > 0);
+    } catch {
+      return [];
+    }
+  }
+
+  /** Reports the process where it is now, if that is wanted, and says whether that is in `cgroup`. */
+  function report(pid: number, cgroup: Cgroup): boolean {
+    if (closed || !onProcess || wantsProcess?.(cgroup.id) === false) return false;
+    const fact = proc.processOf(pid);
+    const now = fact && tree.ensure(fact.path);
+    if (!now || (now.id !== cgroup.id && wantsProcess?.(now.id) === false)) return false;
+    onProcess({ ...fact, cgroupId: now.id });
+    return now.id === cgroup.id;
+  }
+
+  function guard(work: () => void): void {
+    try {
+      work();
+    } catch (err) {
+      logger.error({ err }, 'a handler of process facts failed; the others go on');
+    }
+  }
+
+  /** Reports one process of the cgroup: one is enough to know the network namespace. */
+  function reportAny(cgroup: Cgroup): void {
+    guard(() => {
+      if (onProcess && wantsProcess?.(cgroup.id) !== false) pidsOf(cgroup.path).some((pid) => report(pid, cgroup));
+    });
+  }
+
+  const processes = watchProcesses({
+    proc,
+    logger,
+    onExec(pid, path) {
+      const cgroup = tree.ensure(path);
+      if (cgroup) report(pid, cgroup);
+    },
+    onLost() {
+      guard(() => options.onLost?.());
+      lostTimer ??= setTimeout(() => {
+        lostTimer = undefined;
+        void sweep();
+      }, Math.max(0, lastLost + LOST_SWEEP_MS - performance.now())).unref();
+      lastLost = performance.now();
+    },
+    ...(options.attachFilter && { attachFilter: options.attachFilter }),
+    ...(options.openProcessEvents && { open: options.openProcessEvents }),
+  });
+
+  async function onHints({ places, moved }: CgroupHints): Promise<void> {
+    for (const place of places) await tree.rescan(place);
+    for (const path of moved) {
+      const cgroup = tree.ensure(path);
+      if (cgroup) reportAny(cgroup);
+    }
+  }
+
+  const watch = watchCgroups({
+    cgroupRoot,
+    logger,
+    onHints,
+    onSubscribed: () => void sweep(),
+    ...(options.subscribe && { subscribe: options.subscribe }),
+  });
+
+  /** One sweep at a time; those asked for meanwhile share the one that follows. */
+  function sweep(): Promise<void> {
+    if (sweeping) {
+      return (following ??= sweeping.then(() => {
+        following = undefined;
+        return sweep();
+      }));
+    }
+    sweeping = sweepOnce()
+      .catch((err: unknown) => logger.error({ err }, 'a sweep failed; the next one follows'))
+      .finally(() => {
+        sweeping = undefined;
+      });
+    return sweeping;
+  }
+
+  async function sweepOnce(): Promise<void> {
+    if (closed) return;
+    const start = performance.now();
+    const first = sweeps++ === 0;
+    await tree.sweep();
+    if (first || wantsProcess) await reportAll();
+    lastSweep = `the last of ${sweeps} took ${Math.ceil(performance.now() - start)} ms for ${tree.cgroups.size} cgroups; ${tree.foundBySweep()} were found by it alone`;
+  }
+
+  async function reportAll(): Promise<void> {
+    let until = performance.now() + 4;
+    for (const cgroup of [...tree.cgroups.values()]) {
+      if (closed) return;
+      reportAny(cgroup);
+      if (performance.now() < until) continue;
+      await new Promise((resolve) => setImmediate(resolve));
+      until = performance.now() + 4;
+    }
+  }
+
+  function schedule(): void {
+    if (closed) return;
+    timer = setTimeout(() => void periodic(), options.sweepMs).unref();
+  }
+
+  async function periodic(): Promise<void> {
+    const before = tree.foundBySweep();
+    await sweep();
+    if (tree.foundBySweep() > before) watch.renew();
+    schedule();
+  }
+
+  async function start(): Promise<void> {
+    // Events first: whatever begins from here on is seen by one of the two.
+    await processes.started;
+    await sweep();
+    schedule();
+  }
+
+  return {
+    ready: start(),
+    cgroups: tree.cgroups,
+    sources: () => [
+      processes.state(),
+      watch.state(),
+      { name: 'sweep', state: closed ? 'off' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}` },
+    ],
+    pidsOf,
+    addressesOf: proc.addressesOf,
+    netnsOf: proc.netnsOf,
+    hostNetns: proc.hostNetns,
+    ensure: tree.ensure,
+    sweep,
+    async [Symbol.asyncDispose]() {
+      if (closed) return;
+      closed = true;
+      clearTimeout(timer);
+      clearTimeout(lostTimer);
+      processes[Symbol.dispose]();
+      await watch[Symbol.asyncDispose]();
+    },
+  };
+}
