@@ -13,20 +13,11 @@
 #include <bpf/bpf_helpers.h>
 #include "address.bpf.h"
 #include "cgroute.h"
+#include "identity.bpf.h"
 #include "maps.bpf.h"
 
 #define ALLOW 1
 #define DENY 0
-
-/* Level of the watched root in the cgroup hierarchy; the real root is 0. */
-const volatile __u32 root_level = 0;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 32768);
-	__type(key, __u64);
-	__type(value, struct cgroup_info);
-} cgroup_info_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -56,13 +47,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct pod_counters);
 } pod_counters_map SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct pod_trees);
-} pod_trees_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -110,28 +94,6 @@ static __always_inline bool denies(bool when_proxy_down)
 		return when_proxy_down; /* the defaults of both */
 	return (when_proxy_down ? policies->when_proxy_down :
 				  policies->unknown_pods) == POLICY_DENY;
-}
-
-static __always_inline bool in_pod_tree(void)
-{
-	struct pod_trees *trees;
-	__u32 zero = 0;
-	__u64 id;
-	int i;
-
-	trees = bpf_map_lookup_elem(&pod_trees_map, &zero);
-	if (!trees)
-		return true;
-	if (trees->count > CGROUTE_MAX_POD_TREES)
-		return true;
-	id = bpf_get_current_ancestor_cgroup_id(root_level + 1);
-	for (i = 0; i < CGROUTE_MAX_POD_TREES; i++) {
-		if (i >= trees->count)
-			break;
-		if (trees->id[i] == id)
-			return true;
-	}
-	return false;
 }
 
 /*

@@ -87,6 +87,7 @@ static __always_inline void file_original(struct bpf_sock_ops *ctx,
 					  struct connection *connection)
 {
 	struct tuple *tuple = &connection->tuple;
+	struct bpf_sock *sk = ctx->sk;
 
 	/* A socket that was redirected once may dial elsewhere later. */
 	if (!same_address(&ends->remote, &tuple->proxy) ||
@@ -97,6 +98,9 @@ static __always_inline void file_original(struct bpf_sock_ops *ctx,
 	tuple->netns = shared_netns(ctx, tuple);
 	connection->original.at_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&original_dst_map, tuple, &connection->original, BPF_ANY);
+	/* The application closes an MPTCP socket, never the TCP ones below it. */
+	if (sk && bpf_skc_to_mptcp_sock(sk))
+		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /* The proxy's side of a connection stands. */
@@ -121,6 +125,23 @@ static __always_inline void fetch_original(struct bpf_sock_ops *ctx,
 	bpf_map_delete_elem(&original_dst_map, &tuple);
 }
 
+/*
+ * A client's socket is closed. A tuple that is still filed is one whose
+ * handshake failed, unless the client was quicker than the proxy: that one is
+ * left for it.
+ */
+static __always_inline void forget(__u64 cookie, bool failed)
+{
+	struct connection *connection;
+
+	connection = bpf_map_lookup_elem(&connection_map, &cookie);
+	if (!connection)
+		return;
+	if (failed || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
+		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
+	bpf_map_delete_elem(&connection_map, &cookie);
+}
+
 SEC("sockops")
 int sock_ops(struct bpf_sock_ops *ctx)
 {
@@ -128,12 +149,21 @@ int sock_ops(struct bpf_sock_ops *ctx)
 	struct ends ends;
 	__u64 cookie;
 
-	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		cookie = bpf_get_socket_cookie(ctx);
 		connection = bpf_map_lookup_elem(&connection_map, &cookie);
 		if (!connection)
 			return 1;
-	} else if (ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == BPF_TCP_CLOSE)
+			forget(bpf_get_socket_cookie(ctx),
+			       ctx->args[0] == BPF_TCP_SYN_SENT);
+		return 1;
+	default:
 		return 1;
 	}
 	read_ends(ctx, &ends);
@@ -144,24 +174,11 @@ int sock_ops(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/*
- * The client's socket is closed. A tuple still filed then is one whose handshake
- * failed, unless the client was quicker than the proxy: that one is left for it.
- */
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
-	struct connection *connection;
-	__u64 cookie;
-
-	cookie = bpf_get_socket_cookie(ctx);
-	connection = bpf_map_lookup_elem(&connection_map, &cookie);
-	if (!connection)
-		return 1;
-	if (ctx->state == BPF_TCP_SYN_SENT || ctx->state == BPF_TCP_CLOSE ||
-	    bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
-		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
-	bpf_map_delete_elem(&connection_map, &cookie);
+	forget(bpf_get_socket_cookie(ctx),
+	       ctx->state == BPF_TCP_SYN_SENT || ctx->state == BPF_TCP_CLOSE);
 	return 1;
 }
 

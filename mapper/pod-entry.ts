@@ -61,10 +61,12 @@ export function podAddresses(ips: readonly string[]): PodAddresses {
 }
 
 function flagsOf(decision: Decision): number {
+  // The label may also ask for what another rule has decided otherwise.
+  const isBypassed = decision.verdict === 'bypass';
   return (decision.enrolled ? infoFlag.ambient : 0)
     | (decision.proxy ? infoFlag.proxy : 0)
-    | (decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
-    | (decision.bypassInbound ? infoFlag.bypassInbound : 0)
+    | (isBypassed && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
+    | (isBypassed && decision.bypassInbound ? infoFlag.bypassInbound : 0)
     | (decision.sidecar ? infoFlag.sidecar : 0)
     | (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0);
 }

@@ -34,10 +34,11 @@ export interface ReconcilerOptions {
   readonly host: HostView;
   readonly trees: PodTrees;
   readonly logger: Logger;
-  /** A proxy's own cgroup is there, or gone; the settings may have to follow. */
+  /** A cgroup of a pod that is a proxy of the node; said more than once. */
   readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
-  /** What the inventory's proxy is may have changed. */
-  readonly onPodReconciled?: (podKey: string) => void;
+  readonly onPodGone: (podKey: string) => void;
+  /** A pod's entries are what they should be. */
+  readonly onReconciled: () => void;
 }
 
 interface KnownCgroup extends Cgroup {
@@ -69,6 +70,12 @@ export class Reconciler {
   readonly #podInfos;
   readonly #addresses;
   readonly #reported = new Set<string>();
+  /** Pods whose entries could not be written, to be tried again. */
+  readonly #failedKeys = new Set<string>();
+  /** Cgroups below the kubelet's root of which nobody can say whose they are. */
+  readonly #ambiguous = new Set<bigint>();
+  /** Addresses that some pod claims, as their bytes in hex. */
+  readonly #claimedAddresses = new Set<string>();
   #errors = 0;
 
   constructor(options: ReconcilerOptions) {
@@ -95,6 +102,7 @@ export class Reconciler {
 
   cgroupGone(cgroup: Cgroup): void {
     this.#options.trees.gone(cgroup);
+    this.#ambiguous.delete(cgroup.id);
     this.#attempt('', () => this.#cgroups.delete(cgroup.id));
     const key = this.#keyOfCgroup.get(cgroup.id);
     if (key === undefined) return;
@@ -152,8 +160,14 @@ export class Reconciler {
     return removed;
   }
 
-  readonly #ambiguous = new Set<bigint>();
-  readonly #claimedAddresses = new Set<string>();
+  /** Tries again what failed, a full map for instance. */
+  retryFailed(): void {
+    for (const key of this.#failedKeys) this.#queue.add(key);
+  }
+
+  stop(): void {
+    this.#queue.clear();
+  }
 
   get counts(): { readonly pods: number; readonly cgroups: number; readonly queued: number; readonly errors: number } {
     return { pods: this.#pods.size, cgroups: this.#keyOfCgroup.size, queued: this.#queue.size, errors: this.#errors };
@@ -186,7 +200,8 @@ export class Reconciler {
       this.#report(state.pod, state.decision);
     }
     this.#write(key, state, state.pod, state.decision);
-    this.#options.onPodReconciled?.(key);
+    this.#failedKeys.delete(key);
+    this.#options.onReconciled();
   }
 
   /** A pod's cgroups without a pod: what an earlier agent knew of it stands, else it is marked. */
@@ -211,7 +226,7 @@ export class Reconciler {
       if (decision.proxy && !owner.monitor) this.#options.onProxyCgroup(key, cgroup);
     }
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
-    this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !decision.bypassInbound);
+    this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
   }
 
   #addressesOf(state: PodState, pod: Pod): readonly string[] {
@@ -243,7 +258,9 @@ export class Reconciler {
     this.#slots.release(key);
     this.#pods.delete(key);
     if (state.pod !== undefined) this.#keyOfUid.delete(state.pod.uid);
-    this.#options.onPodReconciled?.(key);
+    this.#failedKeys.delete(key);
+    this.#options.onPodGone(key);
+    this.#options.onReconciled();
   }
 
   /** Nobody's verdict may be applied where the path does not say whose it is. */
@@ -273,6 +290,7 @@ export class Reconciler {
 
   #failed(key: string, error: unknown): void {
     this.#errors++;
+    if (key !== '') this.#failedKeys.add(key);
     this.#options.logger.error({ err: error, podUid: key }, `the maps could not be brought up to date: ${messageOf(error)}`);
   }
 }

@@ -22,7 +22,7 @@ export interface LoadOptions {
   readonly mapDirectory: string;
   /** Entries by map name, where the object's own figure is not wanted. */
   readonly maxEntries?: Readonly<Record<string, number>>;
-  /** The object's `const volatile __u32` tunables by name. */
+  /** `const volatile __u32` tunables by name; an object without .rodata has none. */
   readonly tunables?: Readonly<Record<string, number>>;
 }
 

@@ -6,13 +6,16 @@ import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, unlinkSync }
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
-import { CgrouteError } from './error.ts';
+import { CgrouteError, messageOf } from './error.ts';
 import { address, agentInfo, cgroupInfo, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
 
 /** Changes when a map's layout does. */
 export const PIN_VERSION = 'v1';
 const BPF_FS_MAGIC = 0xcafe4a11;
+
+/** Longer than any handshake takes; process.hrtime() reads the clock that bpf_ktime_get_ns() does. */
+const STALE_NS = 300_000_000_000n;
 
 /** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
 const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'sock_ops', 'sock_release', 'getpeername4', 'getpeername6'];
@@ -75,6 +78,8 @@ export interface DataPlaneOptions {
 export interface DataPlane extends Disposable {
   readonly maps: PinnedMaps;
   readonly notes: readonly string[];
+  /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
+  readonly execFilter: number | undefined;
   /** Programs at the watched root. Idempotent, like the next two. */
   attachRoot(): void;
   /** Programs at a cgroup that holds pods, ahead of any at the root. */
@@ -85,6 +90,8 @@ export interface DataPlane extends Disposable {
   dropOtherLinks(): number;
   /** Puts back links that somebody removed. Returns their names. */
   repairLinks(): string[];
+  /** Drops original destinations that no proxy has fetched for long. Returns their number. */
+  expireOriginals(): number;
   /** Removes all links and maps: connections are untouched from now on. */
   detach(): void;
 }
@@ -100,10 +107,17 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   mkdirSync(mapDirectory, { recursive: true, mode: 0o700 });
   mkdirSync(links, { recursive: true, mode: 0o700 });
   const objects: LoadedObject[] = [];
+  const notes: string[] = [];
+  const load = { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } };
   let maps: PinnedMaps;
   try {
-    objects.push(loadPinned('origdst', { mapDirectory, maxEntries: options.maxEntries }));
-    objects.push(loadPinned('connect', { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } }));
+    objects.push(loadPinned('origdst', load), loadPinned('connect', load));
+    try {
+      objects.push(loadPinned('execs', load));
+    } catch (error) {
+      // An optimisation: without it each exec on the host is looked at.
+      notes.push(`process events are filtered less well: ${messageOf(error)}`);
+    }
     maps = disposable(openMaps(mapDirectory));
   } catch (error) {
     for (const object of objects) object[Symbol.dispose]();
@@ -122,7 +136,8 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   };
   return {
     maps,
-    notes: objects.flatMap((object) => object.notes),
+    notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
+    execFilter: programs.get('exec_filter')?.fd,
     attachRoot: () => attach(ROOT_PROGRAMS, options.root),
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
@@ -141,6 +156,11 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
         ensureLink(links, program, place);
         return [name];
       });
+    },
+    expireOriginals() {
+      const now = process.hrtime.bigint();
+      const stale = maps.originals.entries().filter(([, { atNs }]) => now - atNs > STALE_NS);
+      return stale.filter(([key]) => maps.originals.delete(key)).length;
     },
     detach() {
       attached.clear();

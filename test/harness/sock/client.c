@@ -108,14 +108,61 @@ static int set_nonblock(int fd, bool on)
 	return fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
 }
 
+static bool print_failure(const char *step, int error, uint64_t ns)
+{
+	if (error == EAGAIN || error == EINPROGRESS)
+		error = ETIMEDOUT;
+	printf("{\"ok\":false,\"step\":\"%s\",\"errno\":\"%s\",\"ns\":%llu}\n", step,
+	       errno_name(error), (unsigned long long)ns);
+	fflush(stdout);
+	return false;
+}
+
 /* Connects, reads the first line of the reply, prints. Returns whether it worked. */
-bool connect_and_print(const struct client *client)
+static bool connect_fd(int fd, const struct client *client)
 {
 	char peer[ADDRESS_TEXT], local[ADDRESS_TEXT], reply[LINE_MAX_LEN] = "";
+	uint64_t started, ns;
+	int error;
+
+	if (client->nonblock)
+		set_nonblock(fd, true);
+	started = now_ns();
+	error = connect_once(fd, client);
+	ns = now_ns() - started;
+	if (error)
+		return print_failure("connect", error, ns);
+	if (client->nonblock)
+		set_nonblock(fd, false);
+	if (!client->no_read)
+		error = read_line(fd, reply, sizeof(reply));
+	if (error)
+		return print_failure("read", error, ns);
+	printf("{\"ok\":true,\"reply\":\"%s\",\"peer\":\"%s\",\"local\":\"%s\",\"ns\":%llu}\n",
+	       reply, peer_text(fd, peer), local_text(fd, local), (unsigned long long)ns);
+	fflush(stdout);
+	return true;
+}
+
+/* The same socket, elsewhere; what it was connected to is given up first. */
+static bool connect_again(int fd, const struct client *client, const struct next *next)
+{
+	struct client again = *client;
+	int error = next->disconnect ? disconnect(fd) : 0;
+
+	if (error)
+		return print_failure("disconnect", error, 0);
+	again.destination = next->destination;
+	return connect_fd(fd, &again);
+}
+
+/* All that is asked for on one socket; a line for each connection. */
+bool connect_and_print(const struct client *client)
+{
 	int protocol = client->mptcp ? 262 /* IPPROTO_MPTCP */ : IPPROTO_TCP;
 	const char *step = "socket";
-	uint64_t started, ns = 0;
 	int fd, error;
+	bool ok;
 
 	fd = socket(client->destination.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, protocol);
 	if (fd < 0) {
@@ -126,8 +173,6 @@ bool connect_and_print(const struct client *client)
 	error = prepare(fd, client);
 	if (error)
 		goto failed;
-	if (client->nonblock)
-		set_nonblock(fd, true);
 	if (client->unconnected_first) {
 		step = "disconnect";
 		error = disconnect(fd);
@@ -142,34 +187,27 @@ bool connect_and_print(const struct client *client)
 		if (error)
 			goto failed;
 	}
-	step = "connect";
-	started = now_ns();
-	error = connect_once(fd, client);
-	ns = now_ns() - started;
-	if (error)
-		goto failed;
-	if (client->nonblock)
-		set_nonblock(fd, false);
-	step = "read";
-	error = read_line(fd, reply, sizeof(reply));
-	if (error)
-		goto failed;
-	printf("{\"ok\":true,\"reply\":\"%s\",\"peer\":\"%s\",\"local\":\"%s\",\"ns\":%llu}\n",
-	       reply, peer_text(fd, peer), local_text(fd, local), (unsigned long long)ns);
-	fflush(stdout);
-	if (client->hold)
+	ok = connect_fd(fd, client);
+	for (int i = 0; i < client->next_count; i++)
+		ok = connect_again(fd, client, &client->next[i]);
+	if (client->hold && ok)
 		ended(STDIN_FILENO, -1);
 	close(fd);
-	return true;
+	return ok;
 failed:
-	if (error == EAGAIN || error == EINPROGRESS)
-		error = ETIMEDOUT;
-	printf("{\"ok\":false,\"step\":\"%s\",\"errno\":\"%s\",\"ns\":%llu}\n", step,
-	       errno_name(error), (unsigned long long)ns);
-	fflush(stdout);
+	print_failure(step, error, 0);
 	if (fd >= 0)
 		close(fd);
 	return false;
+}
+
+static void add_next(struct client *client, const char *text, bool disconnect)
+{
+	struct next *next = &client->next[client->next_count++];
+
+	next->disconnect = disconnect;
+	if (client->next_count > MAX_NEXT || !parse_host_port(text, &next->destination))
+		misuse("--then and --or must be ADDR:PORT, at most %d, not \"%s\"", MAX_NEXT - 1, text);
 }
 
 int cmd_connect(int argc, char **argv)
@@ -181,9 +219,12 @@ int cmd_connect(int argc, char **argv)
 		{ "io-uring", no_argument, NULL, 'i' },
 		{ "mapped", no_argument, NULL, '6' },
 		{ "mptcp", no_argument, NULL, 'm' },
+		{ "no-read", no_argument, NULL, 'R' },
 		{ "nonblock", no_argument, NULL, 'n' },
+		{ "or", required_argument, NULL, 'O' },
 		{ "reconnect", no_argument, NULL, 'r' },
 		{ "tfo", no_argument, NULL, 'f' },
+		{ "then", required_argument, NULL, 'T' },
 		{ "tfo-connect", no_argument, NULL, 'F' },
 		{ "timeout", required_argument, NULL, 't' },
 		{ "uid", required_argument, NULL, 'u' },
@@ -206,9 +247,12 @@ int cmd_connect(int argc, char **argv)
 		case 'i': client.io_uring = true; break;
 		case 'm': client.mptcp = true; break;
 		case 'n': client.nonblock = true; break;
+		case 'O': add_next(&client, optarg, false); break;
 		case 'r': client.reconnect = true; break;
+		case 'R': client.no_read = true; break;
 		case 'f': client.tfo = true; break;
 		case 'F': client.tfo_connect = true; break;
+		case 'T': add_next(&client, optarg, true); break;
 		case 't': client.timeout_ms = number(optarg, "--timeout", 3600000); break;
 		case 'u':
 			if (setresuid(number(optarg, "--uid", 1 << 30), -1, -1) ||
@@ -225,6 +269,8 @@ int cmd_connect(int argc, char **argv)
 		map_to_v6(&client.destination);
 		if (client.bind.any.sa_family)
 			map_to_v6(&client.bind);
+		for (int i = 0; i < client.next_count; i++)
+			map_to_v6(&client.next[i].destination);
 	}
 	connect_and_print(&client);
 	return 0;

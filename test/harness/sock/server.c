@@ -24,7 +24,7 @@ enum level { LEVEL_AUTO, LEVEL_IP, LEVEL_IPV6, LEVEL_BOTH };
 
 struct server {
 	union address address;
-	bool proxy, dual, udp, tfo, quiet;
+	bool proxy, dual, udp, tfo, quiet, again, lengths;
 	enum level level;
 	int listeners[MAX_LISTENERS];
 	int listener_count;
@@ -55,6 +55,35 @@ static int natural_level(int fd)
 	return SOL_IPV6;
 }
 
+/* Each length of buffer, as SOL_IP or SOL_IPV6: the errno, or the length that came. */
+static void print_lengths(int fd, int level)
+{
+	static const int lengths[] = { 0, 4, 15, 16, 17, 27, 28, 29, 128, 4096, 8192 };
+	static char buffer[8192];
+
+	printf(",\"lengths%s\":{", level == SOL_IP ? "Ip" : "Ipv6");
+	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+		socklen_t len = lengths[i];
+		int failed = getsockopt(fd, level, SO_ORIGINAL_DST, buffer, &len);
+
+		printf("%s\"%d\":", i ? "," : "", lengths[i]);
+		if (failed)
+			printf("\"%s\"", errno_name(errno));
+		else
+			printf("%u", len);
+	}
+	printf("}");
+}
+
+/* The client has gone: what does the kernel say now? */
+static void ask_again(int fd)
+{
+	char peer[ADDRESS_TEXT], text[ADDRESS_TEXT];
+	const char *error = original(fd, natural_level(fd), text);
+
+	printf("{\"peer\":\"%s\",\"again\":\"%s\"}\n", peer_text(fd, peer), error ? error : text);
+}
+
 static void greet_as_proxy(int fd, const struct server *server)
 {
 	char peer[ADDRESS_TEXT], local[ADDRESS_TEXT], text[ADDRESS_TEXT], text6[ADDRESS_TEXT];
@@ -77,6 +106,10 @@ static void greet_as_proxy(int fd, const struct server *server)
 		error6 = original(fd, level == SOL_IP ? SOL_IPV6 : SOL_IP, text6);
 		printf(",\"%s\":\"%s\"", error6 ? "otherError" : "otherOrig",
 		       error6 ? error6 : text6);
+	}
+	if (server->lengths) {
+		print_lengths(fd, SOL_IP);
+		print_lengths(fd, SOL_IPV6);
 	}
 	printf("}\n");
 }
@@ -178,6 +211,8 @@ static void serve_client(struct server *server, int fd, int epoll)
 		send_all(fd, data, n);
 	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
 		return;
+	if (server->again)
+		ask_again(fd);
 	close(fd);
 	if (server->paused)
 		watch_listeners(server, epoll, true);
@@ -223,7 +258,8 @@ static int run(struct server *server)
 static int start(int argc, char **argv, bool proxy)
 {
 	static const struct option options[] = {
-		{ "comm", required_argument, NULL, 'c' }, { "dual", no_argument, NULL, 'd' },
+		{ "again", no_argument, NULL, 'a' }, { "comm", required_argument, NULL, 'c' },
+		{ "dual", no_argument, NULL, 'd' }, { "lengths", no_argument, NULL, 'L' },
 		{ "level", required_argument, NULL, 'l' }, { "quiet", no_argument, NULL, 'q' },
 		{ "tfo", no_argument, NULL, 'f' }, { "udp", no_argument, NULL, 'u' },
 		{},
@@ -238,9 +274,11 @@ static int start(int argc, char **argv, bool proxy)
 	while ((option = getopt_long(argc, argv, "6", options, NULL)) != -1) {
 		switch (option) {
 		case '6': v6 = true; break;
+		case 'a': server.again = proxy; break;
 		case 'c': break;
 		case 'd': server.dual = true; break;
 		case 'f': server.tfo = true; break;
+		case 'L': server.lengths = proxy; break;
 		case 'l':
 			known = false;
 			for (int i = LEVEL_AUTO; i <= LEVEL_BOTH; i++) {

@@ -41,12 +41,21 @@ const char *errno_name(int error);
 bool ended(int fd, int timeout_ms);
 
 /* client.c */
+#define MAX_NEXT 8
+
+struct next {
+	union address destination;
+	bool disconnect; /* connect() to AF_UNSPEC before it */
+};
+
 struct client {
 	union address destination;
 	union address bind; /* sa_family 0: not bound */
 	bool nonblock, tfo, tfo_connect, io_uring, mptcp;
-	bool unconnected_first, reconnect, hold;
+	bool unconnected_first, reconnect, hold, no_read;
 	int timeout_ms;
+	struct next next[MAX_NEXT]; /* for the same socket, one after the other */
+	int next_count;
 };
 
 int read_line(int fd, char *line, size_t size);

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Filter on the agent's socket of the proc connector: what it lets through wakes
+ * the agent, so that is little. An event is sent by the process that it is
+ * about, hence the current cgroup is that process's.
+ *
+ * Passed are the exec events of processes that can be a pod's and whose cgroup
+ * is new, or whose pod still has no address, and the kernel's answers.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "address.bpf.h"
+#include "cgroute.h"
+#include "identity.bpf.h"
+
+/* In a message: struct nlmsghdr (16), struct cn_msg (20), struct proc_event. */
+#define EVENT_WHAT 36
+
+#define DROP 0
+#define PASS 0xffffffff
+
+SEC("socket")
+int exec_filter(struct __sk_buff *skb)
+{
+	struct cgroup_info *info;
+	__u32 what;
+	__u64 id;
+
+	if (bpf_skb_load_bytes(skb, EVENT_WHAT, &what, sizeof(what)))
+		return PASS;
+	if (what == PROC_EVENT_NONE)
+		return PASS; /* the answer to a request */
+	if (what != PROC_EVENT_EXEC || !in_pod_tree())
+		return DROP;
+	id = bpf_get_current_cgroup_id();
+	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
+	if (!info)
+		return PASS;
+	if (info->flags & INFO_HOST_NETWORK)
+		return DROP; /* its addresses are the host's */
+	return is_unspecified((void *)info->cgroup_ip) &&
+			       is_unspecified((void *)info->cgroup_ip6) ?
+		       PASS :
+		       DROP;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Whether the current process can be a pod's, and what is known of cgroups. */
+#ifndef CGROUTE_IDENTITY_BPF_H
+#define CGROUTE_IDENTITY_BPF_H
+
+#include "cgroute.h"
+
+/* Level of the watched root in the cgroup hierarchy; the real root is 0. */
+const volatile __u32 root_level = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct cgroup_info);
+} cgroup_info_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pod_trees);
+} pod_trees_map SEC(".maps");
+
+/* True also when that cannot be told. */
+static __always_inline bool in_pod_tree(void)
+{
+	struct pod_trees *trees;
+	__u32 zero = 0;
+	__u64 id;
+	int i;
+
+	trees = bpf_map_lookup_elem(&pod_trees_map, &zero);
+	if (!trees)
+		return true;
+	if (trees->count > CGROUTE_MAX_POD_TREES)
+		return true;
+	id = bpf_get_current_ancestor_cgroup_id(root_level + 1);
+	for (i = 0; i < CGROUTE_MAX_POD_TREES; i++) {
+		if (i >= trees->count)
+			break;
+		if (trees->id[i] == id)
+			return true;
+	}
+	return false;
+}
+
+#endif

@@ -1,0 +1,183 @@
+/** The one entry: parses the command line, wires the rooms, handles signals. */
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { parseArgs } from 'node:util';
+import { pino } from 'pino';
+import { stringify } from 'yaml';
+import { defaultConfig, parseConfig, type Config } from './mapper/config.ts';
+import { parseListenAddress, serveHttp } from './mapper/http-server.ts';
+import { startNodeAgent } from './mapper/node-agent.ts';
+import { objectSource } from './mapper/object-source.ts';
+import { readStatus } from './mapper/status.ts';
+import { statusText } from './mapper/status-text.ts';
+import { removePins } from './native/data-plane.ts';
+import { CgrouteError, messageOf } from './native/error.ts';
+
+declare const __CGROUTE_VERSION__: string | undefined;
+const VERSION = typeof __CGROUTE_VERSION__ === 'string' ? __CGROUTE_VERSION__ : 'development';
+
+/** Exit codes; 3 is "it works, but not as wanted". */
+const EXIT = { fine: 0, failed: 1, usage: 2, notAsWanted: 3 } as const;
+
+const FLAGS = {
+  source: { type: 'string', default: 'kube', help: 'where pods come from: kube, or file:PATH', verbs: ['run'] },
+  node: { type: 'string', help: "this node's name (default: $NODE_NAME, then the host name)", verbs: ['run'] },
+  'cgroup-root': { type: 'string', help: 'the watched root (default: where cgroup2 is mounted)', verbs: ['run', 'status', 'doctor', 'cleanup'] },
+  'proc-root': { type: 'string', default: '/proc', help: 'the proc filesystem', verbs: ['run', 'status', 'doctor', 'cleanup'] },
+  'bpffs-root': { type: 'string', default: '/sys/fs/bpf/cgroute', help: 'where maps and links are pinned', verbs: ['run', 'status', 'doctor', 'cleanup'] },
+  http: { type: 'string', default: '127.0.0.1:15270', help: 'ADDR:PORT of /healthz, /readyz and /status', verbs: ['run'] },
+  config: { type: 'string', help: 'configuration file (YAML)', verbs: ['run', 'status', 'doctor', 'cleanup'] },
+  'on-exit': { type: 'string', default: 'keep', help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed', verbs: ['run'] },
+  output: { type: 'string', short: 'o', default: 'table', help: 'table, json or yaml', verbs: ['status', 'doctor'] },
+} as const;
+
+type FlagName = keyof typeof FLAGS;
+type Flags = { readonly [Name in FlagName]?: string };
+
+const VERBS: Readonly<Record<string, { readonly help: string; readonly run: (flags: Flags) => Promise<number> }>> = {
+  run: { help: 'the agent', run },
+  status: { help: 'this node: its proxy, each pod with verdict and reason, counters', run: status },
+  cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
+  version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
+  help: { help: 'print this', run: async () => print(helpText()) },
+};
+
+function print(text: string): number {
+  process.stdout.write(text);
+  return EXIT.fine;
+}
+
+function helpText(): string {
+  const verbs = Object.entries(VERBS).map(([name, { help }]) => `  ${name.padEnd(9)} ${help}`);
+  const flags = Object.entries(FLAGS).map(([name, flag]) => {
+    const dashed = `${'short' in flag ? `-${flag.short}, ` : ''}--${name}`;
+    return `  ${dashed.padEnd(15)} ${flag.help}${'default' in flag ? ` (default: ${flag.default})` : ''}; ${flag.verbs.join(', ')}`;
+  });
+  return ['usage: cgroute VERB [FLAGS]', '', ...verbs, '', ...flags, '', 'exit codes: 0 fine, 1 failed, 2 usage, 3 it works, but not as wanted', ''].join('\n');
+}
+
+function usage(sentence: string): CgrouteError {
+  return new CgrouteError('EUSAGE', sentence);
+}
+
+function parseCommandLine(args: readonly string[]): { readonly verb: string; readonly flags: Flags } {
+  const [first, ...rest] = args;
+  if (first === undefined) throw usage(`a verb is missing: expected one of ${Object.keys(VERBS).join(', ')}`);
+  const verb = first === '--help' || first === '-h' ? 'help' : first === '--version' ? 'version' : first;
+  if (!Object.hasOwn(VERBS, verb)) throw usage(`"${verb}" is no verb: expected one of ${Object.keys(VERBS).join(', ')}`);
+  const { tokens } = parseArgs({ args: rest, options: FLAGS, strict: false, tokens: true });
+  const flags: { [Name in FlagName]?: string } = {};
+  for (const token of tokens) {
+    if (token.kind === 'option-terminator') continue;
+    if (token.kind === 'positional') throw usage(`cgroute ${verb} takes flags only, got "${token.value}"`);
+    if (token.rawName === '--help' || token.rawName === '-h') return { verb: 'help', flags };
+    const name = token.name as FlagName;
+    if (!Object.hasOwn(FLAGS, name) || !(FLAGS[name].verbs as readonly string[]).includes(verb)) {
+      const known = Object.entries(FLAGS).filter(([, flag]) => (flag.verbs as readonly string[]).includes(verb)).map(([flag]) => `--${flag}`);
+      throw usage(`cgroute ${verb} has no flag ${token.rawName}: expected ${known.join(', ') || 'none'}`);
+    }
+    if (token.value === undefined || token.value === '') throw usage(`${token.rawName} expects a value, got none`);
+    if (flags[name] !== undefined) throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
+    flags[name] = token.value;
+  }
+  return { verb, flags };
+}
+
+/** The flag's value or its default. */
+function valueOf<Name extends FlagName>(flags: Flags, name: Name): string {
+  const flag = FLAGS[name];
+  return flags[name] ?? ('default' in flag ? flag.default : '');
+}
+
+function oneOf(flags: Flags, name: FlagName, values: readonly string[]): string {
+  const value = valueOf(flags, name);
+  if (!values.includes(value)) throw usage(`--${name} expects ${values.join(' or ')}, got "${value}"`);
+  return value;
+}
+
+function readConfig(flags: Flags): Config {
+  if (flags.config === undefined) return defaultConfig;
+  let text: string;
+  try {
+    text = readFileSync(flags.config, 'utf8');
+  } catch (cause) {
+    throw new CgrouteError('ECONFIG', `--config ${flags.config} cannot be read: expected a YAML file, got ${messageOf(cause)}`, { cause });
+  }
+  return parseConfig(text, flags.config);
+}
+
+function nodeName(flags: Flags): string {
+  const name = flags.node ?? process.env['NODE_NAME'] ?? '';
+  return name === '' ? hostname() : name;
+}
+
+async function run(flags: Flags): Promise<number> {
+  const config = readConfig(flags);
+  const node = nodeName(flags);
+  const onExit = oneOf(flags, 'on-exit', ['keep', 'detach']);
+  const http = valueOf(flags, 'http');
+  parseListenAddress(http);
+  const logger = pino({ level: config.log.level, base: { node }, formatters: { level: (label) => ({ level: label }) }, timestamp: pino.stdTimeFunctions.isoTime });
+  const source = objectSource(valueOf(flags, 'source'), logger.child({ component: 'source' }));
+
+  const signal = new Promise<NodeJS.Signals>((resolve) => {
+    for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
+  });
+  let agent: Awaited<ReturnType<typeof startNodeAgent>> | undefined;
+  await using server = await serveHttp(http, () => ({ ready: agent?.isReady ?? false, sources: agent?.sources() ?? [] }));
+  agent = await startNodeAgent({
+    node, config, source, logger,
+    version: VERSION,
+    cgroupRoot: flags['cgroup-root'],
+    procRoot: valueOf(flags, 'proc-root'),
+    bpffsRoot: valueOf(flags, 'bpffs-root'),
+  });
+  agent.listening(server.address);
+  logger.info({ http: server.address, version: VERSION }, 'serving');
+  const received = await signal;
+  logger.info({ signal: received, onExit }, onExit === 'detach' ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on');
+  await agent.stop(onExit === 'detach');
+  return EXIT.fine;
+}
+
+const paths = (flags: Flags) => ({
+  cgroupRoot: flags['cgroup-root'],
+  procRoot: valueOf(flags, 'proc-root'),
+  bpffsRoot: valueOf(flags, 'bpffs-root'),
+});
+
+function show(flags: Flags, value: unknown, text: () => string): void {
+  switch (oneOf(flags, 'output', ['table', 'json', 'yaml'])) {
+    case 'json': print(`${JSON.stringify(value, null, 2)}\n`); break;
+    case 'yaml': print(stringify(value)); break;
+    default: print(text());
+  }
+}
+
+async function status(flags: Flags): Promise<number> {
+  oneOf(flags, 'output', ['table', 'json', 'yaml']);
+  readConfig(flags);
+  const now = await readStatus(paths(flags));
+  show(flags, now, () => statusText(now));
+  return now.agent.running ? EXIT.fine : EXIT.notAsWanted;
+}
+
+async function cleanup(flags: Flags): Promise<number> {
+  readConfig(flags);
+  const root = valueOf(flags, 'bpffs-root');
+  const removed = removePins(root);
+  return print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
+}
+
+async function main(): Promise<number> {
+  try {
+    const { verb, flags } = parseCommandLine(process.argv.slice(2));
+    return (await VERBS[verb]?.run(flags)) ?? EXIT.usage;
+  } catch (error) {
+    process.stderr.write(`cgroute: ${messageOf(error)}\n`);
+    if (!(error instanceof CgrouteError)) throw error;
+    return ['EUSAGE', 'ECONFIG', 'EMANIFEST'].includes(error.code) ? EXIT.usage : EXIT.failed;
+  }
+}
+
+process.exitCode = await main();

@@ -1,0 +1,196 @@
+/**
+ * The agent of one node: facts of the host and objects of the source go in, the
+ * kernel's maps come out. It starts whole or not at all.
+ */
+import { statSync } from 'node:fs';
+import type { Logger } from 'pino';
+import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
+import { CgrouteError, messageOf } from '../native/error.ts';
+import { lockDirectory } from '../native/lock.ts';
+import { attachProgram } from '../native/proc-connector.ts';
+import { findCgroupMount, levelOf, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
+import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
+import type { SourceState } from '../watcher/source-state.ts';
+import { AgentRecord } from './agent-record.ts';
+import type { Config } from './config.ts';
+import { createInventory } from './inventory.ts';
+import { NodeProxy } from './node-proxy.ts';
+import type { ObjectSource } from './object-source.ts';
+import { PodTrees } from './pod-trees.ts';
+import { Reconciler } from './reconciler.ts';
+
+/** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
+const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
+
+export interface NodeAgentOptions {
+  readonly node: string;
+  readonly version: string;
+  /** Absolute; by default where cgroup2 is mounted. */
+  readonly cgroupRoot: string | undefined;
+  readonly procRoot: string;
+  readonly bpffsRoot: string;
+  readonly config: Config;
+  readonly source: ObjectSource;
+  readonly logger: Logger;
+}
+
+export interface NodeAgent {
+  /** Programs attached, and all that ran at the start is mapped. */
+  readonly isReady: boolean;
+  sources(): SourceState[];
+  /** `ADDR:PORT` of the HTTP server, for `status`. */
+  listening(address: string): void;
+  /** @param detach removes links and maps; by default they stay, and redirection goes on */
+  stop(detach: boolean): Promise<void>;
+}
+
+/** @throws CgrouteError with a sentence for the operator; nothing is left half-started */
+export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAgent> {
+  const { config, logger, procRoot, bpffsRoot } = options;
+  const stack = new AsyncDisposableStack();
+  try {
+    refuseV1Only(KUBELET_CGROUPS, procRoot);
+    const cgroupRoot = realCgroupRoot(options.cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
+    const rootLevel = levelOf(cgroupRoot, procRoot);
+    if (rootLevel === undefined) {
+      throw new CgrouteError('ECGROUPLEVEL', `--cgroup-root ${cgroupRoot} is seen from inside a cgroup namespace: expected a mount of the host's whole cgroup2 hierarchy`);
+    }
+    const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
+    stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
+    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, maxEntries: maxEntries(config) }));
+    stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
+    for (const note of dataPlane.notes) logger.warn(note);
+    const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
+
+    const agent = stack.use(new RunningAgent(options, cgroupRoot, dataPlane, record));
+    await agent.start();
+    const disposables = stack.move();
+    return {
+      get isReady() { return agent.isReady; },
+      sources: () => agent.sources(),
+      listening: (address) => record.listening(address),
+      async stop(detach) {
+        if (detach) dataPlane.detach();
+        await disposables.disposeAsync();
+      },
+    };
+  } catch (error) {
+    await stack.disposeAsync();
+    throw error;
+  }
+}
+
+/** A pod has its own cgroup, a few containers', and for a while those of restarted ones. */
+const CGROUPS_PER_POD = 8;
+
+function maxEntries({ maxPods, maxConnections }: Config): Record<string, number> {
+  return {
+    cgroup_info_map: maxPods * CGROUPS_PER_POD,
+    pod_ip_map: maxPods * 2,
+    pod_info_map: maxPods,
+    pod_counters_map: maxPods + 1,
+    connection_map: maxConnections,
+    original_dst_map: maxConnections,
+  };
+}
+
+class RunningAgent implements AsyncDisposable {
+  readonly #options: NodeAgentOptions;
+  readonly #dataPlane: DataPlane;
+  readonly #record: AgentRecord;
+  readonly #reconciler: Reconciler;
+  readonly #proxy: NodeProxy;
+  readonly #host: HostWatch;
+  readonly #stack = new AsyncDisposableStack();
+  isReady = false;
+
+  constructor(options: NodeAgentOptions, cgroupRoot: string, dataPlane: DataPlane, record: AgentRecord) {
+    const { node, config, logger, procRoot } = options;
+    this.#options = options;
+    this.#dataPlane = dataPlane;
+    this.#record = record;
+    const inventory = createInventory({ node, proxy: config.proxy });
+    this.#proxy = new NodeProxy({ dataPlane, inventory, config, cgroupRoot, logger: logger.child({ component: 'proxy' }) });
+    this.#reconciler = new Reconciler({
+      dataPlane, inventory, config,
+      trees: new PodTrees(dataPlane, cgroupRoot),
+      logger: logger.child({ component: 'mapper' }),
+      host: {
+        cgroupIdAt: (path) => this.#host.ensure(path)?.id,
+        addressesIn: (paths) => this.#addressesIn(paths),
+      },
+      onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
+      onPodGone: (podKey) => this.#proxy.podGone(podKey),
+      onReconciled: () => this.#proxy.follow(),
+    });
+    const filter = dataPlane.execFilter;
+    this.#host = this.#stack.use(watchHost({
+      cgroupRoot, procRoot,
+      sweepMs: config.sweepSeconds * 1000,
+      logger: logger.child({ component: 'watcher' }),
+      onCgroup: (cgroup) => this.#reconciler.cgroupAppeared(cgroup),
+      onCgroupGone: (cgroup) => this.#reconciler.cgroupGone(cgroup),
+      onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
+      wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
+      ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
+    }));
+    this.#inventory = inventory;
+  }
+
+  readonly #inventory;
+
+  async start(): Promise<void> {
+    const { logger, source, config } = this.#options;
+    this.#proxy.writeConfig();
+    this.#stack.use(await source.follow({
+      onObjects: (objects) => this.#reconciler.objectsChanged(this.#inventory.replaceAll(objects)),
+    }));
+    await this.#host.ready;
+    await this.#reconciler.idle();
+    // Maps first, programs second: the first connection that they see gets its verdict.
+    const removed = this.#reconciler.removeLeftovers();
+    this.#proxy.follow();
+    this.#dataPlane.attachRoot();
+    const dropped = this.#dataPlane.dropOtherLinks();
+    if (removed + dropped > 0) logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
+    const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
+    this.#stack.defer(() => clearInterval(timer));
+    this.isReady = true;
+    this.#record.beat();
+    logger.info({ ...this.#reconciler.counts }, 'ready');
+  }
+
+  /** What nobody tells the agent about, it looks at from time to time. */
+  #beat(): void {
+    const { logger } = this.#options;
+    try {
+      this.#record.beat();
+      this.#reconciler.retryFailed();
+      const repaired = this.#dataPlane.repairLinks();
+      if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
+      const expired = this.#dataPlane.expireOriginals();
+      if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
+    } catch (error) {
+      logger.error({ err: error }, `the periodic check failed: ${messageOf(error)}`);
+    }
+  }
+
+  #addressesIn(paths: readonly string[]): readonly string[] | undefined {
+    for (const path of paths) {
+      for (const pid of this.#host.pidsOf(path)) {
+        const addresses = this.#host.addressesOf(pid);
+        if (addresses !== undefined && !addresses.isHost && addresses.ips.length > 0) return addresses.ips;
+      }
+    }
+    return undefined;
+  }
+
+  sources(): SourceState[] {
+    return [this.#options.source.state(), ...this.#host.sources()];
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stack.disposeAsync();
+    this.#reconciler.stop();
+  }
+}

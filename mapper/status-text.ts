@@ -1,0 +1,37 @@
+/** `status` for people: the node, its proxy, then a line for each pod. */
+import type { Connections, NodeStatus } from './status.ts';
+
+const untouched = ({ out, bypassed, proxy, local, excluded, unknownAllowed, noProxyAllowed }: Connections): number =>
+  out + bypassed + proxy + local + excluded + unknownAllowed + noProxyAllowed;
+
+const denied = ({ unknownDenied, noProxyDenied, loopDenied, errorDenied }: Connections): number =>
+  unknownDenied + noProxyDenied + loopDenied + errorDenied;
+
+/** Columns as wide as their widest cell; the last is not padded. */
+export function table(rows: readonly (readonly string[])[]): string {
+  const widths = rows.reduce<number[]>((all, row) => row.map((cell, i) => Math.max(all[i] ?? 0, cell.length)), []);
+  return rows.map((row) => row.map((cell, i) => (i === row.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join('  ').trimEnd()).join('\n');
+}
+
+export function statusText(status: NodeStatus): string {
+  const { agent, proxy } = status;
+  const head = table([
+    ['node', status.node ?? 'unknown: nothing of cgroute is pinned here'],
+    ['agent', agent.running ? `running, pid ${agent.pid ?? '?'}, version ${agent.version ?? '?'}${agent.ready ? '' : ', not ready'}` : agentDown(status)],
+    ['proxy', proxy.address === null ? 'none is ready' : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod].filter((part) => part !== null).join('  ')],
+    ...status.sources.map(({ name, state, detail }) => [name, `${state}: ${detail}`]),
+  ]);
+  const pods = table([
+    ['NAMESPACE', 'NAME', 'VERDICT', 'REASON', 'IPS', 'CGROUPS', 'REDIRECTED', 'INBOUND', 'UNTOUCHED', 'DENIED'],
+    ...status.pods.map((pod) => [
+      pod.namespace, pod.name, pod.verdict, pod.reason, pod.ips.join(',') || '-', String(pod.cgroups.length),
+      String(pod.connections.redirected), String(pod.connections.inboundRedirected), String(untouched(pod.connections)), String(denied(pod.connections)),
+    ]),
+  ]);
+  const unknown = status.unknown.length === 0 ? [] : [`${status.unknown.length} cgroups belong to pods that nobody knows:`, ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`)];
+  return [head, '', ...(status.pods.length === 0 ? ['no pods'] : [pods]), ...unknown, ''].join('\n');
+}
+
+function agentDown(status: NodeStatus): string {
+  return status.node === null ? 'down, and nothing is redirected' : 'DOWN; what it left pinned goes on redirecting';
+}

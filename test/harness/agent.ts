@@ -1,0 +1,119 @@
+/** The agent, as it is shipped: the bundle, started with a sandbox's roots. */
+import { resolve } from 'node:path';
+import { type Exit, type Finished, type Program, type Running, run } from './process.ts';
+import type { Sandbox } from './sandbox.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+const NODE = resolve(root, 'node_modules/.bin/node');
+const BUNDLE = resolve(root, 'dist/cgroute.mjs');
+
+export interface AgentOptions {
+  /** The manifest file with namespaces and pods. */
+  readonly manifest: string;
+  /** Default `node-a`. */
+  readonly node?: string;
+  /** Default the sandbox's. */
+  readonly cgroupRoot?: string;
+  /** Default `cgroute` in the sandbox's bpffs. */
+  readonly bpffsRoot?: string;
+  /** Default `127.0.0.1:0`, any free port. */
+  readonly http?: string;
+  /** More flags of `cgroute run`. */
+  readonly args?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+  /** Default: the sandbox's host cgroup. */
+  readonly cgroup?: Program['cgroup'];
+}
+
+/** A line of the agent's log. */
+export type LogEntry = Readonly<Record<string, unknown>> & { readonly msg?: string };
+
+export interface Agent extends AsyncDisposable {
+  readonly running: Running;
+  /** Its log so far. */
+  log(): LogEntry[];
+  /** Waits for a line of the log with this message, among those already there too. */
+  logged(message: string, timeoutMs?: number): Promise<LogEntry>;
+  /** Waits until it says that it is ready: programs attached, everything mapped. */
+  ready(timeoutMs?: number): Promise<LogEntry>;
+  /** What `cgroute status -o json` says; also when the agent is down. */
+  status<T>(): Promise<T>;
+  /** Ends it with SIGTERM. */
+  stop(): Promise<Exit>;
+  /** Ends it with SIGKILL. */
+  kill9(): Promise<Exit>;
+}
+
+/** The flags that say where on this machine, for any verb. */
+function roots(sandbox: Sandbox, options: Partial<AgentOptions>): string[] {
+  return [
+    '--cgroup-root', options.cgroupRoot ?? sandbox.cgroupRoot,
+    '--bpffs-root', options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`,
+  ];
+}
+
+/** Runs one verb of the bundle to its end: `cgroute(sandbox, ['status', '-o', 'json'])`. */
+export async function cgroute(
+  sandbox: Sandbox, args: readonly string[], options: Partial<AgentOptions> = {},
+): Promise<Finished> {
+  const [verb = 'help', ...rest] = args;
+  return run({ cmd: NODE, args: ['--enable-source-maps', BUNDLE, verb, ...roots(sandbox, options), ...rest] });
+}
+
+function parse(line: string): LogEntry[] {
+  if (!line.startsWith('{')) return [];
+  try {
+    return [JSON.parse(line) as LogEntry];
+  } catch {
+    return [];
+  }
+}
+
+/** Starts the agent; {@link Agent.ready} waits for it. */
+export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
+  const running = sandbox.spawn({
+    cmd: NODE,
+    args: [
+      '--enable-source-maps', BUNDLE, 'run',
+      '--source', `file:${options.manifest}`,
+      '--node', options.node ?? 'node-a',
+      ...roots(sandbox, options),
+      '--http', options.http ?? '127.0.0.1:0',
+      ...(options.args ?? []),
+    ],
+    ...(options.env === undefined ? {} : { env: options.env }),
+    ...(options.cgroup === undefined ? {} : { cgroup: options.cgroup }),
+  });
+  const log = (): LogEntry[] => [...running.stdout, ...running.stderr].flatMap(parse);
+
+  async function logged(message: string, timeoutMs = 10_000): Promise<LogEntry> {
+    let exit: Exit | undefined;
+    void running.exit.then((value) => (exit = value));
+    const until = performance.now() + timeoutMs;
+    for (;;) {
+      const entry = log().find(({ msg }) => msg === message);
+      if (entry) return entry;
+      const late = performance.now() > until;
+      if (exit !== undefined || late) {
+        const why = exit === undefined ? `${timeoutMs} ms passed` : `the agent exited with ${exit.code ?? exit.signal}`;
+        const tail = [...running.stdout.slice(-20), ...running.stderr.slice(-20)].join('\n');
+        throw new Error(`${why} before it logged "${message}"\n${tail}`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
+  return {
+    running, log, logged,
+    ready: (timeoutMs) => logged('ready', timeoutMs),
+    async status<T>() {
+      const { code, stdout, stderr } = await cgroute(sandbox, ['status', '-o', 'json'], options);
+      // 3 is "it works, but not as wanted": the agent is down, say.
+      if (code !== 0 && code !== 3) throw new Error(`cgroute status exited with ${code}\n${stderr}`);
+      return JSON.parse(stdout) as T;
+    },
+    stop: () => running.stop('SIGTERM'),
+    kill9: () => running.stop('SIGKILL'),
+    [Symbol.asyncDispose]: () => running[Symbol.asyncDispose](),
+  };
+}
