@@ -149,17 +149,18 @@ struct agent_info {
 };
 
 /*
- * A connection as the two ends of it can both tell. netns is zero when the ends
- * are in two namespaces, else their namespace's cookie, so that equal tuples
- * in two namespaces do not meet.
+ * A connection as its two ends can both tell it. netns is zero when they are in
+ * two namespaces, else their namespace's cookie, so that equal addresses and
+ * ports in two namespaces do not meet. The client's initial sequence number
+ * keeps apart two connections that had the same ports one after the other.
  */
 struct tuple {
 	__u64 netns;
 	struct address client;
-	struct address proxy;
+	struct address proxy; /* its port is lost when it is reset before accept() */
 	__u16 client_port_be;
-	__u16 proxy_port_be;
-	__u32 reserved;
+	__u16 reserved;
+	__u32 isn;
 };
 
 /* The destination that the application asked for. */
@@ -168,13 +169,16 @@ struct original_dst {
 	__u16 port_be;
 	__u16 reserved;
 	__u32 slot;
-	__u64 at_ns; /* CLOCK_MONOTONIC when the SYN left */
+	__u64 at_ns; /* CLOCK_MONOTONIC when it was filed */
 };
 
 /* A redirected socket of a client, by its cookie, for as long as it is open. */
 struct connection {
 	struct original_dst original;
-	struct tuple tuple; /* the client's half is zero until the SYN leaves */
+	struct tuple tuple; /* the client's half is zero at first */
+	__u16 proxy_port_be;
+	__u16 reserved;
+	__u32 reserved2;
 };
 
 #endif

@@ -96,34 +96,6 @@ static __always_inline bool denies(bool when_proxy_down)
 				  policies->unknown_pods) == POLICY_DENY;
 }
 
-/*
- * The pod of the current process: by its cgroup, which is a container's most of
- * the time, else by the nearest ancestor that is known. A cgroup made inside a
- * pod is never known itself, whatever its name.
- */
-static __always_inline struct cgroup_info *find_pod(bool at_root)
-{
-	struct cgroup_info *info;
-	__u64 id, ancestor;
-	int i;
-
-	id = bpf_get_current_cgroup_id();
-	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
-	if (info)
-		return info;
-	if (at_root && !in_pod_tree())
-		return NULL;
-	for (i = CGROUTE_MAX_DEPTH; i > 0; i--) {
-		ancestor = bpf_get_current_ancestor_cgroup_id(root_level + i);
-		if (!ancestor || ancestor == id)
-			continue;
-		info = bpf_map_lookup_elem(&cgroup_info_map, &ancestor);
-		if (info)
-			return info;
-	}
-	return NULL;
-}
-
 /* The kubelet's probes must reach the pod itself. */
 static __always_inline bool is_kubelet(void)
 {
@@ -283,7 +255,7 @@ static __always_inline bool remember(__u64 cookie, const struct verdict *verdict
 	connection.original.port_be = port_be;
 	connection.original.slot = verdict->slot;
 	connection.tuple.proxy = verdict->proxy;
-	connection.tuple.proxy_port_be = verdict->proxy_port_be;
+	connection.proxy_port_be = verdict->proxy_port_be;
 	return !bpf_map_update_elem(&connection_map, &cookie, &connection, BPF_ANY);
 }
 
@@ -295,7 +267,7 @@ static __always_inline bool is_remembered(__u64 cookie, const struct address *ds
 
 	connection = bpf_map_lookup_elem(&connection_map, &cookie);
 	return connection && same_address(&connection->tuple.proxy, dst) &&
-	       connection->tuple.proxy_port_be == port_be;
+	       connection->proxy_port_be == port_be;
 }
 
 /* Fills the verdict and has it counted. Returns ALLOW or DENY. */

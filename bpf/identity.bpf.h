@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Whether the current process can be a pod's, and what is known of cgroups. */
+/* Whose the current process is, by its cgroup. */
 #ifndef CGROUTE_IDENTITY_BPF_H
 #define CGROUTE_IDENTITY_BPF_H
 
@@ -43,6 +43,34 @@ static __always_inline bool in_pod_tree(void)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * The pod of the current process: by its cgroup, which is a container's most of
+ * the time, else by the nearest ancestor that is known. A cgroup made inside a
+ * pod is never known itself, whatever its name.
+ */
+static __always_inline struct cgroup_info *find_pod(bool at_root)
+{
+	struct cgroup_info *info;
+	__u64 id, ancestor;
+	int i;
+
+	id = bpf_get_current_cgroup_id();
+	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
+	if (info)
+		return info;
+	if (at_root && !in_pod_tree())
+		return NULL;
+	for (i = CGROUTE_MAX_DEPTH; i > 0; i--) {
+		ancestor = bpf_get_current_ancestor_cgroup_id(root_level + i);
+		if (!ancestor || ancestor == id)
+			continue;
+		info = bpf_map_lookup_elem(&cgroup_info_map, &ancestor);
+		if (info)
+			return info;
+	}
+	return NULL;
 }
 
 #endif

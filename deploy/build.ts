@@ -102,7 +102,10 @@ async function build(product: Product): Promise<void> {
     await mkdir(dirname(stampPath(product.output)), { recursive: true });
     await writeFile(stampPath(product.output), JSON.stringify(stamp, null, 1));
   } finally {
-    await rm(resolve(root, target), { force: true });
+    // The target when it failed, and what the tools put beside it.
+    const directory = resolve(root, dirname(target));
+    const left = (await readdir(directory)).filter((name) => name.startsWith(basename(target)));
+    await Promise.all(left.map((name) => rm(join(directory, name), { force: true })));
   }
   console.log(`built ${product.output} (${((performance.now() - started) / 1000).toFixed(1)} s)`);
 }

@@ -7,8 +7,9 @@ import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
-import { address, agentInfo, cgroupInfo, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
+import { address, agentInfo, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
+import { dropTraceLink, hasTraceLink, replaceTraceLink } from './trace-link.ts';
 
 /** Changes when a map's layout does. */
 export const PIN_VERSION = 'v1';
@@ -18,15 +19,17 @@ const BPF_FS_MAGIC = 0xcafe4a11;
 const STALE_NS = 300_000_000_000n;
 
 /** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
-const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'sock_ops', 'sock_release', 'getpeername4', 'getpeername6'];
+const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'getpeername4', 'getpeername6'];
 const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
 const PROXY_PROGRAMS = ['original_dst'];
 
-const raw = (name: string, size: number): Codec<Buffer> => ({
-  name, size,
-  encode(value, buffer, at = 0) { buffer.set(value, at); },
-  decode: (buffer, at = 0) => Buffer.from(buffer.subarray(at, at + size)),
-});
+/**
+ * How an original destination gets from the client to the proxy: by tracepoints,
+ * or by sock_ops, which costs more and works with fewer privileges.
+ */
+export type Handoff = 'trace' | 'sockops';
+const TRACE_PROGRAMS = ['set_state', 'tcp_destroy'];
+const SOCKOPS_PROGRAMS = ['sock_ops', 'sock_release'];
 
 function openMaps(directory: string) {
   const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
@@ -41,7 +44,7 @@ function openMaps(directory: string) {
     counters: open('pod_counters_map', u32, podCounters),
     podTrees: open('pod_trees_map', u32, podTrees),
     agent: open('agent_map', u32, agentInfo),
-    connections: open('connection_map', u64, raw('connection', 80)),
+    connections: open('connection_map', u64, connection),
     originals: open('original_dst_map', tuple, originalDst),
   };
 }
@@ -73,11 +76,14 @@ export interface DataPlaneOptions {
   readonly root: CgroupPlace;
   readonly rootLevel: number;
   readonly maxEntries: Readonly<Record<string, number>>;
+  /** @default `trace`, or `sockops` where the kernel refuses that */
+  readonly handoff?: Handoff;
 }
 
 export interface DataPlane extends Disposable {
   readonly maps: PinnedMaps;
   readonly notes: readonly string[];
+  readonly handoff: Handoff;
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
   /** Programs at the watched root. Idempotent, like the next two. */
@@ -109,15 +115,22 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const objects: LoadedObject[] = [];
   const notes: string[] = [];
   const load = { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } };
+  const handoff = (): Handoff => (objects.some(({ programs }) => programs.has('set_state')) ? 'trace' : 'sockops');
+  /** An optimisation: everything works without it. */
+  const optional = (name: string, without: string): void => {
+    try {
+      objects.push(loadPinned(name, load));
+    } catch (error) {
+      if (error instanceof CgrouteError && error.code === 'EBPFLOAD') notes.push(`${without}, as ${messageOf(error)}`);
+      else throw error;
+    }
+  };
   let maps: PinnedMaps;
   try {
     objects.push(loadPinned('origdst', load), loadPinned('connect', load));
-    try {
-      objects.push(loadPinned('execs', load));
-    } catch (error) {
-      // An optimisation: without it each exec on the host is looked at.
-      notes.push(`process events are filtered less well: ${messageOf(error)}`);
-    }
+    if (options.handoff !== 'sockops') optional('trace', 'each TCP connection costs more');
+    if (handoff() === 'sockops') objects.push(loadPinned('sockops', load));
+    optional('execs', 'each exec on the host is looked at');
     maps = disposable(openMaps(mapDirectory));
   } catch (error) {
     for (const object of objects) object[Symbol.dispose]();
@@ -134,11 +147,24 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       attached.set(`${name}@${place.id}`, { program, place });
     }
   };
+  const attachTrace = (): void => {
+    for (const name of TRACE_PROGRAMS) {
+      const program = programs.get(name);
+      if (program !== undefined) replaceTraceLink(links, program);
+    }
+  };
   return {
     maps,
+    handoff: handoff(),
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
-    attachRoot: () => attach(ROOT_PROGRAMS, options.root),
+    attachRoot() {
+      // The handoff first: what is redirected must be able to find its way.
+      if (handoff() === 'trace') attachTrace();
+      else attach(SOCKOPS_PROGRAMS, options.root);
+      attach(ROOT_PROGRAMS, options.root);
+      if (handoff() !== 'trace') for (const name of TRACE_PROGRAMS) dropTraceLink(links, name);
+    },
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
     dropOtherLinks() {
@@ -147,15 +173,17 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       return others.length;
     },
     repairLinks() {
+      const trace = handoff() === 'trace' && attached.size > 0 ? TRACE_PROGRAMS.filter((name) => !hasTraceLink(links, name)) : [];
+      if (trace.length > 0) attachTrace();
       const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
-      return lost.flatMap(([name, { program, place }]) => {
+      return [...trace, ...lost.flatMap(([name, { program, place }]) => {
         if (!existsSync(place.path)) {
           attached.delete(name);
           return [];
         }
         ensureLink(links, program, place);
         return [name];
-      });
+      })];
     },
     expireOriginals() {
       const now = process.hrtime.bigint();

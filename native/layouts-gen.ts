@@ -7,7 +7,7 @@
  *
  * Naming rules: `snake_case` becomes `camelCase`; a field that ends in `_be` is
  * in network order in memory, loses the suffix, and is a number (u16) or bytes
- * here; `reserved` is left out and written as zero.
+ * here; `reserved...` is left out and written as zero.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { readObjectTypes, type FieldKind, type ObjectTypes, type StructField, type StructLayout } from './btf.ts';
@@ -60,7 +60,7 @@ function numeric(method: string, at: string, value: string): Code {
 }
 
 function structCode(layout: StructLayout): string {
-  const named = layout.fields.filter((field) => field.name !== 'reserved');
+  const named = layout.fields.filter((field) => !field.name.startsWith('reserved'));
   const fields = named.map((field) => ({ name: camel(field.name), ...code(field) }));
   return [
     `export interface ${pascal(layout.name)} {`,

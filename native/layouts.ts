@@ -388,7 +388,7 @@ export interface Tuple {
   readonly client: Address;
   readonly proxy: Address;
   readonly clientPort: number;
-  readonly proxyPort: number;
+  readonly isn: number;
 }
 
 export const tuple: Layout<Tuple> = {
@@ -399,8 +399,8 @@ export const tuple: Layout<Tuple> = {
     { name: 'client', offset: 8, kind: { struct: 'address' }, count: 1 },
     { name: 'proxy', offset: 24, kind: { struct: 'address' }, count: 1 },
     { name: 'client_port_be', offset: 40, kind: 'u16', count: 1 },
-    { name: 'proxy_port_be', offset: 42, kind: 'u16', count: 1 },
-    { name: 'reserved', offset: 44, kind: 'u32', count: 1 },
+    { name: 'reserved', offset: 42, kind: 'u16', count: 1 },
+    { name: 'isn', offset: 44, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
     buffer.fill(0, at, at + 48);
@@ -408,7 +408,7 @@ export const tuple: Layout<Tuple> = {
     address.encode(value.client, buffer, at + 8);
     address.encode(value.proxy, buffer, at + 24);
     buffer.writeUInt16BE(value.clientPort, at + 40);
-    buffer.writeUInt16BE(value.proxyPort, at + 42);
+    buffer.writeUInt32LE(value.isn, at + 44);
   },
   decode(buffer, at = 0) {
     return {
@@ -416,7 +416,7 @@ export const tuple: Layout<Tuple> = {
       client: address.decode(buffer, at + 8),
       proxy: address.decode(buffer, at + 24),
       clientPort: buffer.readUInt16BE(at + 40),
-      proxyPort: buffer.readUInt16BE(at + 42),
+      isn: buffer.readUInt32LE(at + 44),
     };
   },
 };
@@ -458,23 +458,30 @@ export const originalDst: Layout<OriginalDst> = {
 export interface Connection {
   readonly original: OriginalDst;
   readonly tuple: Tuple;
+  readonly proxyPort: number;
 }
 
 export const connection: Layout<Connection> = {
   name: 'connection',
-  size: 80,
+  size: 88,
   fields: [
     { name: 'original', offset: 0, kind: { struct: 'original_dst' }, count: 1 },
     { name: 'tuple', offset: 32, kind: { struct: 'tuple' }, count: 1 },
+    { name: 'proxy_port_be', offset: 80, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 82, kind: 'u16', count: 1 },
+    { name: 'reserved2', offset: 84, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
+    buffer.fill(0, at, at + 88);
     originalDst.encode(value.original, buffer, at + 0);
     tuple.encode(value.tuple, buffer, at + 32);
+    buffer.writeUInt16BE(value.proxyPort, at + 80);
   },
   decode(buffer, at = 0) {
     return {
       original: originalDst.decode(buffer, at + 0),
       tuple: tuple.decode(buffer, at + 32),
+      proxyPort: buffer.readUInt16BE(at + 80),
     };
   },
 };

@@ -156,6 +156,18 @@ static bool connect_again(int fd, const struct client *client, const struct next
 	return connect_fd(fd, &again);
 }
 
+/* The connection as it is by now; alive: the other end has not closed it. */
+static void print_held(int fd)
+{
+	char peer[ADDRESS_TEXT], local[ADDRESS_TEXT], byte;
+	ssize_t n = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	printf("{\"alive\":%s,\"peer\":\"%s\",\"local\":\"%s\"}\n",
+	       n > 0 || (n < 0 && errno == EAGAIN) ? "true" : "false", peer_text(fd, peer),
+	       local_text(fd, local));
+	fflush(stdout);
+}
+
 /* All that is asked for on one socket; a line for each connection. */
 bool connect_and_print(const struct client *client)
 {
@@ -190,8 +202,10 @@ bool connect_and_print(const struct client *client)
 	ok = connect_fd(fd, client);
 	for (int i = 0; i < client->next_count; i++)
 		ok = connect_again(fd, client, &client->next[i]);
-	if (client->hold && ok)
+	if (client->hold && ok) {
 		ended(STDIN_FILENO, -1);
+		print_held(fd);
+	}
 	close(fd);
 	return ok;
 failed:
@@ -203,11 +217,12 @@ failed:
 
 static void add_next(struct client *client, const char *text, bool disconnect)
 {
-	struct next *next = &client->next[client->next_count++];
+	struct next *next = &client->next[client->next_count];
 
+	if (client->next_count == MAX_NEXT || !parse_host_port(text, &next->destination))
+		misuse("--then and --or must be ADDR:PORT, at most %d, not \"%s\"", MAX_NEXT, text);
 	next->disconnect = disconnect;
-	if (client->next_count > MAX_NEXT || !parse_host_port(text, &next->destination))
-		misuse("--then and --or must be ADDR:PORT, at most %d, not \"%s\"", MAX_NEXT - 1, text);
+	client->next_count++;
 }
 
 int cmd_connect(int argc, char **argv)

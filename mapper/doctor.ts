@@ -1,0 +1,111 @@
+/** The verb doctor: is this host fit for cgroute, and what to do where it isn't. */
+import { PIN_VERSION } from '../native/data-plane.ts';
+import { probeFeatures, type ProbedFeature } from '../native/capability.ts';
+import { pinnedPrograms } from '../native/cgroup-query.ts';
+import { messageOf } from '../native/error.ts';
+import { iptablesBackends } from '../native/iptables.ts';
+import { libbpf } from '../native/libbpf.ts';
+import { openProcConnector } from '../native/proc-connector.ts';
+import { effectiveCapabilities, hostNamespaces } from '../native/privilege.ts';
+import { findCgroupMount, realCgroupRoot } from '../watcher/host.ts';
+import { capabilityLines, featureLines, findPodTrees, hookLines } from './doctor-bpf.ts';
+import { bpffsLine, cgroupLine, iptablesLines, kernelLine, memoryLine, namespaceLines, settingLines } from './doctor-host.ts';
+import { fail, ok, warn, type DoctorLine, type DoctorPlaces } from './doctor-line.ts';
+
+export type { DoctorLine, DoctorPlaces } from './doctor-line.ts';
+
+/**
+ * Looks at everything, changes nothing, never rejects; a check that goes wrong
+ * is a line that says so. Works without privileges and without libbpf.
+ */
+export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
+  const { procRoot } = places;
+  const namespaces = hostNamespaces(procRoot);
+  const [events, backends] = await Promise.all([
+    guarded('process events', processEvents),
+    guarded('iptables', async () => iptablesLines(await iptablesBackends(procRoot))),
+  ]);
+  const library = libraryLine();
+  const features = library.state === 'ok' ? featuresOrNone() : [];
+  const load = features.some(({ name, support }) => name === 'cgroup/connect4' && support !== 'unknown');
+  return [
+    ...await guarded('kernel', () => [kernelLine()]),
+    ...await guarded('cgroup2', () => [cgroupLine(places)]),
+    ...await guarded('bpffs', () => [bpffsLine(places)]),
+    ...await guarded('settings', () => settingLines(places)),
+    ...await guarded('memory', () => [memoryLine(places)]),
+    ...await guarded('capabilities', () => capabilityLines(effectiveCapabilities(procRoot), { load: load || features.length === 0, namespaces: namespaces.net !== undefined })),
+    ...await guarded('namespaces', () => namespaceLines(namespaces)),
+    ...events,
+    library,
+    ...await guarded('BPF features', () => featureLines(features)),
+    ...(library.state === 'ok' ? await guarded('hooks', () => hooks(places)) : []),
+    ...backends,
+  ];
+}
+
+async function guarded(check: string, look: () => readonly DoctorLine[] | Promise<readonly DoctorLine[]>): Promise<readonly DoctorLine[]> {
+  try {
+    return await look();
+  } catch (error) {
+    return [fail(check, `cannot be looked at: ${messageOf(error)}`, 'run doctor as root')];
+  }
+}
+
+function libraryLine(): DoctorLine {
+  try {
+    return ok('libbpf', libbpf().versionString().replace(/^v/, ''));
+  } catch (error) {
+    return fail('libbpf', messageOf(error), 'install the package libbpf1 (Debian) or libbpf (Fedora)');
+  }
+}
+
+function featuresOrNone(): readonly ProbedFeature[] {
+  try {
+    return probeFeatures();
+  } catch {
+    return []; // The line about libbpf says why.
+  }
+}
+
+async function processEvents(): Promise<DoctorLine[]> {
+  try {
+    const connector = await openProcConnector({ onExec: () => {}, onLost: () => {} });
+    connector[Symbol.dispose]();
+    return [ok('process events', 'the kernel tells of every program that is started')];
+  } catch (error) {
+    const [what, remedy] = messageOf(error).split('; ', 2);
+    return [warn('process events', `${what ?? ''}: new processes are found by the sweep, later`, remedy ?? 'run as root')];
+  }
+}
+
+function hooks(places: DoctorPlaces): readonly DoctorLine[] {
+  const mount = findCgroupMount(places.procRoot, places.cgroupRoot);
+  const cgroupRoot = realCgroupRoot(places.cgroupRoot ?? mount.mountPoint);
+  const links = `${places.bpffsRoot}/${PIN_VERSION}/links`;
+  const pinned = pinnedPrograms(links);
+  const unreadable = pinned === undefined ? [warn('pins', `${links} cannot be read, so cgroute's own programs cannot be told`, 'run doctor as root')] : [];
+  return [...unreadable, ...hookLines({ cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) }, pinned ?? new Map())];
+}
+
+/** 0 when all is fine or there are warnings only, 3 when something fails. */
+export function doctorExitCode(lines: readonly DoctorLine[]): 0 | 3 {
+  return lines.some(({ state }) => state === 'fail') ? 3 : 0;
+}
+
+const MARKS = { ok: '✓', warn: '!', fail: '✗' } as const;
+
+/** For people: a mark, the check, what was found, and the remedy in a line below. */
+export function doctorText(lines: readonly DoctorLine[]): string {
+  const width = Math.max(0, ...lines.map(({ check }) => check.length));
+  const count = (state: DoctorLine['state']): number => lines.filter((line) => line.state === state).length;
+  const failed = count('fail');
+  const warnings = count('warn');
+  const rows = lines.flatMap(({ check, state, detail, remedy }) => [
+    `${MARKS[state]} ${check.padEnd(width)}  ${detail}`,
+    ...(remedy === undefined ? [] : [`  ${' '.repeat(width)}  -> ${remedy}`]),
+  ]);
+  const tail = warnings === 0 ? '' : `, ${warnings} ${warnings === 1 ? 'warning' : 'warnings'}`;
+  const verdict = failed === 0 ? `this host is fit for cgroute${tail}` : `this host is not fit for cgroute: ${failed} ${failed === 1 ? 'check fails' : 'checks fail'}${tail}`;
+  return [...rows, '', verdict, ''].join('\n');
+}

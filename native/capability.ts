@@ -1,0 +1,253 @@
+/**
+ * What this kernel can do for cgroute's programs, found out by trying.
+ *
+ * Programs of two or three instructions are loaded and dropped at once; nothing
+ * is attached. libbpf's own probe of helpers is not used: that of libbpf 1.1 does
+ * not know how later kernels word a refusal, and reports every helper as there.
+ */
+import { closeSync } from 'node:fs';
+import { release } from 'node:os';
+import { cgroupHooks } from './cgroup-query.ts';
+import { libbpf } from './libbpf.ts';
+import { addressOf, errnoValue } from './libc.ts';
+import { effectiveCapabilities } from './privilege.ts';
+
+/** `unknown`: this process lacks the privileges that the trial takes. */
+export type Support = 'yes' | 'no' | 'unknown';
+
+export interface Feature {
+  /** `cgroup/connect4`, `bpf_get_netns_cookie in sockops`, `map sk_storage`, `cgroup link`. */
+  readonly name: string;
+  readonly kind: 'program' | 'helper' | 'map' | 'link';
+  /** The first kernel version that has it, `5.15`. */
+  readonly since: string;
+  /** What is lost without it; absent where cgroute does not work without it. */
+  readonly without?: string;
+  /** Belongs to one of two ways to hand an original destination to the proxy, of which one is enough. */
+  readonly way?: 'tracepoints' | 'sockops';
+}
+
+export interface ProbedFeature extends Feature {
+  readonly support: Support;
+}
+
+/** For `status` and for the agent's first log line. */
+export interface CapabilityReport {
+  /** The kernel's release, `6.18.44`. */
+  readonly kernel: string;
+  /** False where it is missing, or where the privileges to find out are. */
+  readonly features: Readonly<Record<string, boolean>>;
+}
+
+/** A type of program as its section names it, and what programs in it call. */
+interface Section {
+  readonly section: string;
+  /** `enum bpf_prog_type` and `enum bpf_attach_type`, <linux/bpf.h>. */
+  readonly type: number;
+  readonly attach: number;
+  readonly since: string;
+  readonly without?: string;
+  readonly way?: 'tracepoints' | 'sockops';
+  /** The tracepoint whose BTF a program of type TRACING is loaded for. */
+  readonly tracepoint?: string;
+  readonly helpers: Readonly<Record<string, string>>;
+}
+
+/** `enum bpf_func_id`, <linux/bpf.h>. */
+const HELPER_IDS: Readonly<Record<string, number>> = {
+  bpf_get_current_comm: 16,
+  bpf_get_socket_cookie: 46,
+  bpf_sock_ops_cb_flags_set: 59,
+  bpf_get_current_cgroup_id: 80,
+  bpf_tcp_sock: 96,
+  bpf_sk_storage_get: 107,
+  bpf_get_netns_cookie: 122,
+  bpf_get_current_ancestor_cgroup_id: 123,
+  bpf_skc_to_tcp_sock: 137,
+  bpf_strncmp: 182,
+  bpf_skc_to_mptcp_sock: 196,
+};
+
+/** Helpers older than any kernel that has the rest, by id: maps' lookup, update and delete, ktime_get_ns, skb_load_bytes. */
+export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 5, 26]);
+
+const CONNECT = {
+  bpf_get_current_comm: '5.7',
+  bpf_get_socket_cookie: '4.19',
+  bpf_get_current_cgroup_id: '5.7',
+  bpf_get_current_ancestor_cgroup_id: '5.7',
+  bpf_strncmp: '5.17',
+} as const;
+const TRACE = { type: 26, attach: 23, since: '5.5', way: 'tracepoints', without: 'each TCP connection of this host costs more, as sock_ops does their work' } as const;
+const SOCKOPS = { way: 'sockops', without: 'no other way where tracepoints are refused' } as const;
+const PEER = { bpf_get_socket_cookie: '4.19' } as const;
+
+/**
+ * Versions: of types of programs, attach types and maps, and of bpf_strncmp, from
+ * docs/kernel-versions.md of iovisor/bcc and data/feature-versions.yaml of
+ * isovalent/ebpf-docs; of helpers in a type of program, from the commits that
+ * allowed them there: socket cookie d692f1138a4b and, in CGROUP_SOCK, Daniel
+ * Borkmann's series of March 2020 for cgroup hooks, with cgroup ids and comm;
+ * netns cookie in sockops 6cf1770d63dd and in sockopt f1248dee954c;
+ * cgroup ids everywhere c501bf55c88b; callback flags b13d88072172;
+ * bpf_skc_to_mptcp_sock 3bc253c2e652; tp_btf f1b9509c2fb0, bpf_skc_to_tcp_sock 478cfbdf5f13.
+ */
+const SECTIONS: readonly Section[] = [
+  { section: 'cgroup/connect4', type: 18, attach: cgroupHooks.connect4, since: '4.17', helpers: CONNECT },
+  { section: 'cgroup/connect6', type: 18, attach: cgroupHooks.connect6, since: '4.17', helpers: CONNECT },
+  { section: 'cgroup/getpeername4', type: 18, attach: cgroupHooks.getpeername4, since: '5.8', helpers: PEER },
+  { section: 'cgroup/getpeername6', type: 18, attach: cgroupHooks.getpeername6, since: '5.8', helpers: PEER },
+  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: '5.15' } },
+  { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', ...SOCKOPS, helpers: { bpf_get_socket_cookie: '5.7' } },
+  {
+    section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13', ...SOCKOPS,
+    helpers: {
+      bpf_get_socket_cookie: '4.19',
+      bpf_sock_ops_cb_flags_set: '4.16',
+      bpf_get_netns_cookie: '5.15',
+      bpf_skc_to_tcp_sock: '5.9',
+      bpf_skc_to_mptcp_sock: '5.19',
+    },
+  },
+  { section: 'tp_btf/inet_sock_set_state', tracepoint: 'inet_sock_set_state', ...TRACE, helpers: { bpf_skc_to_tcp_sock: '5.9' } },
+  { section: 'tp_btf/tcp_destroy_sock', tracepoint: 'tcp_destroy_sock', ...TRACE, helpers: {} },
+  {
+    section: 'socket', type: 1, attach: 0, since: '3.19',
+    without: 'every program started on this host wakes the agent, where it could be those of pods alone',
+    helpers: { bpf_get_current_cgroup_id: '6.4', bpf_get_current_ancestor_cgroup_id: '6.4' },
+  },
+];
+
+/** `enum bpf_map_type`, <linux/bpf.h>. */
+const MAPS: readonly { readonly name: string; readonly type: number; readonly since: string }[] = [
+  { name: 'hash', type: 1, since: '3.19' },
+  { name: 'array', type: 2, since: '3.19' },
+  { name: 'percpu_array', type: 6, since: '4.6' },
+  { name: 'sk_storage', type: 24, since: '5.2' },
+];
+
+const EPERM = errnoValue('EPERM');
+const EBADF = errnoValue('EBADF');
+const LOG_BYTES = 16 * 1024;
+/** How the verifier refuses a helper: an id beyond its table; one that is not for this type, as older and as newer kernels say it. */
+const NO_HELPER = /invalid func |unknown func |program of this type cannot use helper /;
+
+/** `struct bpf_insn`, <linux/bpf.h>: the opcode, then the immediate from byte 4 on. */
+function instruction(code: number, immediate = 0): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes[0] = code;
+  bytes.writeInt32LE(immediate, 4);
+  return bytes;
+}
+const RETURN_1 = instruction(0xb7, 1); // r0 = 1
+const EXIT = instruction(0x95);
+const call = (helper: number): Buffer => instruction(0x85, helper);
+
+/** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
+function tryLoad({ type, attach, tracepoint }: Section, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
+  const log = Buffer.alloc(LOG_BYTES);
+  const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
+  options.writeBigUInt64LE(BigInt(options.length), 0);
+  options.writeUInt32LE(attach, 12);
+  // Zero for a tracepoint that this kernel hasn't, which it then refuses.
+  if (tracepoint !== undefined) options.writeUInt32LE(Math.max(0, libbpf().vmlinuxBtfId(tracepoint, attach)), 32);
+  options.writeUInt32LE(1, 88); // log_level
+  options.writeUInt32LE(log.length, 92);
+  options.writeBigUInt64LE(addressOf(log), 96);
+  const code = Buffer.concat(instructions);
+  const fd = libbpf().progLoad(type, null, 'Dual BSD/GPL', code, instructions.length, options);
+  if (fd >= 0) closeSync(fd);
+  return { result: Math.min(fd, 0), log: log.toString('latin1', 0, Math.max(0, log.indexOf(0))) };
+}
+
+function supportOf(section: Section): Support {
+  const { result } = tryLoad(section, [RETURN_1, EXIT]);
+  return result === 0 ? 'yes' : result === -EPERM ? 'unknown' : 'no';
+}
+
+/** A call without arguments is refused for them, if for nothing else; only other words mean that the helper isn't there. */
+function helperSupport(section: Section, name: string): Support {
+  const id = HELPER_IDS[name];
+  if (id === undefined) return 'no';
+  const { result, log } = tryLoad(section, [call(id), RETURN_1, EXIT]);
+  if (NO_HELPER.test(log)) {
+    // Without CAP_PERFMON some are refused in the same words; which ones, differs from kernel to kernel.
+    return effectiveCapabilities().has('CAP_PERFMON') ? 'no' : 'unknown';
+  }
+  return result === -EPERM ? 'unknown' : result === 0 || log !== '' ? 'yes' : 'no';
+}
+
+/** Without a program, a kernel that has links complains of the descriptor, and one without them of the command. */
+function linkSupport(): Support {
+  const result = libbpf().linkCreate(-1, -1, cgroupHooks.connect4, null);
+  return result === -EBADF ? 'yes' : result === -EPERM ? 'unknown' : 'no';
+}
+
+let probed: readonly ProbedFeature[] | undefined;
+
+/**
+ * Everything that cgroute asks of the kernel, tried once for each process; some
+ * 40 trials, a few milliseconds.
+ * @throws CgrouteError `ELIBBPF` when the host has no libbpf
+ */
+export function probeFeatures(): readonly ProbedFeature[] {
+  if (probed !== undefined) return probed;
+  const features: ProbedFeature[] = [];
+  let mayLoad = false;
+  for (const section of SECTIONS) {
+    const optional = section.without === undefined ? {} : { without: section.without };
+    const way = section.way === undefined ? {} : { way: section.way };
+    const common = { ...optional, ...way };
+    const support = supportOf(section);
+    mayLoad ||= support === 'yes';
+    features.push({ name: section.section, kind: 'program', since: section.since, ...common, support });
+    for (const [helper, since] of Object.entries(section.helpers)) {
+      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', since, ...common, support: support === 'yes' ? helperSupport(section, helper) : support });
+    }
+  }
+  for (const { name, type, since } of MAPS) {
+    const there = libbpf().probeMapType(type, null) === 1;
+    features.push({ name: `map ${name}`, kind: 'map', since, support: there ? 'yes' : mayLoad ? 'no' : 'unknown' });
+  }
+  features.push({ name: 'cgroup link', kind: 'link', since: '5.7', support: linkSupport() });
+  return (probed = features);
+}
+
+/** Whether a helper of a program in a section is among those tried, for the test that compares this with the objects. */
+export function isProbed(section: string, helper: number): boolean {
+  const helpers = SECTIONS.find((candidate) => candidate.section === section)?.helpers ?? {};
+  return alwaysThere.has(helper) || Object.keys(helpers).some((name) => HELPER_IDS[name] === helper);
+}
+
+/** Whether the kernel lets a program of this type and attach type call a helper, all by their numbers in <linux/bpf.h>. */
+export function mayCall(type: number, attach: number, helper: number): boolean {
+  const { log } = tryLoad({ section: '', type, attach, since: '', helpers: {} }, [call(helper), RETURN_1, EXIT]);
+  return !NO_HELPER.test(log);
+}
+
+/** The first version that has all that cgroute cannot do without. */
+export function leastKernel(): string {
+  const needed = SECTIONS.filter((section) => section.without === undefined);
+  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers)]), ...MAPS.map((map) => map.since)];
+  return versions.reduce((least, version) => (isOlder(least, version) ? version : least));
+}
+
+/** Compares the first two numbers of kernel releases. */
+export function isOlder(version: string, than: string): boolean {
+  const [major = 0, minor = 0] = numbers(version);
+  const [thanMajor = 0, thanMinor = 0] = numbers(than);
+  return major < thanMajor || (major === thanMajor && minor < thanMinor);
+}
+
+const numbers = (version: string): number[] => version.split('.').map((part) => Number.parseInt(part, 10));
+
+/** The same trials in short. Never throws: without libbpf, or without privileges, nothing is true. */
+export function capabilityReport(): CapabilityReport {
+  let features: readonly ProbedFeature[] = [];
+  try {
+    features = probeFeatures();
+  } catch {
+    // Without libbpf there is nothing to report; doctor says so.
+  }
+  return { kernel: release(), features: Object.fromEntries(features.map(({ name, support }) => [name, support === 'yes'])) };
+}

@@ -1,0 +1,170 @@
+/** Every row of the rules as a real connection, and as `status` tells of it. */
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { cgroute } from '../harness/agent.ts';
+import { ENROLLED, type NodePod, type NodeStatus, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import { listen } from '../harness/sock.ts';
+
+const MODE = 'istio.io/dataplane-mode';
+const BYPASS = 'kmesh.net/bypass';
+const SIDECAR = { 'sidecar.istio.io/status': '{"containers":["istio-proxy"]}' };
+
+interface Row {
+  readonly pod: PodOptions;
+  readonly verdict: 'in' | 'out' | 'bypass';
+  readonly reason: string;
+  /** Its connection to the server. */
+  readonly outbound: 'redirected' | 'direct';
+  /** A host process's connection to it. */
+  readonly inbound: 'inbound' | 'direct';
+  /** The counter of its own connection. */
+  readonly counter: string;
+}
+
+const inMesh = { verdict: 'in', outbound: 'redirected', inbound: 'inbound', counter: 'redirected' } as const;
+const out = { verdict: 'out', outbound: 'direct', inbound: 'direct', counter: 'out' } as const;
+const bypass = { verdict: 'bypass', outbound: 'direct', inbound: 'direct', counter: 'bypassed' } as const;
+
+const ROWS: readonly Row[] = [
+  { pod: { name: 'host-network', hostNetwork: true, labels: { [MODE]: 'ambient' } }, ...out, reason: 'host-network' },
+  { pod: { name: 'succeeded', phase: 'Succeeded' }, ...out, reason: 'terminal' },
+  { pod: { name: 'failed', phase: 'Failed' }, ...out, reason: 'terminal' },
+  { pod: { name: 'terminating', terminating: true }, ...inMesh, reason: 'namespace-label' },
+  { pod: { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } }, ...out, reason: 'excluded-namespace' },
+  { pod: { name: 'waypoint', labels: { 'gateway.istio.io/managed': 'istio.io-mesh-controller' } }, ...out, reason: 'gateway' },
+  { pod: { name: 'other-gateway', labels: { 'gateway.istio.io/managed': 'example.com-controller' } }, ...inMesh, reason: 'namespace-label' },
+  { pod: { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } }, ...inMesh, reason: 'pod-label' },
+  { pod: { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } }, ...inMesh, reason: 'pod-label' },
+  { pod: { name: 'opted-out', labels: { [MODE]: 'None' } }, ...out, reason: 'pod-opt-out' },
+  { pod: { name: 'in-namespace' }, ...inMesh, reason: 'namespace-label' },
+  { pod: { name: 'unknown-mode', labels: { [MODE]: 'ambiant' } }, ...inMesh, reason: 'namespace-label' },
+  { pod: { name: 'plain', namespace: 'plain' }, ...out, reason: 'not-enrolled' },
+  { pod: { name: 'opted-out-namespace', namespace: 'none' }, ...out, reason: 'not-enrolled' },
+  { pod: { name: 'no-namespace', namespace: 'nowhere' }, ...out, reason: 'not-enrolled' },
+  { pod: { name: 'sidecar', annotations: SIDECAR }, ...out, reason: 'sidecar' },
+  { pod: { name: 'sidecar-kmesh', namespace: 'kmesh', annotations: SIDECAR }, ...inMesh, reason: 'sidecar-short-circuited' },
+  { pod: { name: 'bypassed', labels: { [BYPASS]: 'enabled' } }, ...bypass, reason: 'bypass' },
+  { pod: { name: 'bypassed-outbound', labels: { [BYPASS]: 'outbound' } }, ...bypass, inbound: 'inbound', reason: 'bypass-outbound' },
+  { pod: { name: 'bypassed-inbound', labels: { [BYPASS]: 'inbound' } }, ...bypass, outbound: 'redirected', counter: 'redirected', reason: 'bypass-inbound' },
+  { pod: { name: 'bypassed-outside', namespace: 'plain', labels: { [BYPASS]: 'enabled' } }, ...out, reason: 'not-enrolled' },
+];
+
+describe('each rule', () => {
+  let node: TestNode;
+  const pods = new Map<Row, NodePod>();
+
+  before(async () => {
+    node = await startNode('verdicts');
+    node.manifest.namespace('plain');
+    node.manifest.namespace('none', { [MODE]: 'none' });
+    node.manifest.namespace('kmesh', { [MODE]: 'kmesh' });
+    node.manifest.namespace('kube-system', ENROLLED);
+    for (const row of ROWS) {
+      const host = row.pod.hostNetwork === true ? node.network.gateway : undefined;
+      const pod = await node.addPod({ ...row.pod, ...(host && { host }) });
+      await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
+      pods.set(row, pod);
+    }
+    await node.apply();
+  });
+  after(() => node?.[Symbol.asyncDispose]());
+
+  for (const row of ROWS) {
+    test(`${row.pod.name}: ${row.verdict}, ${row.reason}`, async () => {
+      const pod = pods.get(row);
+      assert.ok(pod);
+      assert.equal(await node.travel(pod.place), row.outbound, 'from the pod');
+      assert.equal(await node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } }), row.inbound, 'from the host');
+      const { verdict, reason, ips, cgroups, connections } = await node.podStatus(pod);
+      assert.deepEqual({ verdict, reason, ips }, {
+        verdict: row.verdict, reason: row.reason, ips: row.pod.hostNetwork === true ? [] : [pod.host.ip4],
+      });
+      const container = { id: String(pod.cgroup.id), path: pod.cgroup.path };
+      assert.deepEqual(cgroups.find(({ path }) => path === container.path), container);
+      assert.equal(cgroups.length, 2, "the pod's own cgroup and its container's");
+      const counted = Object.entries(connections).filter(([, count]) => count > 0);
+      assert.deepEqual(Object.fromEntries(counted), { [row.counter]: 1, ...(row.inbound === 'inbound' ? { inboundRedirected: 1 } : {}) });
+    });
+  }
+
+  test('the proxy itself is out, and its own connections pass', async () => {
+    assert.equal(await node.travel(node.proxyPod.place), 'direct');
+    const { verdict, reason } = await node.podStatus(node.proxyPod);
+    assert.deepEqual({ verdict, reason }, { verdict: 'out', reason: 'proxy' });
+  });
+
+  test('a mode that nobody knows is reported once', async () => {
+    node.manifest.namespace('another'); // another round for all
+    await node.apply();
+    const reports = node.agent.log().filter((line) => line['code'] === 'unknown-mode');
+    assert.equal(reports.length, 1);
+    assert.match(String(reports[0]?.msg), /demo\/unknown-mode has istio\.io\/dataplane-mode="ambiant"/);
+  });
+
+  test('status has the shape that scripts rely on', async () => {
+    const status = await node.status();
+    checkShape(status);
+    assert.equal(status.node, 'node-a');
+    assert.deepEqual({ running: status.agent.running, ready: status.agent.ready, pid: status.agent.pid }, { running: true, ready: true, pid: node.agent.running.pid });
+    assert.deepEqual({ address: status.proxy.address, pod: status.proxy.pod, ready: status.proxy.ready }, { address: node.proxyPod.host.ip4, pod: 'mesh/ztunnel', ready: true });
+    assert.deepEqual(status.sources.map(({ state }) => state), status.sources.map(() => 'ok'), JSON.stringify(status.sources));
+    assert.deepEqual(status.pods.map(({ uid }) => uid).toSorted(), [node.proxyPod, ...pods.values()].map(({ uid }) => uid).toSorted());
+  });
+
+  test('status as a table and as YAML says the same', async () => {
+    const [table, yaml] = [await cgroute(node.sandbox, ['status']), await cgroute(node.sandbox, ['status', '-o', 'yaml'])];
+    assert.equal(table.code, 0);
+    for (const row of ROWS) {
+      const cells = table.stdout.split('\n').map((line) => line.split(/ {2,}/)).find((line) => line[1] === row.pod.name);
+      assert.deepEqual(cells?.slice(2, 4), [row.verdict, row.reason]);
+    }
+    assert.match(yaml.stdout, /^node: node-a$/m);
+    assert.match(yaml.stdout, /^ {4}reason: pod-opt-out$/m);
+  });
+});
+
+test('status is of that shape too where nothing of cgroute is', async () => {
+  await using node = await startNode('nothing', { agent: false, proxy: false });
+  const status = await node.status();
+  checkShape(status);
+  assert.equal(status.agent.running, false);
+  assert.equal(status.proxy.ready, false);
+  assert.deepEqual(status.pods, []);
+});
+
+const BRANCHES = [
+  'inboundRedirected', 'inboundExempt', 'hostUntouched', 'out', 'bypassed', 'proxy', 'unknownAllowed', 'unknownDenied', 'local',
+  'excluded', 'noProxyAllowed', 'noProxyDenied', 'redirected', 'loopDenied', 'errorDenied',
+].toSorted();
+
+/** Section 8: what there is at least. */
+function checkShape(status: NodeStatus): void {
+  const typed = (value: unknown, ...types: readonly string[]): void =>
+    assert.ok(types.includes(value === null ? 'null' : typeof value), `${JSON.stringify(value)} is no ${types.join(' or ')}`);
+  const cgroups = (list: NodeStatus['unknown']): void => list.forEach(({ id, path }) => {
+    assert.match(id, /^\d+$/);
+    typed(path, 'string', 'null');
+  });
+  typed(status.node, 'string', 'null');
+  typed(status.agent.running, 'boolean');
+  typed(status.agent.pid, 'number', 'null');
+  typed(status.agent.version, 'string', 'null');
+  typed(status.proxy.address, 'string', 'null');
+  typed(status.proxy.pod, 'string', 'null');
+  typed(status.proxy.ready, 'boolean');
+  for (const source of status.sources) {
+    assert.ok(['ok', 'degraded', 'failed', 'off'].includes(source.state), source.state);
+    typed(source.name, 'string');
+    typed(source.detail, 'string');
+  }
+  for (const pod of status.pods) {
+    for (const text of [pod.namespace, pod.name, pod.uid, pod.reason]) typed(text, 'string');
+    assert.ok(['in', 'out', 'bypass'].includes(pod.verdict), pod.verdict);
+    pod.ips.forEach((ip) => typed(ip, 'string'));
+    cgroups(pod.cgroups);
+    assert.deepEqual(Object.keys(pod.connections).toSorted(), BRANCHES);
+    for (const count of Object.values(pod.connections)) typed(count, 'number');
+  }
+  cgroups(status.unknown);
+  assert.deepEqual(Object.keys(status.host).toSorted(), BRANCHES);
+}

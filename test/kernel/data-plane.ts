@@ -1,0 +1,146 @@
+/**
+ * A real data plane in a sandbox, with maps that a test fills by hand: what the
+ * agent does for the kernel, without the agent.
+ */
+import { statSync } from 'node:fs';
+import { relative } from 'node:path';
+import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
+import { openDataPlane, type DataPlane } from '../../native/data-plane.ts';
+import {
+  branch, infoFlag, policies as policiesLayout, policy, proxyPorts, setting, type CgroupInfo,
+} from '../../native/layouts.ts';
+import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
+import { eventually } from '../harness/process.ts';
+import type { Sandbox } from '../harness/sandbox.ts';
+
+export type Branch = Exclude<keyof typeof branch, 'count'>;
+/** Connections by branch; branches that nothing went through are left out. */
+export type Counts = Partial<Record<Branch, number>>;
+
+export interface Enrolment {
+  readonly slot: number;
+  readonly ip4?: string;
+  readonly ip6?: string;
+  /** Default true. */
+  readonly inMesh?: boolean;
+  /** Bits of `infoFlag`. Default `ambient` for a pod in the mesh, else none. */
+  readonly flags?: number;
+  /** Default: all. */
+  readonly detectedFlags?: number;
+}
+
+type Policy = keyof typeof policy;
+
+/** A data plane below a sandbox's root, with its verbs. */
+export interface TestPlane extends Disposable {
+  readonly plane: DataPlane;
+  readonly bpffsRoot: string;
+  /** Writes a cgroup's entry in `cgroup_info_map`. */
+  enrol(cgroup: Cgroup, enrolment: Enrolment): void;
+  /** Makes host processes go through the proxy to this address, counted for the slot. */
+  captureInbound(address: string, slot: number): void;
+  /** The proxy's addresses, and the ports 15001 and 15006 with them; without any, there is no proxy. */
+  setProxy(addresses: { readonly ip4?: string; readonly ip6?: string } | undefined): void;
+  policies(policies: { readonly unknownPods: Policy; readonly whenProxyDown: Policy } | undefined): void;
+  counters(slot: number): Counts;
+  /** Entries that connections have in the maps: sockets of clients, and tuples on their way to the proxy. */
+  leftovers(): { readonly connections: number; readonly originals: number };
+  /** Waits until no connection has an entry; fails with the numbers that stay. */
+  nothingLeft(timeoutMs?: number): Promise<void>;
+}
+
+export interface PlaneOptions {
+  readonly maxEntries?: Readonly<Record<string, number>>;
+  /** Default `cgroute` in the sandbox's bpffs. A second plane on the same takes over. */
+  readonly bpffsRoot?: string;
+}
+
+const ALL_FLAGS = Object.values(infoFlag).reduce((all, bit) => all | bit, 0);
+const NO_KEY = 0;
+
+/** An address as the maps have it; throws for a text that is none. */
+export function bytesOf(text: string): Uint8Array {
+  const bytes = addressBytes(text);
+  if (bytes === undefined) throw new Error(`"${text}" is no address`);
+  return bytes;
+}
+
+function placeOf(path: string): { path: string; id: bigint } {
+  return { path, id: statSync(path, { bigint: true }).ino };
+}
+
+/** Opens a data plane whose watched root is the sandbox's. Nothing is attached yet. */
+export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): TestPlane {
+  const bpffsRoot = options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`;
+  const plane = openDataPlane({
+    bpffsRoot,
+    root: placeOf(sandbox.cgroupRoot),
+    rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
+    maxEntries: options.maxEntries ?? {},
+  });
+  const { maps } = plane;
+  const leftovers = () => ({ connections: maps.connections.keys().length, originals: maps.originals.keys().length });
+  return {
+    plane, bpffsRoot, leftovers,
+    enrol(cgroup, { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS }) {
+      const addresses = podAddresses([ip4, ip6].filter((text) => text !== undefined));
+      const info: CgroupInfo = {
+        id: cgroup.id, slot, flags, detectedFlags,
+        isInMesh: inMesh ? 1 : 0,
+        cgroupIp: addresses.ip4,
+        cgroupIp6: addresses.ip6,
+      };
+      maps.cgroups.set(cgroup.id, info);
+    },
+    captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot }),
+    setProxy(addresses = {}) {
+      const ports = Buffer.alloc(proxyPorts.size);
+      proxyPorts.encode({ outbound: 15001, inbound: 15006 }, ports);
+      // First the ports: an address counts only with them.
+      maps.settings.set(setting.ports, { bytes: ports });
+      for (const [key, address] of [[setting.proxyIp4, addresses.ip4], [setting.proxyIp6, addresses.ip6]] as const) {
+        if (address === undefined) maps.settings.delete(key);
+        else maps.settings.set(key, { bytes: bytesOf(address) });
+      }
+    },
+    policies(policies) {
+      if (policies === undefined) {
+        maps.settings.delete(setting.policies);
+        return;
+      }
+      const bytes = Buffer.alloc(policiesLayout.size);
+      policiesLayout.encode({ unknownPods: policy[policies.unknownPods], whenProxyDown: policy[policies.whenProxyDown] }, bytes);
+      maps.settings.set(setting.policies, { bytes });
+    },
+    counters(slot) {
+      const counts: Counts = {};
+      const numbers = maps.counters.get(slot)?.count ?? [];
+      for (const [name, index] of Object.entries(branch)) {
+        const number = Number(numbers[index] ?? 0n);
+        if (name !== 'count' && number > 0) counts[name as Branch] = number;
+      }
+      return counts;
+    },
+    async nothingLeft(timeoutMs = 1500) {
+      await eventually('no connection has an entry', () => {
+        const { connections, originals } = leftovers();
+        return connections + originals === 0;
+      }, timeoutMs).catch(() => {
+        const left = leftovers();
+        // Gone, so that only the test that made them fails.
+        for (const key of maps.connections.keys()) maps.connections.delete(key);
+        for (const key of maps.originals.keys()) maps.originals.delete(key);
+        throw new Error(`entries of closed connections stay: ${JSON.stringify(left)}`);
+      });
+    },
+    [Symbol.dispose]: () => plane[Symbol.dispose](),
+  };
+}
+
+/** Attaches everything for a tree of pods and the proxy's cgroup, and says where pods are, as the agent does. */
+export function attachAll({ plane }: TestPlane, podTree: Cgroup, proxy: Cgroup): void {
+  plane.maps.podTrees.set(NO_KEY, { count: 1, id: [podTree.id] });
+  plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
+  plane.attachProxy({ path: proxy.absolute, id: proxy.id });
+  plane.attachRoot();
+}

@@ -1,0 +1,204 @@
+/**
+ * A small node: pods in namespaces and cgroups of their own, a server outside,
+ * a proxy that tells what it was asked for, and the data plane between them.
+ */
+import assert from 'node:assert/strict';
+import { infoFlag } from '../../native/layouts.ts';
+import type { Cgroup } from '../harness/cgroup.ts';
+import { makeNetwork, type Network, type NetworkHost } from '../harness/netns.ts';
+import { eventually, must } from '../harness/process.ts';
+import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { type Accepted, type Connected, listen, type Listener, type Place, SOCK } from '../harness/sock.ts';
+import { attachAll, type Counts, type Enrolment, openTestPlane, type PlaneOptions, type TestPlane } from './data-plane.ts';
+
+/** The server's port. */
+export const PORT = 8080;
+
+/** What `sock proxy --level both` prints: both levels of SO_ORIGINAL_DST, and the second line of `--again`. */
+export interface Proxied extends Accepted {
+  readonly otherOrig?: string;
+  readonly otherError?: string;
+  readonly again?: string;
+}
+
+export interface Pod extends Required<Place> {
+  readonly name: string;
+  readonly slot: number;
+  readonly host: NetworkHost;
+  readonly ip4: string;
+  readonly ip6: string;
+  /** The pod's cgroup; `cgroup` is its container's. */
+  readonly podCgroup: Cgroup;
+  /** Where its processes run. */
+  readonly cgroup: Cgroup;
+}
+
+export interface Mesh extends AsyncDisposable {
+  readonly sandbox: Sandbox;
+  readonly network: Network;
+  readonly plane: TestPlane;
+  readonly podTree: Cgroup;
+  readonly server: NetworkHost;
+  readonly serving: Listener;
+  readonly proxy: Pod;
+  readonly proxying: Listener;
+  /** An enrolled pod. */
+  readonly app: Pod;
+  /** Makes a pod with entries for its two cgroups. */
+  addPod(name: string, enrolment?: Partial<Enrolment>): Promise<Pod>;
+  /** A host process, in the network namespace of a pod or of the mesh's own "node". */
+  hostProcess(netns?: string): Required<Place>;
+  /** Runs a function; the connections that it made, as `app redirected`, by the pod's name or `none`. */
+  counted<T>(run: () => Promise<T>): Promise<[T, Record<string, number>]>;
+}
+
+export interface MeshOptions extends PlaneOptions {
+  /** More options for `sock proxy`. */
+  readonly proxyOptions?: readonly string[];
+}
+
+const uid = (slot: number): string => `2c48913c-b29f-11e7-9350-${slot.toString(16).padStart(12, '0')}`;
+
+/** Makes it, with a server, a dual-stack proxy on 15001 and 15006, and one enrolled pod. */
+export async function makeMesh(name: string, options: MeshOptions = {}): Promise<Mesh> {
+  const sandbox = await makeSandbox(name);
+  const network = await makeNetwork(sandbox);
+  const plane = openTestPlane(sandbox, options);
+  const podTree = sandbox.cgroup('kubepods');
+  const pods: Pod[] = [];
+
+  async function addPod(podName: string, enrolment: Partial<Enrolment> = {}): Promise<Pod> {
+    const slot = enrolment.slot ?? pods.length + 1;
+    const host = await network.addHost(podName);
+    const podCgroup = sandbox.cgroup(`kubepods/burstable/pod${uid(slot)}`);
+    const cgroup = sandbox.cgroup(`${podCgroup.path}/${slot.toString(16).repeat(64).slice(0, 64)}`);
+    const entry = { ip4: host.ip4, ip6: host.ip6, ...enrolment, slot };
+    for (const each of [podCgroup, cgroup]) plane.enrol(each, entry);
+    const pod: Pod = { name: podName, slot, host, ip4: host.ip4, ip6: host.ip6, podCgroup, cgroup, netns: host.netns };
+    pods.push(pod);
+    return pod;
+  }
+
+  const server = await network.addHost('server');
+  const node = await network.addHost('node');
+  const proxy = await addPod('proxy', { inMesh: false, flags: infoFlag.proxy });
+  const app = await addPod('app');
+  attachAll(plane, podTree, proxy.podCgroup);
+  plane.setProxy(proxy);
+  const serving = await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--tfo');
+  const proxying = await listen(
+    sandbox, proxy, 'proxy', '*', [15001, 15006], '--dual', '--tfo', '--level', 'both', ...(options.proxyOptions ?? []),
+  );
+
+  const all = (): Map<string, Counts> => new Map([
+    ['none', plane.counters(0)],
+    ...pods.map((pod) => [pod.name, plane.counters(pod.slot)] as const),
+  ]);
+  return {
+    sandbox, network, plane, podTree, server, serving, proxy, proxying, app, addPod,
+    hostProcess: (netns = node.netns) => ({ cgroup: sandbox.hostCgroup, netns }),
+    async counted(run) {
+      const before = all();
+      const result = await run();
+      const counts: Record<string, number> = {};
+      for (const [pod, after] of all()) {
+        for (const [branch, count] of Object.entries(after)) {
+          const more = count - ((before.get(pod) as Record<string, number> | undefined)?.[branch] ?? 0);
+          if (more !== 0) counts[`${pod} ${branch}`] = more;
+        }
+      }
+      return [result, counts];
+    },
+    async [Symbol.asyncDispose]() {
+      plane[Symbol.dispose]();
+      await sandbox[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** `10.0.0.1:80`, `[fd77::1]:80`. */
+export function at(address: string, port: number): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+}
+
+/** `[::ffff:10.0.0.1]:80` as `10.0.0.1:80`; the rest as it is. */
+export function plain(address: string): string {
+  return address.replace(/^\[::ffff:([\d.]+)\]/, '$1');
+}
+
+export function portOf(address: string): number {
+  return Number(address.slice(address.lastIndexOf(':') + 1));
+}
+
+/** Several connections of one socket: `sock connect` with `--then` and `--or`. */
+export async function connectAll(place: Place, ...args: readonly (string | number)[]): Promise<Connected[]> {
+  const text = await must({ ...place, cmd: SOCK, args: ['connect', ...args.map(String)] });
+  return text.split('\n').filter(Boolean).map((line) => JSON.parse(line) as Connected);
+}
+
+/** A connection that is kept open. */
+export interface Held {
+  readonly result: Connected;
+  /** Ends it; what it looked like just before. */
+  end(): Promise<{ readonly alive: boolean; readonly peer: string; readonly local: string }>;
+}
+
+export async function hold(sandbox: Sandbox, place: Place, address: string, port: number, ...options: readonly string[]): Promise<Held> {
+  const running = sandbox.spawn({ ...place, cmd: SOCK, args: ['connect', '--hold', ...options, address, String(port)] });
+  const result = await running.json<Connected>();
+  return {
+    result,
+    async end() {
+      running.end();
+      const last = await running.json<{ alive: boolean; peer: string; local: string }>();
+      await running.exit;
+      return last;
+    },
+  };
+}
+
+/** What a listener printed of the client with this address and port. */
+export async function seen(listener: Listener, client: string): Promise<Proxied> {
+  return eventually(`the listener has seen ${client}`, () =>
+    (listener.accepted() as Proxied[]).find((connection) => plain(connection.peer) === plain(client)), 3000);
+}
+
+/**
+ * The connection reached the proxy on this port, which knows by both levels of
+ * SO_ORIGINAL_DST where it was meant to go; the application sees the peer that
+ * it asked for, and its own true address.
+ */
+export async function assertRedirected(
+  mesh: Pick<Mesh, 'proxying' | 'proxy'>, result: Connected | undefined, asked: string, port: 15001 | 15006 = 15001,
+): Promise<void> {
+  assert.ok(result?.ok, JSON.stringify(result));
+  assert.equal(result.peer, asked, 'getpeername()');
+  const original = plain(asked);
+  const { local, orig, otherOrig, otherError } = await seen(mesh.proxying, result.local);
+  const is6 = original.startsWith('[');
+  const mapped = `[::ffff:${original.replace(':', ']:')}`;
+  // An IPv6 destination has no answer at SOL_IP: there the kernel's own one stays.
+  assert.deepEqual(
+    { local: plain(local), orig, otherOrig },
+    { local: at(is6 ? mesh.proxy.ip6 : mesh.proxy.ip4, port), orig: original, otherOrig: is6 ? undefined : mapped },
+  );
+  if (is6) assert.match(otherError ?? '', NO_ORIGINAL);
+  assert.equal(result.reply.split(' ').map(plain).join(' '), `proxy ${original} ${plain(result.local)}`);
+}
+
+/** The kernel's own answers: no conntrack entry, no conntrack, not for this family. */
+export const NO_ORIGINAL = /^(ENOENT|ENOPROTOOPT|EOPNOTSUPP|EINVAL)$/;
+
+/** The connection reached the server itself, with the client's own address. */
+export async function assertDirect(mesh: Pick<Mesh, 'serving'>, result: Connected | undefined, asked: string): Promise<void> {
+  assert.ok(result?.ok, JSON.stringify(result));
+  assert.equal(result.peer, asked, 'getpeername()');
+  const { local } = await seen(mesh.serving, result.local);
+  assert.equal(plain(local), plain(asked));
+}
+
+export function assertFailed(result: Connected | undefined, errno: string): void {
+  assert.ok(result !== undefined && !result.ok, JSON.stringify(result));
+  assert.equal(result.errno, errno);
+}
+

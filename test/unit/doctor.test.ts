@@ -1,0 +1,233 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { runDoctor, doctorExitCode, doctorText } from '../../mapper/doctor.ts';
+import { capabilityLines, describeHooks, featureLines, findPodTrees } from '../../mapper/doctor-bpf.ts';
+import { bpffsLine, cgroupLine, iptablesLines, kernelLine, namespaceLines, settingLines } from '../../mapper/doctor-host.ts';
+import type { DoctorLine } from '../../mapper/doctor-line.ts';
+import { isOlder, isProbed, leastKernel, type ProbedFeature } from '../../native/capability.ts';
+import type { HookOrder, PlacedProgram } from '../../native/cgroup-query.ts';
+import { iptablesBackends } from '../../native/iptables.ts';
+import { effectiveCapabilities, hostNamespaces } from '../../native/privilege.ts';
+
+function tree(t: TestContext, files: Readonly<Record<string, string>>): string {
+  const root = mkdtempSync(join(tmpdir(), 'cgroute-test-doctor-'));
+  t.after(() => rmSync(root, { recursive: true }));
+  for (const [path, text] of Object.entries(files)) {
+    mkdirSync(dirname(join(root, path)), { recursive: true });
+    writeFileSync(join(root, path), text);
+  }
+  return root;
+}
+
+const states = (lines: readonly DoctorLine[]): string[] => lines.map(({ check, state }) => `${check}: ${state}`);
+const withRemedies = (lines: readonly DoctorLine[]): void => {
+  for (const line of lines) assert.equal(line.state === 'ok', line.remedy === undefined, `${line.check}: ${line.detail}`);
+};
+
+test('kernel releases are compared by their first two numbers', () => {
+  assert.ok(isOlder('5.9', '5.15'));
+  assert.ok(isOlder('4.19.0-27-amd64', '5.4'));
+  assert.ok(!isOlder('6.18.44-generic', '5.19'));
+  assert.ok(!isOlder('5.19.0', '5.19'));
+});
+
+test('the least kernel is the newest of the versions that are needed, without the optional ones', () => {
+  assert.equal(leastKernel(), '5.17');
+  assert.equal(kernelLine('5.10.0-30-amd64', 'x86_64').state, 'warn');
+  assert.equal(kernelLine('6.1.0', 'aarch64').state, 'ok');
+  assert.match(kernelLine('6.1.0', 'riscv64').detail, /riscv64/);
+});
+
+test('settings of the kernel are read from fixture trees, each with its remedy', (t) => {
+  const good = tree(t, {
+    'proc/sys/net/core/bpf_jit_enable': '1\n', 'proc/sys/kernel/unprivileged_bpf_disabled': '2\n',
+    'sys/kernel/btf/vmlinux': '', 'sys/kernel/security/lockdown': 'none [integrity] confidentiality\n',
+  });
+  const bad = tree(t, {
+    'proc/sys/net/core/bpf_jit_enable': '0\n', 'proc/sys/kernel/unprivileged_bpf_disabled': '0\n',
+    'sys/kernel/security/lockdown': 'none integrity [confidentiality]\n',
+  });
+  const lines = (root: string) => settingLines({ procRoot: `${root}/proc`, sysRoot: `${root}/sys`, bpffsRoot: '/x' });
+  assert.deepEqual(states(lines(good)), ['BTF: ok', 'lockdown: ok', 'JIT: ok', 'unprivileged BPF: ok']);
+  assert.deepEqual(states(lines(bad)), ['BTF: fail', 'lockdown: ok', 'JIT: warn', 'unprivileged BPF: warn']);
+  withRemedies([...lines(good), ...lines(bad)]);
+});
+
+test('a host with cgroup v1 only, and a bpffs root elsewhere, fail with the remedy', (t) => {
+  const root = tree(t, { 'proc/self/mountinfo': '32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n' });
+  const places = { procRoot: `${root}/proc`, bpffsRoot: `${root}/not/there` };
+  const lines = [cgroupLine(places), bpffsLine(places)];
+  assert.deepEqual(states(lines), ['cgroup2: fail', 'bpffs: fail']);
+  assert.match(lines[0]?.detail ?? '', /cgroup v1 only/);
+  assert.equal(lines[1]?.remedy, 'mount -t bpf bpf /sys/fs/bpf');
+});
+
+test('capabilities are read from the status file, and CAP_SYS_ADMIN stands for the two that came out of it', (t) => {
+  const held = (hex: string) => [...effectiveCapabilities(tree(t, { 'self/status': `Name:\tx\nCapPrm:\tffff\nCapEff:\t${hex}\nCapBnd:\tffff\n` }))].sort();
+  assert.deepEqual(held('000000c000081000'), ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'CAP_SYS_PTRACE']);
+  assert.deepEqual(held('0000000000200000'), ['CAP_BPF', 'CAP_PERFMON', 'CAP_SYS_ADMIN']);
+  assert.deepEqual(held('0000000000000000'), []);
+  assert.equal(effectiveCapabilities('/nowhere').size, 0);
+});
+
+test('a capability that is missing fails, and one that is held and of no use is told apart', () => {
+  const worked = { load: true, namespaces: true };
+  const all = new Set(['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'CAP_SYS_PTRACE'] as const);
+  assert.deepEqual(states(capabilityLines(all, worked)).filter((line) => !line.endsWith('ok')), []);
+  const none = capabilityLines(new Set(), { load: false, namespaces: false });
+  assert.deepEqual(states(none), ['CAP_BPF: fail', 'CAP_NET_ADMIN: fail', 'CAP_PERFMON: fail', 'CAP_SYS_PTRACE: warn', 'CAP_SYS_ADMIN: ok']);
+  const useless = capabilityLines(all, { load: false, namespaces: false });
+  assert.match(useless[0]?.detail ?? '', /held, yet refused/);
+  withRemedies([...none, ...useless]);
+});
+
+test('namespaces are told by the numbers of the first ones, and kthreadd stands in for a hidden PID 1', (t) => {
+  const root = tree(t, { 'self/ns/.keep': '', '2/ns/.keep': '' });
+  symlinkSync('pid:[4026531836]', `${root}/self/ns/pid`);
+  symlinkSync('user:[4026532999]', `${root}/self/ns/user`);
+  symlinkSync('net:[7]', `${root}/self/ns/net`);
+  symlinkSync('net:[8]', `${root}/2/ns/net`);
+  const namespaces = hostNamespaces(root);
+  assert.deepEqual(namespaces, { pid: true, user: false, net: false });
+  assert.deepEqual(states(namespaceLines(namespaces)), ['PID namespace: ok', 'user namespace: warn', 'network namespace: warn']);
+  assert.deepEqual(hostNamespaces('/nowhere'), { pid: undefined, user: undefined, net: undefined });
+});
+
+test('each missing feature is a line that names the kernel which has it', () => {
+  const features: ProbedFeature[] = [
+    { name: 'cgroup/connect4', kind: 'program', since: '4.17', support: 'yes' },
+    { name: 'bpf_get_netns_cookie in sockops', kind: 'helper', since: '5.15', support: 'no' },
+    { name: 'bpf_get_current_cgroup_id in socket', kind: 'helper', since: '6.4', support: 'no', without: 'more wakeups' },
+    { name: 'map hash', kind: 'map', since: '3.19', support: 'unknown' },
+  ];
+  const lines = featureLines(features);
+  assert.deepEqual(states(lines), ['BPF programs: ok', 'BPF helpers: fail', 'BPF helpers: warn', 'BPF maps: fail']);
+  assert.match(lines[1]?.detail ?? '', /bpf_get_netns_cookie in sockops/);
+  assert.equal(lines[1]?.remedy, 'Linux 5.15 has it');
+  assert.match(lines[2]?.detail ?? '', /more wakeups/);
+  withRemedies(lines);
+});
+
+test('one of two ways to hand on original destinations is enough, and none fails', () => {
+  const feature = (way: 'tracepoints' | 'sockops', support: ProbedFeature['support']): ProbedFeature => ({ name: way, kind: 'program', since: '5.5', way, support, without: 'x' });
+  const first = (...features: ProbedFeature[]): string => states(featureLines(features))[0] ?? '';
+  assert.equal(first(feature('tracepoints', 'yes'), feature('sockops', 'no')), 'BPF handoff: ok');
+  assert.equal(first(feature('tracepoints', 'no'), feature('sockops', 'yes')), 'BPF handoff: warn');
+  assert.equal(first(feature('tracepoints', 'yes'), feature('tracepoints', 'no'), feature('sockops', 'no')), 'BPF handoff: fail');
+});
+
+test('every helper that the compiled programs call is among the features that are tried', () => {
+  const directory = resolve(import.meta.dirname, '../../dist/bpf');
+  const objects = readdirSync(directory).filter((name) => /^[^.].*\.bpf\.o$/.test(name));
+  assert.ok(objects.length >= 2, `no compiled objects in ${directory}`);
+  const missing = new Set<string>();
+  let calls = 0;
+  for (const object of objects) {
+    let section = '';
+    for (const line of execFileSync('llvm-objdump', ['-d', join(directory, object)], { encoding: 'utf8' }).split('\n')) {
+      section = /^Disassembly of section (.+):$/.exec(line)?.[1] ?? section;
+      const helper = /^.*\bcall (0x[0-9a-f]+|\d+)$/.exec(line)?.[1];
+      if (helper === undefined) continue;
+      calls++;
+      if (!isProbed(section, Number(helper))) missing.add(`helper ${Number(helper)} in ${section} of ${object}`);
+    }
+  }
+  assert.ok(calls > 20);
+  assert.deepEqual([...missing], []);
+});
+
+const places = { cgroupRoot: '/cg', podTrees: ['/kubepods.slice'] };
+const program = (name: string, place: string, owner: PlacedProgram['owner'] = 'other', mode: PlacedProgram['mode'] = 'multi'): PlacedProgram =>
+  ({ id: name.length, name, place, owner, mode });
+const only = (runs: PlacedProgram[], hidden: PlacedProgram[] = [], hook: HookOrder['hook'] = 'connect4'): DoctorLine =>
+  describeHooks([[{ hook, runs, hidden }]], places)[0] as DoctorLine;
+
+test('programs are told in the order in which they run, with their places and owners', () => {
+  const line = only([
+    program('pod_connect4', '/cg/kubepods.slice', 'cgroute'),
+    program('cil_sock4_connect', '/cg'),
+    program('root_connect4', '/cg', 'cgroute'),
+    program('root_connect6', '/', 'unpinned'),
+  ]);
+  assert.equal(line.state, 'ok');
+  assert.equal(line.detail, 'pod tree /kubepods.slice: pod_connect4 (cgroute), root: cil_sock4_connect (other), root_connect4 (cgroute), /: root_connect6 (cgroute, not of these pins)');
+});
+
+test('a program of others before ours in the pod tree is a warning, after ours it is none', () => {
+  const ours = program('pod_connect4', '/cg/kubepods.slice', 'cgroute');
+  const lb = program('lb', '/cg/kubepods.slice');
+  assert.equal(only([lb, ours]).state, 'warn');
+  assert.equal(only([lb]).state, 'warn');
+  assert.equal(only([ours, lb]).state, 'ok');
+  assert.equal(only([program('deep', '/cg/elsewhere'), ours]).state, 'ok');
+  assert.equal(only([lb, ours], [], 'sock_ops').state, 'ok');
+});
+
+test('a program that allows no other beside it fails, with the command that detaches it', () => {
+  const alone = only([program('alone', '/', 'other', 'exclusive')]);
+  assert.equal(alone.state, 'fail');
+  assert.match(alone.remedy ?? '', /bpftool cgroup detach \/ connect4 id 5/);
+  assert.equal(only([program('yields', '/cg', 'other', 'override')]).state, 'fail');
+  assert.equal(only([program('yields', '/', 'other', 'override')]).state, 'ok');
+  assert.equal(only([program('pod_connect4', '/cg/kubepods.slice', 'cgroute')], [program('yields', '/', 'other', 'override')]).state, 'warn');
+});
+
+test('hooks that nobody uses are one line, and equal orders are told once', () => {
+  const runs = [program('root_connect4', '/cg', 'cgroute')];
+  const chain: HookOrder[] = [{ hook: 'connect4', runs, hidden: [] }, { hook: 'sock_ops', runs: [], hidden: [] }];
+  const lines = describeHooks([chain, chain], places);
+  assert.deepEqual(lines.map(({ check }) => check), ['connect4', 'hooks']);
+  assert.equal(lines[1]?.detail, 'no program on sock_ops');
+});
+
+test('pod trees are found below a root, and never inside a pod', (t) => {
+  const pod = 'kubepods.slice/kubepods-pod2c48913c_b29f_11e7_9350_020968147796.slice';
+  const root = tree(t, { [`${pod}/x`]: '', 'kubelet.slice/kubelet-kubepods.slice/x': '', 'system.slice/a.service/x': '', 'pod2c48913c-b29f-11e7-9350-020968147796/kubepods/x': '' });
+  assert.deepEqual(findPodTrees(root), ['/kubelet.slice/kubelet-kubepods.slice', '/kubepods.slice']);
+});
+
+test('iptables backends are counted with fake tools, and a missing or silent one is a warning', async (t) => {
+  const root = tree(t, {
+    'bin/iptables-nft': '#!/bin/sh\nprintf -- "-P OUTPUT ACCEPT\\n-A OUTPUT -j X\\n-A X -j RETURN\\n"\n',
+    'bin/iptables-legacy': '#!/bin/sh\n[ "$1" = -t ] && echo "-A OUTPUT -j Y"\nexit 0\n',
+    'bin/ip6tables-nft': '#!/bin/sh\necho "you must be root" >&2\nexit 4\n',
+    'bin/ip6tables-legacy': '#!/bin/sh\n[ "$1" = --version ] || echo "-A would make the table"\n',
+    'proc/self/net/ip_tables_names': 'filter\nnat\n',
+  });
+  for (const name of readdirSync(`${root}/bin`)) chmodSync(`${root}/bin/${name}`, 0o755);
+  const path = process.env['PATH'];
+  t.after(() => { process.env['PATH'] = path; });
+  process.env['PATH'] = `${root}/bin:${path}`;
+  const backends = await iptablesBackends(`${root}/proc`);
+  assert.deepEqual(Object.fromEntries(backends.map(({ tool, rules }) => [tool, rules])), {
+    'iptables-nft': 2, 'iptables-legacy': 1, 'ip6tables-nft': { failed: 'you must be root' }, 'ip6tables-legacy': 0,
+  });
+  const lines = iptablesLines([...backends, { tool: 'ip6tables-x', rules: 'missing' }]);
+  assert.deepEqual(states(lines), ['iptables-nft: ok', 'iptables-legacy: ok', 'ip6tables-nft: warn', 'ip6tables-legacy: ok', 'ip6tables-x: warn', 'iptables: warn']);
+  withRemedies(lines);
+});
+
+test('the text has a mark and a remedy for each line, and the exit code is 3 only when something fails', () => {
+  const lines: DoctorLine[] = [
+    { check: 'kernel', state: 'ok', detail: 'Linux 6.1' },
+    { check: 'JIT', state: 'warn', detail: 'off', remedy: 'sysctl' },
+    { check: 'bpffs', state: 'fail', detail: 'not mounted', remedy: 'mount it' },
+  ];
+  assert.equal(doctorText(lines), '✓ kernel  Linux 6.1\n! JIT     off\n          -> sysctl\n✗ bpffs   not mounted\n          -> mount it\n\nthis host is not fit for cgroute: 1 check fails, 1 warning\n');
+  assert.equal(doctorExitCode(lines), 3);
+  assert.equal(doctorExitCode(lines.slice(0, 2)), 0);
+  assert.match(doctorText(lines.slice(0, 1)), /\nthis host is fit for cgroute\n$/);
+});
+
+test('doctor never throws, whatever the places are', async (t) => {
+  const rubbish = tree(t, { 'self/mountinfo': 'a b c - d', 'self/status': 'CapEff:\tzz\n' });
+  for (const place of ['/nowhere', rubbish, '/dev/null', 'a\0b']) {
+    const lines = await runDoctor({ cgroupRoot: place, procRoot: place, bpffsRoot: place, sysRoot: place });
+    assert.ok(lines.some(({ state }) => state === 'fail'), place);
+    withRemedies(lines);
+  }
+});
