@@ -25,12 +25,14 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
     guarded('process events', processEvents),
     guarded('iptables', async () => iptablesLines(await iptablesBackends(procRoot))),
   ]);
+  const cgroup = await guarded('cgroup2', () => [cgroupLine(places)]);
   const library = libraryLine();
+  const mayAskHooks = library.state === 'ok' && cgroup.every(({ state }) => state === 'ok');
   const features = library.state === 'ok' ? featuresOrNone() : [];
   const load = features.some(({ name, support }) => name === 'cgroup/connect4' && support !== 'unknown');
   return [
     ...await guarded('kernel', () => [kernelLine()]),
-    ...await guarded('cgroup2', () => [cgroupLine(places)]),
+    ...cgroup,
     ...await guarded('bpffs', () => [bpffsLine(places)]),
     ...await guarded('settings', () => settingLines(places)),
     ...await guarded('memory', () => [memoryLine(places)]),
@@ -39,7 +41,7 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
     ...events,
     library,
     ...await guarded('BPF features', () => featureLines(features)),
-    ...(library.state === 'ok' ? await guarded('hooks', () => hooks(places)) : []),
+    ...(mayAskHooks ? await guarded('hooks', () => hooks(places)) : []),
     ...backends,
   ];
 }

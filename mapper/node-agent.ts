@@ -2,9 +2,9 @@
  * The agent of one node: facts of the host and objects of the source go in, the
  * kernel's maps come out. It starts whole or not at all.
  */
-import { statSync } from 'node:fs';
+import { readdirSync, statSync } from 'node:fs';
 import type { Logger } from 'pino';
-import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
+import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { attachProgram } from '../native/proc-connector.ts';
@@ -13,7 +13,7 @@ import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
-import { createInventory } from './inventory.ts';
+import { createInventory, type Inventory } from './inventory.ts';
 import { NodeProxy } from './node-proxy.ts';
 import type { ObjectSource } from './object-source.ts';
 import { PodTrees } from './pod-trees.ts';
@@ -48,6 +48,7 @@ export interface NodeAgent {
 export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAgent> {
   const { config, logger, procRoot, bpffsRoot } = options;
   const stack = new AsyncDisposableStack();
+  let isFirst = false;
   try {
     refuseV1Only(KUBELET_CGROUPS, procRoot);
     const cgroupRoot = realCgroupRoot(options.cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
@@ -57,8 +58,10 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     }
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
-    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, maxEntries: maxEntries(config) }));
+    makePinDirectory(bpffsRoot);
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
+    isFirst = readdirSync(bpffsRoot).length === 0;
+    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, maxEntries: maxEntries(config) }));
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
 
@@ -76,6 +79,8 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     };
   } catch (error) {
     await stack.disposeAsync();
+    // What an earlier agent left goes on as it was; what this one began is undone.
+    if (isFirst) removePins(bpffsRoot);
     throw error;
   }
 }
@@ -100,8 +105,11 @@ class RunningAgent implements AsyncDisposable {
   readonly #record: AgentRecord;
   readonly #reconciler: Reconciler;
   readonly #proxy: NodeProxy;
+  readonly #trees: PodTrees;
   readonly #host: HostWatch;
+  readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
+  #follows: NodeJS.Immediate | undefined;
   isReady = false;
 
   constructor(options: NodeAgentOptions, cgroupRoot: string, dataPlane: DataPlane, record: AgentRecord) {
@@ -111,17 +119,17 @@ class RunningAgent implements AsyncDisposable {
     this.#record = record;
     const inventory = createInventory({ node, proxy: config.proxy });
     this.#proxy = new NodeProxy({ dataPlane, inventory, config, cgroupRoot, logger: logger.child({ component: 'proxy' }) });
+    this.#trees = new PodTrees(dataPlane, cgroupRoot);
     this.#reconciler = new Reconciler({
       dataPlane, inventory, config,
-      trees: new PodTrees(dataPlane, cgroupRoot),
+      trees: this.#trees,
       logger: logger.child({ component: 'mapper' }),
       host: {
         cgroupIdAt: (path) => this.#host.ensure(path)?.id,
         addressesIn: (paths) => this.#addressesIn(paths),
       },
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
-      onPodGone: (podKey) => this.#proxy.podGone(podKey),
-      onReconciled: () => this.#proxy.follow(),
+      onReconciled: () => this.#followSoon(),
     });
     const filter = dataPlane.execFilter;
     this.#host = this.#stack.use(watchHost({
@@ -129,15 +137,17 @@ class RunningAgent implements AsyncDisposable {
       sweepMs: config.sweepSeconds * 1000,
       logger: logger.child({ component: 'watcher' }),
       onCgroup: (cgroup) => this.#reconciler.cgroupAppeared(cgroup),
-      onCgroupGone: (cgroup) => this.#reconciler.cgroupGone(cgroup),
+      onCgroupGone: (cgroup) => {
+        this.#reconciler.cgroupGone(cgroup);
+        this.#proxy.cgroupGone(cgroup.id);
+        this.#followSoon();
+      },
       onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
       wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
       ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
     }));
     this.#inventory = inventory;
   }
-
-  readonly #inventory;
 
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
@@ -150,6 +160,8 @@ class RunningAgent implements AsyncDisposable {
     // Maps first, programs second: the first connection that they see gets its verdict.
     const removed = this.#reconciler.removeLeftovers();
     this.#proxy.follow();
+    this.#dataPlane.attachHandoff();
+    this.#trees.attach();
     this.#dataPlane.attachRoot();
     const dropped = this.#dataPlane.dropOtherLinks();
     if (removed + dropped > 0) logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
@@ -158,6 +170,19 @@ class RunningAgent implements AsyncDisposable {
     this.isReady = true;
     this.#record.beat();
     logger.info({ ...this.#reconciler.counts }, 'ready');
+  }
+
+  /** Once for all pods that are reconciled in a row. */
+  #followSoon(): void {
+    if (this.#follows !== undefined) return;
+    this.#follows = setImmediate(() => {
+      this.#follows = undefined;
+      try {
+        this.#proxy.follow();
+      } catch (error) {
+        this.#options.logger.error({ err: error }, `the proxy's address could not be written: ${messageOf(error)}`);
+      }
+    });
   }
 
   /** What nobody tells the agent about, it looks at from time to time. */
@@ -192,5 +217,6 @@ class RunningAgent implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
     this.#reconciler.stop();
+    clearImmediate(this.#follows);
   }
 }

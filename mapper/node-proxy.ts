@@ -46,8 +46,10 @@ export class NodeProxy {
     this.#attached.set(podKey, attached);
   }
 
-  podGone(podKey: string): void {
-    this.#attached.delete(podKey);
+  cgroupGone(cgroupId: bigint): void {
+    for (const [podKey, attached] of this.#attached) {
+      if (attached.delete(cgroupId) && attached.size === 0) this.#attached.delete(podKey);
+    }
   }
 
   /**

@@ -3,6 +3,7 @@
  * get programs of their own, and the branches right below the watched root that
  * hold any, which tell host processes from pods' at the cost of one comparison.
  */
+import type { CgroupPlace } from '../native/cgroup-link.ts';
 import type { DataPlane } from '../native/data-plane.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { isPodTree } from './cgroup-path.ts';
@@ -14,6 +15,8 @@ export class PodTrees {
   readonly #cgroupRoot: string;
   /** Path of a branch below the root to the ids of those in it that matter. */
   readonly #branches = new Map<string, { id: bigint; users: Set<bigint> }>();
+  /** Trees that wait for the maps to be filled; undefined from then on. */
+  #waiting: Map<bigint, CgroupPlace> | undefined = new Map();
 
   constructor(dataPlane: DataPlane, cgroupRoot: string) {
     this.#dataPlane = dataPlane;
@@ -35,10 +38,21 @@ export class PodTrees {
         this.#write();
       }
     }
-    if (isTree) this.#dataPlane.attachPodTree({ path: `${this.#cgroupRoot}${cgroup.path}`, id: cgroup.id });
+    if (!isTree) return;
+    const place: CgroupPlace = { path: `${this.#cgroupRoot}${cgroup.path}`, id: cgroup.id };
+    if (this.#waiting === undefined) this.#dataPlane.attachPodTree(place);
+    else this.#waiting.set(place.id, place);
+  }
+
+  /** The maps say what they should: attaches to the trees that are there, and from now on to new ones at once. */
+  attach(): void {
+    const trees = this.#waiting;
+    this.#waiting = undefined;
+    for (const place of trees?.values() ?? []) this.#dataPlane.attachPodTree(place);
   }
 
   gone(cgroup: Cgroup): void {
+    this.#waiting?.delete(cgroup.id);
     const path = branchOf(cgroup.path);
     const branch = this.#branches.get(path);
     if (branch?.users.delete(cgroup.id) !== true || branch.users.size > 0) return;

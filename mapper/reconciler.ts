@@ -34,9 +34,8 @@ export interface ReconcilerOptions {
   readonly host: HostView;
   readonly trees: PodTrees;
   readonly logger: Logger;
-  /** A cgroup of a pod that is a proxy of the node; said more than once. */
+  /** The outermost cgroup of a pod that is a proxy of the node; said more than once. */
   readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
-  readonly onPodGone: (podKey: string) => void;
   /** A pod's entries are what they should be. */
   readonly onReconciled: () => void;
 }
@@ -53,6 +52,9 @@ interface PodState {
   /** Found in the network namespace, for want of any in the pod's status. */
   foundIps: readonly string[];
 }
+
+/** The pod's own cgroup, or a container's that is pod and container in one. */
+const isOutermost = ({ path, owner }: KnownCgroup): boolean => path.split('/').length - 1 === owner.podDepth;
 
 /** What stands for the pod in its cgroup's name. */
 export const podKeyOf = (pod: Pod): string => pod.configHash ?? pod.uid;
@@ -196,8 +198,9 @@ export class Reconciler {
       return;
     }
     if (current !== undefined || state.decision === undefined) {
+      const before = state.decision;
       state.decision = decide(state.pod, inventory.namespace(state.pod.namespace), config);
-      this.#report(state.pod, state.decision);
+      this.#report(state.pod, before, state.decision);
     }
     this.#write(key, state, state.pod, state.decision);
     this.#failedKeys.delete(key);
@@ -223,7 +226,7 @@ export class Reconciler {
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
       this.#cgroups.set(id, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
-      if (decision.proxy && !owner.monitor) this.#options.onProxyCgroup(key, cgroup);
+      if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
     }
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
     this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
@@ -259,7 +262,6 @@ export class Reconciler {
     this.#pods.delete(key);
     if (state.pod !== undefined) this.#keyOfUid.delete(state.pod.uid);
     this.#failedKeys.delete(key);
-    this.#options.onPodGone(key);
     this.#options.onReconciled();
   }
 
@@ -270,13 +272,17 @@ export class Reconciler {
     this.#options.logger.warn({ cgroupId: String(cgroup.id), path: cgroup.path }, `a cgroup's path does not say whose it is: ${why}`);
   }
 
-  /** Each thing worth knowing about a pod is said once. */
-  #report(pod: Pod, decision: Decision): void {
+  /** A verdict is logged when it changes, and each thing worth knowing about a pod once. */
+  #report(pod: Pod, before: Decision | undefined, decision: Decision): void {
+    const about = { pod: `${pod.namespace}/${pod.name}`, podUid: pod.uid };
+    if (before?.verdict !== decision.verdict || before.reason !== decision.reason) {
+      this.#options.logger.info({ ...about, verdict: decision.verdict, reason: decision.reason, ...(before && { was: before.verdict }) }, 'verdict');
+    }
     for (const note of decision.notes) {
       const text = `${pod.uid} ${note.message}`;
       if (this.#reported.has(text)) continue;
       this.#reported.add(text);
-      this.#options.logger.warn({ pod: `${pod.namespace}/${pod.name}`, podUid: pod.uid, code: note.code }, note.message);
+      this.#options.logger.warn({ ...about, code: note.code }, note.message);
     }
   }
 

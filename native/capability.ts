@@ -143,14 +143,22 @@ const RETURN_1 = instruction(0xb7, 1); // r0 = 1
 const EXIT = instruction(0x95);
 const call = (helper: number): Buffer => instruction(0x85, helper);
 
+const btfIds = new Map<string, number>();
+
+/** Zero for a tracepoint that this kernel hasn't, which it then refuses. Each search reads the kernel's whole BTF. */
+function btfIdOf(tracepoint: string, attach: number): number {
+  const id = btfIds.get(tracepoint) ?? Math.max(0, libbpf().vmlinuxBtfId(tracepoint, attach));
+  btfIds.set(tracepoint, id);
+  return id;
+}
+
 /** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
 function tryLoad({ type, attach, tracepoint }: Section, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
   const log = Buffer.alloc(LOG_BYTES);
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(attach, 12);
-  // Zero for a tracepoint that this kernel hasn't, which it then refuses.
-  if (tracepoint !== undefined) options.writeUInt32LE(Math.max(0, libbpf().vmlinuxBtfId(tracepoint, attach)), 32);
+  if (tracepoint !== undefined) options.writeUInt32LE(btfIdOf(tracepoint, attach), 32); // attach_btf_id
   options.writeUInt32LE(1, 88); // log_level
   options.writeUInt32LE(log.length, 92);
   options.writeBigUInt64LE(addressOf(log), 96);

@@ -57,8 +57,8 @@ const BPF_F_ALLOW_OVERRIDE = 1;
 const BPF_F_ALLOW_MULTI = 2;
 /** The kernel allows 64 for one cgroup and hook; a path has several cgroups. */
 const MAX_PROGRAMS = 1024;
-/** Names that nobody else is likely to choose. */
-const OUR_NAMES = /^(?:pod|root)_connect[46]$/;
+/** Names that nobody else is likely to choose; sock_ops and sock_release are not among them. */
+const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
 
 /**
  * The programs of the links that are pinned in a directory, by their ids.

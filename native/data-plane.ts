@@ -2,10 +2,10 @@
  * The kernel's half of cgroute: its programs where they belong, its maps by
  * name. Everything is pinned below one versioned bpffs directory.
  */
-import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, unlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, unlinkSync } from 'node:fs';
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
-import { dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
+import { dropDeadLink, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
 import { address, agentInfo, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
@@ -70,7 +70,7 @@ function disposable(maps: ReturnType<typeof openMaps>): PinnedMaps {
 }
 
 export interface DataPlaneOptions {
-  /** Below a mounted bpffs; made when it is not there. */
+  /** Made by {@link makePinDirectory}. */
   readonly bpffsRoot: string;
   /** The watched root and its depth in the kernel's cgroup hierarchy (the real root is 0). */
   readonly root: CgroupPlace;
@@ -86,7 +86,9 @@ export interface DataPlane extends Disposable {
   readonly handoff: Handoff;
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
-  /** Programs at the watched root. Idempotent, like the next two. */
+  /** What brings a redirected connection's original destination to the proxy: before the connect programs. Idempotent, like the next three. */
+  attachHandoff(): void;
+  /** Programs at the watched root. */
   attachRoot(): void;
   /** Programs at a cgroup that holds pods, ahead of any at the root. */
   attachPodTree(place: CgroupPlace): void;
@@ -105,10 +107,9 @@ export interface DataPlane extends Disposable {
 /**
  * Loads the programs and takes over the maps and links that are pinned. Nothing
  * is attached by this alone.
- * @throws CgrouteError `EBPFFS`, `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
+ * @throws CgrouteError `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
  */
 export function openDataPlane(options: DataPlaneOptions): DataPlane {
-  checkBpffs(options.bpffsRoot);
   const { maps: mapDirectory, links } = directories(options.bpffsRoot);
   mkdirSync(mapDirectory, { recursive: true, mode: 0o700 });
   mkdirSync(links, { recursive: true, mode: 0o700 });
@@ -158,18 +159,17 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     handoff: handoff(),
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
-    attachRoot() {
-      // The handoff first: what is redirected must be able to find its way.
+    attachHandoff() {
       if (handoff() === 'trace') attachTrace();
       else attach(SOCKOPS_PROGRAMS, options.root);
-      attach(ROOT_PROGRAMS, options.root);
-      if (handoff() !== 'trace') for (const name of TRACE_PROGRAMS) dropTraceLink(links, name);
     },
+    attachRoot: () => attach(ROOT_PROGRAMS, options.root),
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
     dropOtherLinks() {
       const others = pinnedLinks(links).filter((link) => !attached.has(`${link.program}@${link.cgroupId}`));
       for (const link of others) dropLink(link);
+      if (handoff() !== 'trace') for (const name of TRACE_PROGRAMS) dropTraceLink(links, name);
       return others.length;
     },
     repairLinks() {
@@ -177,8 +177,9 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       if (trace.length > 0) attachTrace();
       const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
       return [...trace, ...lost.flatMap(([name, { program, place }]) => {
-        if (!existsSync(place.path)) {
+        if (!isStill(place)) {
           attached.delete(name);
+          dropDeadLink(links, program.name, place.id);
           return [];
         }
         ensureLink(links, program, place);
@@ -201,34 +202,48 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   };
 }
 
-function checkBpffs(bpffsRoot: string): void {
+/** The cgroup at that path may have been removed and made again. */
+function isStill({ path, id }: CgroupPlace): boolean {
+  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
+}
+
+/**
+ * Makes the directory for pins, if it is not there.
+ * @throws CgrouteError `EBPFFS` when it would not be on a BPF filesystem
+ */
+export function makePinDirectory(bpffsRoot: string): void {
   let at = bpffsRoot;
   while (!existsSync(at) && at !== '/') at = at.replace(/\/[^/]*$/, '') || '/';
   if ((statfsSync(at).type >>> 0) !== BPF_FS_MAGIC) {
     throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
   }
+  mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
 }
 
-/** Removes every link, then every map, of any version. Returns the number of pins removed. */
+/** A redirected connection gets from connect() to accept() within this time, as both ends are on this host. */
+const IN_FLIGHT_MS = 100;
+
+/**
+ * Removes all that is pinned, of any version: first what redirects; then, when
+ * the connections that are under way have arrived, what brings them there.
+ * Returns the number of pins removed.
+ */
 export function removePins(bpffsRoot: string): number {
-  let removed = 0;
-  const sweep = (directory: string): void => {
-    for (const entry of readdirSync(directory, { withFileTypes: true })) {
-      const path = `${directory}/${entry.name}`;
-      if (entry.isDirectory()) {
-        sweep(path);
-      } else {
-        unlinkSync(path);
-        removed++;
-      }
-    }
-    rmdirSync(directory);
-  };
   if (!existsSync(bpffsRoot)) return 0;
-  for (const version of readdirSync(bpffsRoot)) {
-    // Links first: a program must not run on without the maps' names.
-    if (existsSync(`${bpffsRoot}/${version}/links`)) sweep(`${bpffsRoot}/${version}/links`);
-  }
-  sweep(bpffsRoot);
-  return removed;
+  const pins = readdirSync(bpffsRoot, { withFileTypes: true, recursive: true })
+    .filter((entry) => !entry.isDirectory())
+    .map((entry) => `${entry.parentPath}/${entry.name}`);
+  const [redirecting, rest] = [pins.filter(redirects), pins.filter((pin) => !redirects(pin))];
+  for (const pin of redirecting) unlinkSync(pin);
+  if (redirecting.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, IN_FLIGHT_MS);
+  for (const pin of rest) unlinkSync(pin);
+  removeDirectories(bpffsRoot);
+  return pins.length;
+}
+
+const redirects = (pin: string): boolean => /\/(?:root|pod)_connect[46]@\d+$/.test(pin);
+
+function removeDirectories(directory: string): void {
+  for (const name of readdirSync(directory)) removeDirectories(`${directory}/${name}`);
+  rmdirSync(directory);
 }
