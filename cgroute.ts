@@ -5,6 +5,7 @@ import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { stringify } from 'yaml';
 import { defaultConfig, parseConfig, type Config } from './mapper/config.ts';
+import { doctorExitCode, doctorText, runDoctor } from './mapper/doctor.ts';
 import { parseListenAddress, serveHttp } from './mapper/http-server.ts';
 import { startNodeAgent } from './mapper/node-agent.ts';
 import { objectSource } from './mapper/object-source.ts';
@@ -37,6 +38,7 @@ type Flags = { readonly [Name in FlagName]?: string };
 const VERBS: Readonly<Record<string, { readonly help: string; readonly run: (flags: Flags) => Promise<number> }>> = {
   run: { help: 'the agent', run },
   status: { help: 'this node: its proxy, each pod with verdict and reason, counters', run: status },
+  doctor: { help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks', run: doctor },
   cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
   version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
   help: { help: 'print this', run: async () => print(helpText()) },
@@ -160,6 +162,14 @@ async function status(flags: Flags): Promise<number> {
   const now = await readStatus(paths(flags));
   show(flags, now, () => statusText(now));
   return now.agent.running ? EXIT.fine : EXIT.notAsWanted;
+}
+
+async function doctor(flags: Flags): Promise<number> {
+  oneOf(flags, 'output', ['table', 'json', 'yaml']);
+  readConfig(flags);
+  const lines = await runDoctor(paths(flags));
+  show(flags, lines, () => doctorText(lines));
+  return doctorExitCode(lines);
 }
 
 async function cleanup(flags: Flags): Promise<number> {

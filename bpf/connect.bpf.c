@@ -96,6 +96,18 @@ static __always_inline bool denies(bool when_proxy_down)
 				  policies->unknown_pods) == POLICY_DENY;
 }
 
+/* True for the same text with the same end. Both are at least `size` long. */
+static __always_inline bool same_text(const char *a, const char *b, int size)
+{
+	int i;
+
+	for (i = 0; i < size; i++) {
+		if (a[i] != b[i])
+			return false;
+	}
+	return true;
+}
+
 /* The kubelet's probes must reach the pod itself. */
 static __always_inline bool is_kubelet(void)
 {
@@ -104,8 +116,8 @@ static __always_inline bool is_kubelet(void)
 
 	if (bpf_get_current_comm(comm, sizeof(comm)))
 		return false;
-	if (!bpf_strncmp(comm, sizeof(kubelet), kubelet) ||
-	    !bpf_strncmp(comm, sizeof(kubelite), kubelite))
+	if (same_text(comm, kubelet, sizeof(kubelet)) ||
+	    same_text(comm, kubelite, sizeof(kubelite)))
 		return true;
 	/* k3s calls itself "k3s-server" or "k3s-agent". */
 	return comm[0] == 'k' && comm[1] == '3' && comm[2] == 's' &&

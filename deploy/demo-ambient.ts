@@ -21,7 +21,7 @@ interface Cast {
 export async function playAmbient(sandbox: Sandbox, report: Report): Promise<void> {
   report.title("cgroute: a label decides whether a pod's connections go through the node's proxy");
   const node = await makeDemoNode(sandbox);
-  const cast = await introduce(node, report);
+  const cast = await introduce(sandbox, node, report);
   const { web, cart, cron, ztunnelA } = cast;
   const witness = makeWitness(node, report);
   const { shows, comesToShow, showsOriginal } = witness;
@@ -65,7 +65,7 @@ export async function playAmbient(sandbox: Sandbox, report: Report): Promise<voi
   await showStatus(sandbox, report, successor, ztunnelB, witness.tallies);
   const counted = [...witness.tallies.values()].reduce((sum, { proxied }) => sum + proxied, 0);
   const logged = await settled(() => ztunnelA.count() + ztunnelB.count(), counted);
-  report.check(logged === counted, `the two proxies have seen ${logged} connections, the server ${counted} of theirs: nothing else came to a proxy`);
+  report.check(logged === counted, `the two proxies have seen ${logged} connections, the server ${counted} of theirs${logged === counted ? ': nothing else came to a proxy' : ''}`);
   const ended = [web, cart, cron].filter((client) => !client.isAlive()).map(({ name }) => name);
   report.check(ended.length === 0, ended.length === 0 ? 'no pod was restarted: each is the process that it was at first' : `these pods ended on the way: ${ended.join(', ')}`);
 
@@ -73,12 +73,12 @@ export async function playAmbient(sandbox: Sandbox, report: Report): Promise<voi
   await successor.stop();
   report.command('cgroute cleanup');
   const { stdout, stderr } = await cgroute(sandbox, ['cleanup']);
-  report.aside((stdout || stderr).replaceAll(`${sandbox.bpffs}/`, '/sys/fs/bpf/'));
+  report.aside((stdout || stderr).replaceAll(`${sandbox.directory}/`, ''));
   showVisit(report, node, web, 'straight', await web.visit());
 }
 
 /** Makes the pods and says who they are. */
-async function introduce(node: DemoNode, report: Report): Promise<Cast> {
+async function introduce(sandbox: Sandbox, node: DemoNode, report: Report): Promise<Cast> {
   const web = await node.addClient({ namespace: 'shop', name: 'web', style: 'systemd' });
   const cart = await node.addClient({ namespace: 'shop', name: 'cart', style: 'cgroupfs', labels: { [BYPASS]: 'enabled' } });
   const cron = await node.addClient({ namespace: 'batch', name: 'cron', style: 'systemd' });
@@ -98,7 +98,8 @@ async function introduce(node: DemoNode, report: Report): Promise<Cast> {
     report.aside(`${' '.repeat(23)}${shortened(cgroup.path)}`);
   }
   row('server', node.server.split(':')[0] ?? '', 'elsewhere; tells who has connected to it');
-  report.text('Each kubectl command below stands for the same edit of the file pods.yaml.');
+  report.text(`All below ${sandbox.cgroupRoot}; the agent is not to look beyond.`);
+  report.text('A kubectl command below stands for the same edit of the file pods.yaml.');
   return { web, cart, cron, ztunnelA };
 }
 
@@ -148,8 +149,8 @@ async function survive(
   const [first] = astray;
   const how = first === undefined ? '' : first.connected.ok ? `the server saw ${first.saw}` : `${first.connected.step} failed with ${first.connected.errno}`;
   report.check(astray.length === 0, astray.length === 0
-    ? `web has connected ${visits.length} times since the kill, each time through the proxy`
-    : `${astray.length} of web's ${visits.length} connections since the kill did not go through the proxy: ${how}`);
+    ? `web has connected ${visits.length} times through all of this, each time by the proxy`
+    : `${astray.length} of web's ${visits.length} connections during all of this did not go by the proxy: ${how}`);
   return successor;
 }
 

@@ -49,7 +49,7 @@ export function makeReport(): Report {
     check(isGood, text, aside) {
       if (isGood) good++;
       else bad++;
-      const mark = isGood ? styled('green', '✔') : styled('red', '✘');
+      const mark = isGood ? styled('green', '✓') : styled('red', '✗');
       print(`  ${mark} ${text}${aside === undefined ? '' : `  ${styled('dim', aside)}`}`);
     },
     get isGood() { return bad === 0 && good > 0; },

@@ -74,7 +74,7 @@ export function makeWitness(node: DemoNode, report: Report): Witness {
       const told = await proxy.saw(seen).then(({ destination }) => destination, () => 'nothing at all');
       report.check(told === node.server, `${proxy.name} asked for SO_ORIGINAL_DST and was told ${told}`);
       const peer = seen.connected.ok ? seen.connected.peer : seen.connected.errno;
-      report.check(peer === node.server, `${client.name} asked for getpeername() and was told ${peer}: it need not know`);
+      report.check(peer === node.server, `${client.name} asked for its peer's address and was told ${peer}${peer === node.server ? ', as if there were no proxy' : ''}`);
     },
   };
 }
@@ -82,7 +82,7 @@ export function makeWitness(node: DemoNode, report: Report): Witness {
 /** One connection: the way it should go, and what the server saw. */
 export function showVisit(report: Report, node: DemoNode, client: Client, route: Route, visit: Visit, aside?: string): void {
   const { connected, saw } = visit;
-  const way = [client.name, ...(route === 'straight' ? [] : [route.name]), 'server'].join(' ─▶ ').padEnd(30);
+  const way = [client.name, ...(route === 'straight' ? [] : [route.name]), 'server'].join(' → ').padEnd(26);
   const wanted = wantedAddress(client, route);
   const who = route === 'straight' ? 'the pod itself' : 'the proxy';
   if (!connected.ok) report.check(false, `${way}  expected, but ${connected.step} failed with ${connected.errno}`);

@@ -44,10 +44,32 @@ function leftovers({ token, cgroupRoot, directory }: Sandbox): string[] {
   return [...[cgroupRoot, directory].filter((path) => existsSync(path)), ...netns, ...mounted];
 }
 
-/** The innermost reason that was given, without the stack. */
-function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  return error.cause instanceof Error ? `${error.message}: ${reasonOf(error.cause)}` : error.message;
+/** What was given as the reason, down to the innermost, line by line and without the stack. */
+function reasonsOf(error: unknown): string[] {
+  if (!(error instanceof Error)) return [String(error)];
+  const { message, cause } = error;
+  return [...message.split('\n'), ...(cause === undefined ? [] : reasonsOf(cause))].filter((line) => line.trim() !== '');
+}
+
+/** Says why a scene broke off, with what the doctor finds wrong with this host. */
+async function showFailure(report: Report, { cgroupRoot, bpffs }: Sandbox, error: unknown): Promise<void> {
+  const [reason = '', ...more] = reasonsOf(error);
+  report.check(false, `the demo could not go on: ${reason}`);
+  for (const line of more) report.text(line);
+  const { runDoctor } = await import('../mapper/doctor.ts'); // it loads native code, which may be what is wrong
+  const lines = await runDoctor({ cgroupRoot, bpffsRoot: `${bpffs}/cgroute`, procRoot: '/proc' });
+  for (const { check, state, detail, remedy } of lines) {
+    if (state === 'fail') report.text(`doctor: ${check}: ${detail}${remedy === undefined ? '' : `; ${remedy}`}`);
+  }
+}
+
+/** Removes the sandbox; what could not be removed, {@link leftovers} finds. */
+async function remove(sandbox: Sandbox): Promise<void> {
+  try {
+    await sandbox[Symbol.asyncDispose]();
+  } catch {
+    // Looked at next.
+  }
 }
 
 function refuse(sentence: string): number {
@@ -78,15 +100,14 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     sandbox = await makeSandbox(`demo-${name}`);
   } catch (error) {
-    return refuse(`the demo cannot be shown here: it could not make its cgroup, directory and bpffs mount: ${reasonOf(error)}`);
+    return refuse(`the demo cannot be shown here: it could not make its cgroup, directory and bpffs mount: ${reasonsOf(error)[0]}`);
   }
   try {
-    await using _ = sandbox;
     await scene.play(sandbox, report);
   } catch (error) {
-    const [first = '', ...more] = reasonOf(error).split('\n');
-    report.check(false, `the demo could not go on: ${first}`);
-    report.aside(more.join('\n'));
+    await showFailure(report, sandbox, error);
+  } finally {
+    await remove(sandbox);
   }
   const left = leftovers(sandbox);
   report.check(left.length === 0, left.length === 0 ? 'everything that the demo made on this machine is removed' : `left behind: ${left.join(', ')}`);

@@ -4,6 +4,7 @@
  */
 import { readdirSync, statSync } from 'node:fs';
 import type { Logger } from 'pino';
+import { capabilityReport } from '../native/capability.ts';
 import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
@@ -62,6 +63,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     isFirst = readdirSync(bpffsRoot).length === 0;
     const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, maxEntries: maxEntries(config) }));
+    logger.info({ capabilities: capabilityReport(), handoff: dataPlane.handoff }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
 

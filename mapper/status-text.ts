@@ -19,6 +19,7 @@ export function statusText(status: NodeStatus): string {
     ['node', status.node ?? 'unknown: nothing of cgroute is pinned here'],
     ['agent', agent.running ? `running, pid ${agent.pid ?? '?'}, version ${agent.version ?? '?'}${agent.ready ? '' : ', not ready'}` : agentDown(status)],
     ['proxy', proxy.address === null ? 'none is ready' : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod].filter((part) => part !== null).join('  ')],
+    ['kernel', kernelText(status)],
     ...status.sources.map(({ name, state, detail }) => [name, `${state}: ${detail}`]),
   ]);
   const pods = table([
@@ -30,6 +31,12 @@ export function statusText(status: NodeStatus): string {
   ]);
   const unknown = status.unknown.length === 0 ? [] : [`${status.unknown.length} cgroups belong to pods that nobody knows:`, ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`)];
   return [head, '', ...(status.pods.length === 0 ? ['no pods'] : [pods]), ...unknown, ''].join('\n');
+}
+
+function kernelText({ capabilities }: NodeStatus): string {
+  if (capabilities === null) return 'its features could not be tried here';
+  const missing = Object.entries(capabilities.features).filter(([, there]) => !there).map(([name]) => name);
+  return `${capabilities.kernel}, ${missing.length === 0 ? 'has every feature that is used' : `without ${missing.join(', ')}; see \`cgroute doctor\``}`;
 }
 
 function agentDown(status: NodeStatus): string {

@@ -1,6 +1,7 @@
 /** What is true on this node now, read from the pinned maps, so that it works with the agent down. */
 import { existsSync } from 'node:fs';
 import { pino } from 'pino';
+import { capabilityReport, type CapabilityReport } from '../native/capability.ts';
 import { openPinnedMaps, type PinnedMaps } from '../native/data-plane.ts';
 import { branch, infoFlag, setting, type PodInfo } from '../native/layouts.ts';
 import { isLocked } from '../native/lock.ts';
@@ -36,6 +37,8 @@ export interface NodeStatus {
   readonly agent: { readonly running: boolean; readonly ready: boolean; readonly pid: number | null; readonly version: string | null };
   readonly proxy: { readonly address: string | null; readonly address6: string | null; readonly pod: string | null; readonly ready: boolean };
   readonly sources: readonly SourceState[];
+  /** What this host's kernel offers; null where it could not be tried. */
+  readonly capabilities: CapabilityReport | null;
   readonly pods: readonly PodStatus[];
   /** Cgroups of pods that nobody knows. */
   readonly unknown: readonly CgroupStatus[];
@@ -59,7 +62,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
       node: null,
       agent: { running: false, ready: false, pid: null, version: null },
       proxy: { address: null, address6: null, pod: null, ready: false },
-      sources: [], pods: [], unknown: [], host: NO_CONNECTIONS,
+      sources: [], capabilities: capabilities(), pods: [], unknown: [], host: NO_CONNECTIONS,
     };
   }
   const record = readAgentRecord(maps.agent);
@@ -74,6 +77,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
     agent: { running, ready: live?.ready ?? false, pid: running ? record?.pid ?? null : null, version: record?.version ?? null },
     proxy: proxyOf(maps, infos),
     sources: live?.sources ?? [],
+    capabilities: capabilities(),
     pods: infos
       .map((info) => ({
         namespace: info.podNamespace,
@@ -89,6 +93,14 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
     unknown: cgroups.filter(([, { flags }]) => (flags & infoFlag.unknownPod) !== 0).map(([id]) => cgroupStatus(id)),
     host: connectionsOf(maps.counters.get(SHARED_SLOT)?.count ?? []),
   };
+}
+
+function capabilities(): CapabilityReport | null {
+  try {
+    return capabilityReport();
+  } catch {
+    return null;
+  }
 }
 
 function connectionsOf(counts: readonly bigint[]): Connections {

@@ -64,7 +64,6 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_get_netns_cookie: 122,
   bpf_get_current_ancestor_cgroup_id: 123,
   bpf_skc_to_tcp_sock: 137,
-  bpf_strncmp: 182,
   bpf_skc_to_mptcp_sock: 196,
 };
 
@@ -76,14 +75,13 @@ const CONNECT = {
   bpf_get_socket_cookie: '4.19',
   bpf_get_current_cgroup_id: '5.7',
   bpf_get_current_ancestor_cgroup_id: '5.7',
-  bpf_strncmp: '5.17',
 } as const;
 const TRACE = { type: 26, attach: 23, since: '5.5', way: 'tracepoints', without: 'each TCP connection of this host costs more, as sock_ops does their work' } as const;
 const SOCKOPS = { way: 'sockops', without: 'no other way where tracepoints are refused' } as const;
 const PEER = { bpf_get_socket_cookie: '4.19' } as const;
 
 /**
- * Versions: of types of programs, attach types and maps, and of bpf_strncmp, from
+ * Versions: of types of programs, attach types and maps, from
  * docs/kernel-versions.md of iovisor/bcc and data/feature-versions.yaml of
  * isovalent/ebpf-docs; of helpers in a type of program, from the commits that
  * allowed them there: socket cookie d692f1138a4b and, in CGROUP_SOCK, Daniel

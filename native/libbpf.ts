@@ -66,9 +66,7 @@ function bind(lib: LibraryHandle) {
     enableStats: lib.func('int bpf_enable_stats(int type)') as (type: number) => number,
     vmlinuxBtfId: lib.func('int libbpf_find_vmlinux_btf_id(const char *name, int attach_type)') as (name: string, attachType: number) => number,
     progLoad: lib.func('int bpf_prog_load(int type, const char *name, const char *license, const void *insns, size_t count, const void *opts)') as (type: number, name: string | null, license: string, instructions: Buffer, count: number, options: Buffer) => number,
-    probeHelper: lib.func('int libbpf_probe_bpf_helper(int prog_type, int helper, const void *opts)') as (programType: number, helper: number, options: null) => number,
     probeMapType: lib.func('int libbpf_probe_bpf_map_type(int map_type, const void *opts)') as (mapType: number, options: null) => number,
-    probeProgType: lib.func('int libbpf_probe_bpf_prog_type(int prog_type, const void *opts)') as (programType: number, options: null) => number,
   };
 }
 

@@ -38,7 +38,7 @@ export interface Proc {
   processOf(pid: number): ProcessFact | undefined;
   /** Inode number of the process's network namespace. */
   netnsOf(pid: number): number | undefined;
-  /** The network namespace of PID 1. */
+  /** The host's network namespace; undefined where that cannot be told. */
   hostNetns(): number | undefined;
   /** The addresses of the process's network namespace, without entering it. */
   addressesOf(pid: number): Addresses | undefined;
@@ -132,25 +132,38 @@ export function openProc(options: ProcOptions): Proc {
     return [...localAddresses4(read(`${pid}/net/fib_trie`) ?? ''), ...localAddresses6(read(`${pid}/net/if_inet6`) ?? '')];
   }
 
+  /** A process that is in the host's network for sure: PID 1 or, where a security module hides it, the kernel's kthreadd. */
+  function hostPid(): 1 | 2 | undefined {
+    if (netnsOf(1) !== undefined) return 1;
+    return read('2/comm') === 'kthreadd\n' && netnsOf(2) !== undefined ? 2 : undefined;
+  }
+
+  function hostNetns(): number | undefined {
+    const pid = hostPid();
+    return pid === undefined ? undefined : netnsOf(pid);
+  }
+
   // The host's table of routes can be large; its addresses seldom change.
   let host: { readonly until: number; readonly ips: ReadonlySet<string> } | undefined;
   function hostAddresses(): ReadonlySet<string> {
     const now = performance.now();
-    if (host === undefined || host.until < now) host = { until: now + 10_000, ips: new Set(addressesIn(1)) };
+    if (host === undefined || host.until < now) host = { until: now + 10_000, ips: new Set(addressesIn(hostPid() ?? 1)) };
     return host.ips;
   }
 
   function addressesOf(pid: number): Addresses | undefined {
     return ofOneProcess(() => startOf(pid), () => {
       const netns = netnsOf(pid);
-      if (netns === undefined) return undefined;
-      if (netns === netnsOf(1)) return { netns, isHost: true, ips: [] };
+      const host = hostNetns();
+      // Without the host's to compare with, nothing is proved.
+      if (netns === undefined || host === undefined) return undefined;
+      if (netns === host) return { netns, isHost: true, ips: [] };
       const own = hostAddresses();
       return { netns, isHost: false, ips: addressesIn(pid).filter((ip) => !own.has(ip)) };
     });
   }
 
-  return { cgroupOfPid, processOf, netnsOf, hostNetns: () => netnsOf(1), addressesOf };
+  return { cgroupOfPid, processOf, netnsOf, hostNetns, addressesOf };
 }
 
 /** What `reader` says, if `startOf` says the same before and after: the PID was one process's all the time. */

@@ -4,11 +4,11 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, test } from 'node:test';
 import { infoFlag } from '../../native/layouts.ts';
-import { type Cgroup, killBelow } from '../harness/cgroup.ts';
+import type { Cgroup } from '../harness/cgroup.ts';
 import { ip, sysctl } from '../harness/netns.ts';
 import { eventually, must } from '../harness/process.ts';
 import { connect, listen, sock, SOCK } from '../harness/sock.ts';
-import { assertFailed, assertRedirected, at, connectAll, hold, makeMesh, PORT } from './mesh.ts';
+import { assertFailed, assertRedirected, at, connectAll, hold, makeMesh, plain, PORT, seen } from './mesh.ts';
 
 const mesh = await makeMesh('client');
 const { plane, app, proxy, server } = mesh;
@@ -115,9 +115,10 @@ test('a proxy without a route to it leaves nothing', async () => {
 });
 
 /** Stops all processes of a cgroup; format of cgroup.events: docs.kernel.org/admin-guide/cgroup-v2.html. */
-async function freeze(cgroup: Cgroup): Promise<void> {
-  writeFileSync(join(cgroup.absolute, 'cgroup.freeze'), '1');
-  await eventually('the cgroup is frozen', () => readFileSync(join(cgroup.absolute, 'cgroup.events'), 'utf8').includes('frozen 1'));
+async function freeze(cgroup: Cgroup, on: boolean): Promise<void> {
+  writeFileSync(join(cgroup.absolute, 'cgroup.freeze'), on ? '1' : '0');
+  await eventually('the cgroup is frozen, or runs', () =>
+    readFileSync(join(cgroup.absolute, 'cgroup.events'), 'utf8').includes(`frozen ${on ? 1 : 0}`));
 }
 
 /** A counter of TcpExt in a namespace; format of /proc/net/netstat: a line of names, then one of values. */
@@ -158,22 +159,50 @@ test('an MPTCP socket is redirected with its original destination, and leaves no
   assertFailed(await connect(app, server.ip4, PORT, '--mptcp', '--nonblock', '--timeout', '50'), 'ETIMEDOUT');
 });
 
-test('nothing is left of a client that the proxy\'s full queue never let in', async () => {
-  const busy = await mesh.addPod('busy', { inMesh: false, flags: infoFlag.proxy });
-  plane.plane.attachProxy({ path: busy.podCgroup.absolute, id: busy.podCgroup.id });
-  await sysctl(busy.netns, 'core.somaxconn=1', 'ipv4.tcp_synack_retries=1');
-  const listener = await listen(mesh.sandbox, busy, 'proxy', '*', [15001], '--dual');
-  await freeze(busy.cgroup);
-  plane.setProxy(busy);
-  // The queue takes two; the next is established for the client alone.
-  const clients = Array.from({ length: 6 }, () => connect(app, server.ip4, PORT, '--timeout', 700));
+test('a client that has closed before the proxy accepts it is told apart all the same', async () => {
+  await freeze(proxy.cgroup, true);
+  const results = [];
+  try {
+    for (const { address, asked, options } of FAMILIES) {
+      const result = await connect(app, address, PORT, ...options, '--no-read');
+      assert.ok(result.ok && result.peer === asked, JSON.stringify(result));
+      results.push(result);
+    }
+  } finally {
+    await freeze(proxy.cgroup, false);
+  }
+  for (const [i, { local }] of results.entries()) {
+    assert.equal((await seen(mesh.proxying, local)).orig, plain(FAMILIES[i]?.asked ?? ''));
+  }
+});
+
+test('nothing is left of clients that reset their connections before the proxy accepts them', async () => {
+  await freeze(proxy.cgroup, true);
+  try {
+    assert.equal((await sock<{ errors: number }>(app, 'bench', 50, server.ip4, PORT)).errors, 0);
+  } finally {
+    await freeze(proxy.cgroup, false);
+  }
+});
+
+test('nothing is left of a client whose side stood when the proxy\'s never did', async () => {
+  // The SYN comes in, its answer goes out, the ACK and all that follows is lost.
+  const half = await mesh.addPod('half', { inMesh: false, flags: infoFlag.proxy });
+  for (const tables of ['iptables', 'ip6tables']) {
+    await must({ cmd: tables, args: ['-A', 'INPUT', '-p', 'tcp', '!', '--syn', '-j', 'DROP'], netns: half.netns });
+  }
+  const listener = await listen(mesh.sandbox, half, 'proxy', '*', [15001], '--dual');
+  // So that both sides give up within seconds.
+  await sysctl(half.netns, 'ipv4.tcp_synack_retries=1');
+  await sysctl(app.netns, 'ipv4.tcp_orphan_retries=1');
+  plane.setProxy(half);
+  const clients = FAMILIES.map(({ address, options }) => connect(app, address, PORT, ...options, '--timeout', 100));
   for (const result of await Promise.all(clients)) {
     assertFailed(result, 'ETIMEDOUT');
-    assert.ok(!result.ok && result.step === 'read');
+    assert.ok(!result.ok && result.step === 'read', JSON.stringify(result));
   }
-  assert.ok(await tcpCounter(busy.netns, 'ListenOverflows') > 0);
-  killBelow(busy.podCgroup.absolute);
-  await listener.running.exit;
+  await plane.nothingLeft(8000);
+  assert.deepEqual(listener.accepted(), []);
 });
 
 test('an entry lives as long as the socket, not as the process that opened it', async () => {

@@ -142,5 +142,6 @@ export function attachAll({ plane }: TestPlane, podTree: Cgroup, proxy: Cgroup):
   plane.maps.podTrees.set(NO_KEY, { count: 1, id: [podTree.id] });
   plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
   plane.attachProxy({ path: proxy.absolute, id: proxy.id });
+  plane.attachHandoff();
   plane.attachRoot();
 }

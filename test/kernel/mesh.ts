@@ -55,6 +55,8 @@ export interface Mesh extends AsyncDisposable {
 export interface MeshOptions extends PlaneOptions {
   /** More options for `sock proxy`. */
   readonly proxyOptions?: readonly string[];
+  /** Called with the watched root just before the data plane's programs are attached. */
+  readonly beforeAttach?: (root: Pick<Cgroup, 'absolute'>) => void;
 }
 
 const uid = (slot: number): string => `2c48913c-b29f-11e7-9350-${slot.toString(16).padStart(12, '0')}`;
@@ -83,6 +85,7 @@ export async function makeMesh(name: string, options: MeshOptions = {}): Promise
   const node = await network.addHost('node');
   const proxy = await addPod('proxy', { inMesh: false, flags: infoFlag.proxy });
   const app = await addPod('app');
+  options.beforeAttach?.({ absolute: sandbox.cgroupRoot });
   attachAll(plane, podTree, proxy.podCgroup);
   plane.setProxy(proxy);
   const serving = await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--tfo');

@@ -6,7 +6,7 @@ import { dirname, join, resolve } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { runDoctor, doctorExitCode, doctorText } from '../../mapper/doctor.ts';
 import { capabilityLines, describeHooks, featureLines, findPodTrees } from '../../mapper/doctor-bpf.ts';
-import { bpffsLine, cgroupLine, iptablesLines, kernelLine, namespaceLines, settingLines } from '../../mapper/doctor-host.ts';
+import { bpffsLine, cgroupLine, iptablesLines, kernelLine, memoryLine, namespaceLines, settingLines } from '../../mapper/doctor-host.ts';
 import type { DoctorLine } from '../../mapper/doctor-line.ts';
 import { isOlder, isProbed, leastKernel, type ProbedFeature } from '../../native/capability.ts';
 import type { HookOrder, PlacedProgram } from '../../native/cgroup-query.ts';
@@ -64,6 +64,18 @@ test('a host with cgroup v1 only, and a bpffs root elsewhere, fail with the reme
   assert.deepEqual(states(lines), ['cgroup2: fail', 'bpffs: fail']);
   assert.match(lines[0]?.detail ?? '', /cgroup v1 only/);
   assert.equal(lines[1]?.remedy, 'mount -t bpf bpf /sys/fs/bpf');
+});
+
+test('the least memory limit from the own cgroup upwards counts', (t) => {
+  const root = tree(t, { 'proc/self/cgroup': '9:memory:/x\n0::/pods/agent\n', 'cg/memory.max': 'max\n', 'cg/pods/memory.max': `${128 << 20}\n`, 'cg/pods/agent/memory.max': `${512 << 20}\n` });
+  mkdirSync(`${root}/proc/self`, { recursive: true });
+  writeFileSync(`${root}/proc/self/mountinfo`, `41 31 0:38 / ${root}/cg rw - cgroup2 cgroup2 rw\n`);
+  const look = (): DoctorLine => memoryLine({ procRoot: `${root}/proc`, bpffsRoot: '/x' });
+  assert.deepEqual([look().state, look().detail.startsWith('128 MiB for /pods,')], ['warn', true]);
+  writeFileSync(`${root}/cg/pods/memory.max`, 'max\n');
+  assert.deepEqual([look().state, look().detail], ['ok', '512 MiB for /pods/agent']);
+  writeFileSync(`${root}/cg/pods/agent/memory.max`, 'max\n');
+  assert.match(look().detail, /no limit/);
 });
 
 test('capabilities are read from the status file, and CAP_SYS_ADMIN stands for the two that came out of it', (t) => {
@@ -221,6 +233,19 @@ test('the text has a mark and a remedy for each line, and the exit code is 3 onl
   assert.equal(doctorExitCode(lines), 3);
   assert.equal(doctorExitCode(lines.slice(0, 2)), 0);
   assert.match(doctorText(lines.slice(0, 1)), /\nthis host is fit for cgroute\n$/);
+});
+
+test('without libbpf doctor names the package, and the rest is looked at all the same', (t) => {
+  const root = tree(t, { 'libbpf.so.1': '' });
+  const script = `import { runDoctor } from '${resolve(import.meta.dirname, '../../mapper/doctor.ts')}'; import { capabilityReport } from '${resolve(import.meta.dirname, '../../native/capability.ts')}';
+    console.log(JSON.stringify({ lines: await runDoctor({ procRoot: '/proc', bpffsRoot: '/sys/fs/bpf/cgroute' }), report: capabilityReport() }));`;
+  const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8', env: { ...process.env, LD_LIBRARY_PATH: root } });
+  const { lines, report } = JSON.parse(output) as { lines: DoctorLine[]; report: { features: object } };
+  const library = lines.find(({ check }) => check === 'libbpf');
+  assert.equal(library?.state, 'fail');
+  assert.match(library.remedy ?? '', /libbpf1/);
+  assert.ok(lines.some(({ check }) => check === 'kernel') && lines.some(({ check }) => check === 'iptables-nft'));
+  assert.deepEqual(report.features, {});
 });
 
 test('doctor never throws, whatever the places are', async (t) => {
