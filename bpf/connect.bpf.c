@@ -96,32 +96,28 @@ static __always_inline bool denies(bool when_proxy_down)
 				  policies->unknown_pods) == POLICY_DENY;
 }
 
-/* True for the same text with the same end. Both are at least `size` long. */
-static __always_inline bool same_text(const char *a, const char *b, int size)
-{
-	int i;
-
-	for (i = 0; i < size; i++) {
-		if (a[i] != b[i])
-			return false;
-	}
-	return true;
-}
+/* The first eight characters of a name as one number. */
+#define NAME(a, b, c, d, e, f, g, h)                                           \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 |  \
+	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
 
 /* The kubelet's probes must reach the pod itself. */
 static __always_inline bool is_kubelet(void)
 {
-	static const char kubelet[] = "kubelet", kubelite[] = "kubelite";
-	char comm[16] = {};
+	union {
+		char text[16];
+		__u64 head;
+	} comm = {};
 
-	if (bpf_get_current_comm(comm, sizeof(comm)))
+	if (bpf_get_current_comm(comm.text, sizeof(comm.text)))
 		return false;
-	if (same_text(comm, kubelet, sizeof(kubelet)) ||
-	    same_text(comm, kubelite, sizeof(kubelite)))
+	if (comm.head == NAME('k', 'u', 'b', 'e', 'l', 'e', 't', 0))
 		return true;
+	if (comm.head == NAME('k', 'u', 'b', 'e', 'l', 'i', 't', 'e'))
+		return !comm.text[8];
 	/* k3s calls itself "k3s-server" or "k3s-agent". */
-	return comm[0] == 'k' && comm[1] == '3' && comm[2] == 's' &&
-	       (!comm[3] || comm[3] == '-');
+	return comm.text[0] == 'k' && comm.text[1] == '3' && comm.text[2] == 's' &&
+	       (!comm.text[3] || comm.text[3] == '-');
 }
 
 /* Ports of the proxy itself, by Istio's conventions. */

@@ -111,7 +111,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
-  #follows: NodeJS.Immediate | undefined;
+  #follows = false;
   isReady = false;
 
   constructor(options: NodeAgentOptions, cgroupRoot: string, dataPlane: DataPlane, record: AgentRecord) {
@@ -131,7 +131,7 @@ class RunningAgent implements AsyncDisposable {
         addressesIn: (paths) => this.#addressesIn(paths),
       },
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
-      onReconciled: () => this.#followSoon(),
+      onReconciled: () => void this.#followSoon(),
     });
     const filter = dataPlane.execFilter;
     this.#host = this.#stack.use(watchHost({
@@ -142,7 +142,7 @@ class RunningAgent implements AsyncDisposable {
       onCgroupGone: (cgroup) => {
         this.#reconciler.cgroupGone(cgroup);
         this.#proxy.cgroupGone(cgroup.id);
-        this.#followSoon();
+        void this.#followSoon();
       },
       onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
       wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
@@ -174,17 +174,20 @@ class RunningAgent implements AsyncDisposable {
     logger.info({ ...this.#reconciler.counts }, 'ready');
   }
 
-  /** Once for all pods that are reconciled in a row. */
-  #followSoon(): void {
-    if (this.#follows !== undefined) return;
-    this.#follows = setImmediate(() => {
-      this.#follows = undefined;
-      try {
-        this.#proxy.follow();
-      } catch (error) {
-        this.#options.logger.error({ err: error }, `the proxy's address could not be written: ${messageOf(error)}`);
-      }
-    });
+  /**
+   * Once for all that changes in a row, and when the queue is empty: in the middle
+   * of a change of several pods it may look as if there were no proxy at all.
+   */
+  async #followSoon(): Promise<void> {
+    if (!this.isReady || this.#follows) return;
+    this.#follows = true;
+    try {
+      await this.#reconciler.idle();
+      this.#follows = false;
+      this.#proxy.follow();
+    } catch (error) {
+      this.#options.logger.error({ err: error }, `the proxy's address could not be written: ${messageOf(error)}`);
+    }
   }
 
   /** What nobody tells the agent about, it looks at from time to time. */
@@ -219,6 +222,5 @@ class RunningAgent implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
     this.#reconciler.stop();
-    clearImmediate(this.#follows);
   }
 }

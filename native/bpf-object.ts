@@ -58,7 +58,7 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
     const notes: string[] = [];
     for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
       if (!lib.mapIsInternal(map)) prepareMap(map, options, notes);
-      else if (options.tunables !== undefined) setTunables(map, readElf(bytes, file), options.tunables, file);
+      else if (options.tunables !== undefined && lib.mapName(map).endsWith('.rodata')) setTunables(map, readElf(bytes, file), options.tunables, file);
     }
     loadObject(open, file);
     return { programs: programsOf(open), notes, [Symbol.dispose]: () => closeObject(open) };

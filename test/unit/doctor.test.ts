@@ -36,7 +36,7 @@ test('kernel releases are compared by their first two numbers', () => {
 });
 
 test('the least kernel is the newest of the versions that are needed, without the optional ones', () => {
-  assert.equal(leastKernel(), '5.17');
+  assert.equal(leastKernel(), '5.15');
   assert.equal(kernelLine('5.10.0-30-amd64', 'x86_64').state, 'warn');
   assert.equal(kernelLine('6.1.0', 'aarch64').state, 'ok');
   assert.match(kernelLine('6.1.0', 'riscv64').detail, /riscv64/);

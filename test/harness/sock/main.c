@@ -28,6 +28,10 @@ static const struct {
 	{ "many", cmd_many, "[--mapped] [--bind ADDR] COUNT BASE_ADDR PORT" },
 	{ "loop", cmd_loop, "[--mapped] [--every US] ADDR PORT MS" },
 	{ "bench", cmd_bench, "[--mapped] COUNT ADDR PORT" },
+	{ "arrive", cmd_arrive, "MS (directories of cgroups on stdin)" },
+	{ "arrived", cmd_arrived, "(begun by arrive)" },
+	{ "storm", cmd_storm, "PER_SECOND MS" },
+	{ "nothing", cmd_nothing, "(begun by storm)" },
 };
 
 static void usage(void)
