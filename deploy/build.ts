@@ -200,7 +200,7 @@ async function bundle(output: string): Promise<Product> {
     banner: {
       js: "import { createRequire as createRequire__ } from 'node:module'; const require = createRequire__(import.meta.url);",
     },
-    sourcemap: 'linked',
+    // No source map: Node would hold it, 20 MB, and the bundle is legible as it is.
     logLevel: 'silent',
   };
   return {
@@ -219,6 +219,20 @@ async function bundle(output: string): Promise<Product> {
       }
       await chmod(resolve(root, target), 0o755);
       return Object.keys(result.metafile?.inputs ?? {});
+    },
+  };
+}
+
+/** The program as it is called. */
+function launcher(output: string): Product {
+  const source = 'deploy/cgroute.sh';
+  return {
+    output,
+    recipe: `copy of ${source}`,
+    async make(target) {
+      await copyFile(join(root, source), resolve(root, target));
+      await chmod(resolve(root, target), 0o755);
+      return [source];
     },
   };
 }
@@ -255,7 +269,7 @@ async function main(): Promise<void> {
   const sources = (await readdir(join(root, 'bpf'))).filter((name) => name.endsWith('.bpf.c'));
   const products = sources.map((name) => bpfObject(`bpf/${name}`, `dist/bpf/${name.replace(/c$/, 'o')}`, clang));
   products.push(...(await testProducts(clang)));
-  if (await exists('cgroute.ts')) products.push(await bundle('dist/cgroute.mjs'));
+  if (await exists('cgroute.ts')) products.push(await bundle('dist/cgroute.mjs'), launcher('dist/cgroute'));
   await dropOrphans(products);
   await build(await vmlinux()); // the objects include it
   const queue = products[Symbol.iterator]();

@@ -7,6 +7,7 @@ import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
 import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
+import { trimMemory } from '../native/libc.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { attachProgram } from '../native/proc-connector.ts';
 import { findCgroupMount, levelOf, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
@@ -171,6 +172,7 @@ class RunningAgent implements AsyncDisposable {
     this.#stack.defer(() => clearInterval(timer));
     this.isReady = true;
     this.#record.beat();
+    trimMemory();
     logger.info({ ...this.#reconciler.counts }, 'ready');
   }
 

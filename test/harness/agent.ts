@@ -4,8 +4,7 @@ import { type Exit, type Finished, type Program, type Running, run } from './pro
 import type { Sandbox } from './sandbox.ts';
 
 const root = resolve(import.meta.dirname, '../..');
-const NODE = resolve(root, 'node_modules/.bin/node');
-const BUNDLE = resolve(root, 'dist/cgroute.mjs');
+const PROGRAM = resolve(root, 'dist/cgroute');
 
 export interface AgentOptions {
   /** The manifest file with namespaces and pods. */
@@ -57,7 +56,7 @@ export async function cgroute(
   sandbox: Sandbox, args: readonly string[], options: Partial<AgentOptions> = {},
 ): Promise<Finished> {
   const [verb = 'help', ...rest] = args;
-  return run({ cmd: NODE, args: ['--enable-source-maps', BUNDLE, verb, ...roots(sandbox, options), ...rest] });
+  return run({ cmd: PROGRAM, args: [verb, ...roots(sandbox, options), ...rest] });
 }
 
 function parse(line: string): LogEntry[] {
@@ -72,9 +71,9 @@ function parse(line: string): LogEntry[] {
 /** Starts the agent; {@link Agent.ready} waits for it. */
 export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   const running = sandbox.spawn({
-    cmd: NODE,
+    cmd: PROGRAM,
     args: [
-      '--enable-source-maps', BUNDLE, 'run',
+      'run',
       '--source', `file:${options.manifest}`,
       '--node', options.node ?? 'node-a',
       ...roots(sandbox, options),

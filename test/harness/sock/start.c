@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Programs that begin: in cgroups that were made for them, or very many of them. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,30 +16,32 @@
 
 #define SELF "/proc/self/exe"
 
-static void enter(const char *directory)
-{
-	char path[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", directory);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
-}
-
-/* Makes the cgroup, moves there and begins `sock arrived`. */
+/*
+ * Makes the cgroup and a process that is born there, as moving one there can take
+ * milliseconds; that begins `sock arrived`.
+ */
 static void arrive(const char *directory, const char *ms)
 {
+	struct clone_args args = { .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD };
 	char mkdir_ns[32], exec_ns[32];
+	long pid;
 
 	snprintf(mkdir_ns, sizeof(mkdir_ns), "%" PRIu64, now_ns());
 	if (mkdir(directory, 0755))
 		die(directory);
-	enter(directory);
-	snprintf(exec_ns, sizeof(exec_ns), "%" PRIu64, now_ns());
-	execl(SELF, "sock", "arrived", directory, mkdir_ns, exec_ns, ms, NULL);
-	die("exec");
+	args.cgroup = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if ((int)args.cgroup < 0)
+		die(directory);
+	fflush(stdout);
+	pid = syscall(SYS_clone3, &args, sizeof(args));
+	if (pid < 0)
+		die("clone3");
+	if (pid == 0) {
+		snprintf(exec_ns, sizeof(exec_ns), "%" PRIu64, now_ns());
+		execl(SELF, "sock", "arrived", directory, mkdir_ns, exec_ns, ms, NULL);
+		die("exec");
+	}
+	close(args.cgroup);
 }
 
 /*
@@ -56,8 +59,7 @@ int cmd_arrive(int argc, char **argv)
 	printf("{\"waiting\":true}\n");
 	while (fgets(directory, sizeof(directory), stdin)) {
 		directory[strcspn(directory, "\n")] = 0;
-		if (fork_worker() == 0)
-			arrive(directory, argv[1]);
+		arrive(directory, argv[1]);
 	}
 	return 0;
 }

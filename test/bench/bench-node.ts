@@ -1,0 +1,171 @@
+/**
+ * The topology that connections are measured in: one pod, whose network has
+ * all four ways over its own loopback device, its equal with iptables, and, over
+ * a bridge, a server and a proxy with networks of their own.
+ */
+import { readdirSync, statSync, unlinkSync } from 'node:fs';
+import { relative } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { podAddresses } from '../../mapper/pod-entry.ts';
+import { openDataPlane, type DataPlane, type Handoff } from '../../native/data-plane.ts';
+import { infoFlag, proxyPorts, setting } from '../../native/layouts.ts';
+import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
+import { ip, makeNetwork } from '../harness/netns.ts';
+import { must, run } from '../harness/process.ts';
+import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { listen, type Place, SOCK } from '../harness/sock.ts';
+import { bytesOf } from '../kernel/data-plane.ts';
+import { linkDirectory } from './program-statistics.ts';
+
+/** An address of its own on `lo`, where each pod finds a server on port 8080. */
+const LOCAL = '10.88.0.1';
+const PORT = 8080;
+const OUTBOUND = 15001;
+
+/**
+ * Clients and listeners run ahead of whatever else the machine does (SCHED_FIFO,
+ * 10), and where the scheduler wants them: that gave the steadiest figures, by
+ * far, on a machine that others work on. Pinned to one CPU, they wait for each
+ * other; pinned to two, they were a little less steady.
+ */
+const FIRST = ['-f', '10'] as const;
+
+/** A way for a connection to go. */
+export interface Way {
+  /** Who connects, and from where. */
+  readonly place: Place;
+  readonly address: string;
+  /** The proxy that redirected connections go to. */
+  readonly proxy: string;
+  /** Whether our programs are there at all. */
+  readonly attached: boolean;
+}
+
+export type WayName =
+  | 'direct' | 'control' | 'untouched' | 'untouched_host' | 'redirected' | 'iptables_redirect' | 'node_direct' | 'node_redirected';
+
+export interface BenchNode extends AsyncDisposable {
+  readonly sandbox: Sandbox;
+  readonly bpffsRoot: string;
+  readonly handoff: Handoff;
+  /** Whether clients and listeners run with real-time priority; a container may lack the right to. */
+  readonly hasPriority: boolean;
+  readonly ways: Readonly<Record<WayName, Way>>;
+  /** Attaches or detaches our programs as this way wants it, and tells them the proxy. */
+  prepare(way: Way): Promise<void>;
+  /** Connects again and again: the median of connect() alone, nanoseconds. A connection that fails is an error. */
+  connect(way: Way, count: number): Promise<number>;
+}
+
+/** As {@link BenchNode.connect} counts: `sock bench` warms up with a tenth more. */
+export const connections = (count: number): number => count + Math.floor(count / 10);
+
+/** Starts a server that asks for the original destination: all listeners do, so that they do the same work. */
+async function serve(sandbox: Sandbox, place: Place, address: string, port: number, priority: boolean): Promise<void> {
+  const { running } = await listen(sandbox, place, 'proxy', address, [port], '--quiet');
+  if (priority) await must({ cmd: 'chrt', args: [...FIRST.slice(0, 1), '-p', FIRST[1], String(running.pid)] });
+}
+
+function openPlane(sandbox: Sandbox, bpffsRoot: string, handoff: Handoff): DataPlane {
+  const plane = openDataPlane({
+    bpffsRoot,
+    root: { path: sandbox.cgroupRoot, id: statSync(sandbox.cgroupRoot, { bigint: true }).ino },
+    rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
+    maxEntries: {},
+    handoff,
+  });
+  if (plane.handoff !== handoff) throw new Error(`this kernel does not do the handoff by ${handoff}: ${plane.notes.join('; ')}`);
+  const ports = Buffer.alloc(proxyPorts.size);
+  proxyPorts.encode({ outbound: OUTBOUND, inbound: 15006 }, ports);
+  plane.maps.settings.set(setting.ports, { bytes: ports });
+  return plane;
+}
+
+/** Makes it, with our programs not attached yet. */
+export async function makeBenchNode(handoff: Handoff): Promise<BenchNode> {
+  const stack = new AsyncDisposableStack();
+  const sandbox = stack.use(await makeSandbox('bench'));
+  const network = await makeNetwork(sandbox);
+  const podTree = sandbox.cgroup('kubepods');
+  const appCgroup = sandbox.cgroup('kubepods/podapp/container');
+  const outCgroup = sandbox.cgroup('kubepods/podout/container');
+  const proxyCgroup = sandbox.cgroup('kubepods/podproxy');
+  const pod = await network.addHost('pod');
+  const iptables = await network.addHost('iptables');
+  const server = await network.addHost('server');
+  const proxy = await network.addHost('proxy');
+  const host = { cgroup: sandbox.hostCgroup };
+  const inPod = { ...host, netns: pod.netns };
+  const inIptables = { ...host, netns: iptables.netns };
+  const hasPriority = (await run({ cmd: 'chrt', args: [...FIRST, 'true'] })).code === 0;
+
+  for (const { netns } of [pod, iptables]) await ip(netns, `address add ${LOCAL}/32 dev lo`);
+  await must({ cmd: 'iptables', args: ['-t', 'nat', '-A', 'OUTPUT', '-d', LOCAL, '-p', 'tcp', '--dport', String(PORT), '-j', 'REDIRECT', '--to-ports', String(OUTBOUND)], netns: iptables.netns });
+  await serve(sandbox, inPod, LOCAL, PORT, hasPriority);
+  await serve(sandbox, { cgroup: proxyCgroup, netns: pod.netns }, '127.0.0.1', OUTBOUND, hasPriority);
+  await serve(sandbox, inIptables, '127.0.0.1', OUTBOUND, hasPriority);
+  await serve(sandbox, { ...host, netns: server.netns }, server.ip4, PORT, hasPriority);
+  await serve(sandbox, { cgroup: proxyCgroup, netns: proxy.netns }, proxy.ip4, OUTBOUND, hasPriority);
+
+  const bpffsRoot = `${sandbox.bpffs}/cgroute`;
+  const plane = stack.use(openPlane(sandbox, bpffsRoot, handoff));
+  const enrol = (cgroup: Cgroup, slot: number, isInMesh: boolean, flags: number, ip4: string): void => {
+    const addresses = podAddresses([ip4]);
+    plane.maps.cgroups.set(cgroup.id, {
+      id: cgroup.id, slot, isInMesh: isInMesh ? 1 : 0, flags, detectedFlags: flags, cgroupIp: addresses.ip4, cgroupIp6: addresses.ip6,
+    });
+  };
+  enrol(appCgroup, 1, true, infoFlag.ambient, pod.ip4);
+  enrol(outCgroup, 2, false, 0, pod.ip4);
+  enrol(proxyCgroup, 3, false, infoFlag.proxy, proxy.ip4);
+  plane.maps.podTrees.set(0, { count: 1, id: [podTree.id] });
+
+  let attached = false;
+  async function attach(wanted: boolean): Promise<void> {
+    if (wanted === attached) return;
+    attached = wanted;
+    if (wanted) {
+      plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
+      plane.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
+      plane.attachHandoff();
+      plane.attachRoot();
+    } else {
+      const links = linkDirectory(bpffsRoot);
+      for (const pin of readdirSync(links)) unlinkSync(`${links}/${pin}`);
+    }
+    // The kernel patches its own code, and lets go of programs a little later.
+    await delay(20);
+  }
+
+  const app = { cgroup: appCgroup, netns: pod.netns };
+  const way = (place: Place, isAttached: boolean, to: { address?: string; proxy?: string } = {}): Way => ({
+    place, attached: isAttached, address: to.address ?? LOCAL, proxy: to.proxy ?? '127.0.0.1',
+  });
+  return {
+    sandbox, bpffsRoot,
+    handoff: plane.handoff,
+    hasPriority,
+    ways: {
+      direct: way(app, false),
+      control: way(app, false),
+      untouched: way({ cgroup: outCgroup, netns: pod.netns }, true),
+      untouched_host: way(inPod, true),
+      redirected: way(app, true),
+      iptables_redirect: way({ cgroup: appCgroup, netns: iptables.netns }, false),
+      node_direct: way(app, false, { address: server.ip4 }),
+      node_redirected: way(app, true, { address: server.ip4, proxy: proxy.ip4 }),
+    },
+    async prepare(to) {
+      await attach(to.attached);
+      plane.maps.settings.set(setting.proxyIp4, { bytes: bytesOf(to.proxy) });
+    },
+    async connect(to, count) {
+      const args = ['bench', String(count), to.address, String(PORT)];
+      const text = await must({ ...to.place, ...(hasPriority ? { cmd: 'chrt', args: [...FIRST, SOCK, ...args] } : { cmd: SOCK, args }) });
+      const { p50, errors } = JSON.parse(text) as { p50: number; errors: number };
+      if (errors > 0) throw new Error(`${errors} of ${count} connections to ${to.address}:${PORT} failed`);
+      return p50;
+    },
+    [Symbol.asyncDispose]: () => stack.disposeAsync(),
+  };
+}

@@ -1,0 +1,218 @@
+/** Leaving and coming back: redirection does not depend on the agent, and nothing is lost or left over. */
+import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { after, before, describe, test } from 'node:test';
+import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
+import { removeCgroup } from '../harness/cgroup.ts';
+import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type Running, must } from '../harness/process.ts';
+import { SOCK, listen } from '../harness/sock.ts';
+
+interface Totals {
+  readonly total: number;
+  readonly proxy: number;
+  readonly server: number;
+  readonly other: number;
+  readonly failed: number;
+  readonly errors: Readonly<Record<string, number>>;
+}
+
+/** Programs that are attached anywhere below a node's root. */
+async function attached(node: TestNode): Promise<unknown[]> {
+  return JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'tree', node.sandbox.cgroupRoot] })) as unknown[];
+}
+
+const pins = (node: TestNode): string[] => readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
+
+/** The ids in cgroup_info_map, and those that belong there: each pod's own cgroup and its containers'. */
+async function knownCgroups(node: TestNode): Promise<string[]> {
+  return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
+}
+
+describe('an agent that comes and goes', () => {
+  let node: TestNode;
+  let pod: NodePod;
+  let plain: NodePod;
+
+  before(async () => {
+    // A proxy that names itself in its reply, so that each connection of a loop tells how it went.
+    node = await startNode('restart', { proxy: false, agent: false });
+    await listen(node.sandbox, node.proxyPod.place, 'proxy', '*', [15001, 15006], '--dual', '--quiet');
+    node.manifest.namespace('plain');
+    pod = await node.addPod({ name: 'pod', style: 'systemd' });
+    plain = await node.addPod({ name: 'plain', namespace: 'plain' });
+    await node.startAgent();
+  });
+  after(() => node?.[Symbol.asyncDispose]());
+
+  function loop(from: NodePod): Running {
+    return node.sandbox.spawn({ ...from.place, cmd: SOCK, args: ['loop', '--every', '300', node.server.ip4, '8080', '0'] });
+  }
+  async function totals(running: Running): Promise<Totals> {
+    running.end();
+    await running.exit;
+    return JSON.parse(running.stdout.at(-1) ?? '') as Totals;
+  }
+  /** Who answered: `proxy` or `server`. */
+  async function answers(from: NodePod): Promise<string> {
+    const line = await must({ ...from.place, cmd: SOCK, args: ['connect', node.server.ip4, '8080'] });
+    const result = JSON.parse(line) as { readonly ok: boolean; readonly reply?: string; readonly errno?: string };
+    return result.reply?.split(' ')[0] ?? result.errno ?? '';
+  }
+
+  test('leaves redirection on when it gets SIGTERM, and status says that it is down', async () => {
+    assert.deepEqual(await node.agent.stop(), { code: 0, signal: null });
+    assert.deepEqual([await answers(pod), await answers(plain)], ['proxy', 'server']);
+    const { code, stdout } = await cgroute(node.sandbox, ['status']);
+    assert.equal(code, 3);
+    assert.match(stdout, /^agent +DOWN; what it left pinned goes on redirecting$/m);
+    assert.match(stdout, /demo +pod +in +namespace-label/);
+    const status = await node.status();
+    assert.deepEqual({ running: status.agent.running, pid: status.agent.pid }, { running: false, pid: null });
+    assert.deepEqual(status.proxy, { ...status.proxy, address: node.proxyPod.host.ip4, ready: true });
+  });
+
+  test('takes over again with the counters as they stood', async () => {
+    const before = (await node.podStatus(pod)).connections['redirected'] ?? 0;
+    assert.ok(before > 0);
+    await node.startAgent();
+    assert.equal((await node.podStatus(pod)).connections['redirected'], before);
+    assert.equal(await answers(pod), 'proxy');
+    assert.equal((await node.podStatus(pod)).connections['redirected'], before + 1);
+  });
+
+  for (const [what, end] of [['SIGTERM', (agent: Agent) => agent.stop()], ['SIGKILL', (agent: Agent) => agent.kill9()]] as const) {
+    test(`is replaced after ${what} without one connection that is not redirected`, async () => {
+      const [redirected, untouched] = [loop(pod), loop(plain)];
+      for (let round = 0; round < 2; round++) {
+        await delay(50);
+        await end(node.agent);
+        await delay(50);
+        await node.startAgent();
+      }
+      await delay(50);
+      const [inMesh, outside] = [await totals(redirected), await totals(untouched)];
+      assert.ok(inMesh.total > 100, `only ${inMesh.total} connections were made`);
+      assert.deepEqual({ ...inMesh, total: 0, proxy: 0 }, { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} });
+      assert.deepEqual({ ...outside, total: 0, server: 0 }, { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} });
+    });
+  }
+
+  test('may be killed at any moment of its start', async () => {
+    await node.agent.stop();
+    const running = loop(pod);
+    for (const ms of [60, 90, 120, 150, 180, 210]) {
+      const agent = startAgent(node.sandbox, { manifest: node.manifest.path });
+      await delay(ms);
+      await agent.kill9();
+    }
+    await node.startAgent();
+    const { total, proxy } = await totals(running);
+    assert.equal(proxy, total);
+    assert.equal(await answers(plain), 'server');
+  });
+
+  test('catches up at its start with what was changed meanwhile', async () => {
+    const leaver = await node.addPod({ name: 'leaver' });
+    const unlisted = await node.addPod({ name: 'unlisted' });
+    await node.apply();
+    assert.equal(await answers(leaver), 'proxy');
+    await node.agent.stop();
+
+    removeCgroup(dirname(leaver.cgroup.absolute));
+    node.manifest.remove(leaver.uid);
+    node.manifest.remove(unlisted.uid); // its cgroup still runs
+    node.manifest.change(pod.uid, { labels: { 'kmesh.net/bypass': 'enabled' } });
+    node.manifest.namespace('plain', ENROLLED);
+    const newcomer = await node.addPod({ name: 'newcomer', style: 'crio' });
+    node.manifest.write();
+    await node.startAgent();
+
+    assert.deepEqual([await answers(pod), await answers(plain), await answers(newcomer), await answers(unlisted)], ['server', 'proxy', 'proxy', 'proxy']);
+    const { pods } = await node.status();
+    assert.equal(pods.find(({ uid }) => uid === leaver.uid), undefined);
+    const wanted = [pod, plain, newcomer, unlisted, node.proxyPod].flatMap(({ cgroup }) => {
+      const parent = node.sandbox.cgroup(dirname(cgroup.path));
+      return [String(cgroup.id), String(parent.id)];
+    });
+    assert.deepEqual(await knownCgroups(node), wanted.toSorted());
+
+    node.manifest.change(pod.uid, { labels: {} });
+    node.manifest.namespace('plain');
+    await node.apply();
+    assert.deepEqual([await answers(pod), await answers(plain)], ['proxy', 'server']);
+  });
+
+  test('refuses to be a second one on the same cgroup root, and the first goes on', async () => {
+    const second = startAgent(node.sandbox, { manifest: node.manifest.path, bpffsRoot: `${node.sandbox.bpffs}/second` });
+    const { code } = await second.running.exit;
+    assert.equal(code, 1);
+    assert.match(second.running.stderr.join('\n'), /^cgroute: another cgroute agent runs with --cgroup-root \S+: expected to be the only one[^\n]*$/);
+    assert.deepEqual(pins(node), ['cgroute']);
+    assert.equal(await answers(pod), 'proxy');
+    assert.equal((await node.status()).agent.pid, node.agent.running.pid);
+  });
+
+  test('refuses to share the pins of another one, and the other goes on', async () => {
+    const root = node.sandbox.cgroup('elsewhere');
+    const second = startAgent(node.sandbox, { manifest: node.manifest.path, cgroupRoot: root.absolute });
+    const { code } = await second.running.exit;
+    assert.equal(code, 1);
+    assert.match(second.running.stderr.join('\n'), /^cgroute: another cgroute agent runs with --bpffs-root \S+: expected to be the only one[^\n]*$/);
+    assert.equal(await answers(pod), 'proxy');
+    assert.equal((await node.status()).agent.pid, node.agent.running.pid);
+  });
+
+  test('removes all with --on-exit detach', async () => {
+    await node.agent.stop();
+    const agent = await node.startAgent({ args: ['--on-exit', 'detach'] });
+    assert.equal(await answers(pod), 'proxy');
+    assert.deepEqual(await agent.stop(), { code: 0, signal: null });
+    assert.deepEqual([pins(node), await attached(node), await answers(pod)], [[], [], 'server']);
+  });
+
+  test('is cleaned up after, twice if need be', async () => {
+    await node.startAgent();
+    await node.agent.kill9();
+    assert.equal(await answers(pod), 'proxy');
+    const first = await cgroute(node.sandbox, ['cleanup']);
+    assert.equal(first.code, 0);
+    assert.match(first.stdout, /^removed \d+ pins below \S+\/cgroute$/);
+    assert.deepEqual([pins(node), await attached(node), await answers(pod)], [[], [], 'server']);
+    const second = await cgroute(node.sandbox, ['cleanup']);
+    assert.deepEqual([second.code, /^nothing of cgroute is pinned below/.test(second.stdout)], [0, true]);
+    const status = await cgroute(node.sandbox, ['status']);
+    assert.equal(status.code, 3);
+    assert.match(status.stdout, /nothing of cgroute is pinned here/);
+    await node.startAgent();
+    assert.equal(await answers(pod), 'proxy');
+  });
+});
+
+test('two agents under two roots do not touch each other, with equal addresses and ports', async () => {
+  await using first = await startNode('first');
+  await using second = await startNode('second');
+  const [one, two] = [await first.addPod({ name: 'pod' }), await second.addPod({ name: 'pod', style: 'systemd' })];
+  await first.apply();
+  await second.apply();
+  assert.equal(one.host.ip4, two.host.ip4);
+  // The same connection in both, at the same time.
+  const held = [[first, one] as const, [second, two] as const].map(([node, pod]) =>
+    node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', '--hold', '--bind', `${pod.host.ip4}:40000`, node.server.ip4, '8080'] }));
+  for (const [index, node] of [first, second].entries()) {
+    await held[index]?.line();
+    const seen = await node.proxy.connection(`${node.server.ip4}:8080`);
+    assert.equal(seen.client, `${one.host.ip4}:40000`);
+    assert.equal(node.proxy.connections().length, 1);
+  }
+  first.manifest.namespace('demo');
+  await first.apply();
+  assert.deepEqual([await first.travel(one.place), await second.travel(two.place)], ['direct', 'redirected']);
+  assert.equal((await first.status()).pods.find(({ name }) => name === 'pod')?.uid, one.uid);
+  assert.equal((await second.status()).pods.find(({ name }) => name === 'pod')?.uid, two.uid);
+  await first.agent.stop();
+  await cgroute(first.sandbox, ['cleanup']);
+  assert.deepEqual([await first.travel(one.place), await second.travel(two.place)], ['direct', 'redirected']);
+});
