@@ -64,17 +64,16 @@ static __always_inline void file_original(struct connection *connection,
 }
 
 /*
- * The client's socket is gone. A destination that is still filed then belongs to
- * a handshake that failed, unless the client was quicker than the proxy: that
- * one is left for it.
+ * The client's socket is gone. What it had filed goes with it, if nobody will
+ * ask for that any more; else the proxy's question or the agent's sweep ends it.
  */
-static __always_inline void forget(__u64 cookie, bool failed)
+static __always_inline void forget(__u64 cookie, bool over)
 {
 	struct connection *connection = find_connection(cookie);
 
 	if (!connection)
 		return;
-	if (failed || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
+	if (over || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
 		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
 	bpf_map_delete_elem(&connection_map, &cookie);
 }

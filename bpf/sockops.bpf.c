@@ -68,8 +68,12 @@ int sock_ops(struct bpf_sock_ops *ctx)
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
-	forget(bpf_get_socket_cookie(ctx),
-	       ctx->state == BPF_TCP_SYN_SENT || ctx->state == BPF_TCP_CLOSE);
+	__u32 state = ctx->state;
+
+	/* The handshake failed, or the proxy has closed its side already. */
+	forget(bpf_get_socket_cookie(ctx), state == BPF_TCP_SYN_SENT ||
+						   state == BPF_TCP_CLOSE_WAIT ||
+						   state == BPF_TCP_CLOSE);
 	return 1;
 }
 

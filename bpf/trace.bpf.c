@@ -11,6 +11,7 @@
 #include "handoff.bpf.h"
 
 #define AF_INET6 10
+#define ETIMEDOUT 110
 
 static __always_inline void read_ends(const struct sock_common *common,
 				      struct ends *ends)
@@ -59,6 +60,11 @@ int BPF_PROG(set_state, struct sock *sk, int old, int new)
 	return 0;
 }
 
+/*
+ * With the proxy's FIN the proxy is through with the connection, and after a
+ * time-out it never knew of it. A client that went away by itself may have been
+ * quicker than the proxy, which is still going to ask.
+ */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(tcp_destroy, struct sock *sk)
 {
@@ -66,7 +72,8 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 
 	cookie = sk->__sk_common.skc_cookie.counter;
 	if (cookie)
-		forget(cookie, false);
+		forget(cookie, sk->__sk_common.skc_flags & (1UL << SOCK_DONE) ||
+				       sk->sk_err == ETIMEDOUT);
 	return 0;
 }
 

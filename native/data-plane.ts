@@ -15,8 +15,8 @@ import { dropTraceLink, hasTraceLink, replaceTraceLink } from './trace-link.ts';
 export const PIN_VERSION = 'v1';
 const BPF_FS_MAGIC = 0xcafe4a11;
 
-/** Longer than any handshake takes; process.hrtime() reads the clock that bpf_ktime_get_ns() does. */
-const STALE_NS = 300_000_000_000n;
+/** Longer than a proxy leaves a connection unaccepted. */
+const STALE_MS = 60_000;
 
 /** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
 const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'getpeername4', 'getpeername6'];
@@ -98,8 +98,8 @@ export interface DataPlane extends Disposable {
   dropOtherLinks(): number;
   /** Puts back links that somebody removed. Returns their names. */
   repairLinks(): string[];
-  /** Drops original destinations that no proxy has fetched for long. Returns their number. */
-  expireOriginals(): number;
+  /** Drops original destinations that no proxy has fetched for so long. Returns their number. @default 60,000 ms */
+  expireOriginals(olderThanMs?: number): number;
   /** Removes all links and maps: connections are untouched from now on. */
   detach(): void;
 }
@@ -186,9 +186,10 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
         return [name];
       })];
     },
-    expireOriginals() {
-      const now = process.hrtime.bigint();
-      const stale = maps.originals.entries().filter(([, { atNs }]) => now - atNs > STALE_NS);
+    expireOriginals(olderThanMs = STALE_MS) {
+      // The clock that bpf_ktime_get_ns() reads.
+      const since = process.hrtime.bigint() - BigInt(olderThanMs) * 1_000_000n;
+      const stale = maps.originals.entries().filter(([, { atNs }]) => atNs < since);
       return stale.filter(([key]) => maps.originals.delete(key)).length;
     },
     detach() {
@@ -214,36 +215,38 @@ function isStill({ path, id }: CgroupPlace): boolean {
 export function makePinDirectory(bpffsRoot: string): void {
   let at = bpffsRoot;
   while (!existsSync(at) && at !== '/') at = at.replace(/\/[^/]*$/, '') || '/';
-  if ((statfsSync(at).type >>> 0) !== BPF_FS_MAGIC) {
-    throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
-  }
+  requireBpffs(at, bpffsRoot);
   mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
+}
+
+function requireBpffs(path: string, bpffsRoot: string): void {
+  if ((statfsSync(path).type >>> 0) === BPF_FS_MAGIC) return;
+  throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
 }
 
 /** A redirected connection gets from connect() to accept() within this time, as both ends are on this host. */
 const IN_FLIGHT_MS = 100;
 
 /**
- * Removes all that is pinned, of any version: first what redirects; then, when
- * the connections that are under way have arrived, what brings them there.
- * Returns the number of pins removed.
+ * Removes all that cgroute pinned, of any version: first what redirects; then,
+ * when the connections that are under way have arrived, what brings them there.
+ * What others keep beside it stays. Returns the number of pins removed.
+ * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem
  */
 export function removePins(bpffsRoot: string): number {
   if (!existsSync(bpffsRoot)) return 0;
-  const pins = readdirSync(bpffsRoot, { withFileTypes: true, recursive: true })
-    .filter((entry) => !entry.isDirectory())
-    .map((entry) => `${entry.parentPath}/${entry.name}`);
-  const [redirecting, rest] = [pins.filter(redirects), pins.filter((pin) => !redirects(pin))];
+  requireBpffs(bpffsRoot, bpffsRoot);
+  const versions = subdirectories(bpffsRoot).filter((path) => /\/v\d+$/.test(path));
+  const folders = versions.flatMap((version) => subdirectories(version).filter((path) => /\/(?:maps|links)$/.test(path)));
+  const pins = folders.flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`));
+  const redirecting = pins.filter((pin) => /\/(?:root|pod)_connect[46]@\d+$/.test(pin));
   for (const pin of redirecting) unlinkSync(pin);
   if (redirecting.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, IN_FLIGHT_MS);
-  for (const pin of rest) unlinkSync(pin);
-  removeDirectories(bpffsRoot);
+  for (const pin of pins) if (!redirecting.includes(pin)) unlinkSync(pin);
+  for (const directory of [...folders, ...versions, bpffsRoot]) if (readdirSync(directory).length === 0) rmdirSync(directory);
   return pins.length;
 }
 
-const redirects = (pin: string): boolean => /\/(?:root|pod)_connect[46]@\d+$/.test(pin);
-
-function removeDirectories(directory: string): void {
-  for (const name of readdirSync(directory)) removeDirectories(`${directory}/${name}`);
-  rmdirSync(directory);
+function subdirectories(directory: string): string[] {
+  return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => `${directory}/${name}`);
 }

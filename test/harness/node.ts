@@ -145,6 +145,9 @@ export const ENROLLED = { 'istio.io/dataplane-mode': 'ambient' } as const;
 /** The pod that {@link TestNode.apply} puts at the end of the manifest, to see that the agent has come that far. */
 const MARKER = 'applied';
 const SERVER_PORT = 8080;
+/** What kubelets of both drivers make when they start, before any pod. */
+const KUBELET_TREES = ['kubepods', 'kubepods.slice'].flatMap((tree) =>
+  ['burstable', 'besteffort'].map((qos) => (tree === 'kubepods' ? `${tree}/${qos}` : `${tree}/kubepods-${qos}.slice`)));
 
 let uids = 0;
 
@@ -252,6 +255,7 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     return agent;
   }
 
+  for (const place of KUBELET_TREES) sandbox.cgroup(place);
   const proxyPod = await addPod({ name: 'ztunnel', namespace: 'mesh', labels: { app: 'ztunnel' } });
   if (options.proxy !== false) await startProxy();
   if (options.agent !== false) await start(options.agent);
