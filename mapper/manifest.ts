@@ -1,6 +1,6 @@
 /** Reads a manifest: YAML (or JSON) with Namespace and Pod objects, as `kubectl get -o yaml` writes them. */
 
-import { isAlias, isCollection, isMap, isNode, isPair, isScalar, isSeq, LineCounter, parseAllDocuments } from 'yaml';
+import { Composer, isAlias, isCollection, isMap, isNode, isPair, isScalar, isSeq, LineCounter, Parser } from 'yaml';
 import type { Document, Node, YAMLMap } from 'yaml';
 
 import { CgrouteError, messageOf } from '../native/error.ts';
@@ -22,8 +22,8 @@ export interface Manifest extends Objects {
  */
 export function parseManifest(text: string, file: string): Manifest {
   const lines = new LineCounter();
-  const parsed = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false });
-  const documents = Array.isArray(parsed) ? parsed : [];
+  // One document at a time: all of them at once take some hundred times the file's size.
+  const documents = new Composer({ prettyErrors: false }).compose(new Parser(lines.addNewLine).parse(text), false, text.length);
   const lineAt = (offset: number | undefined): number => lines.linePos(offset ?? 0).line || 1;
   const refuse = (line: number, sentence: string): never => {
     throw new CgrouteError('EMANIFEST', `${file}:${line}: ${sentence}`);

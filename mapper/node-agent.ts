@@ -7,8 +7,8 @@ import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
 import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
-import { trimMemory } from '../native/libc.ts';
 import { lockDirectory } from '../native/lock.ts';
+import { trimMemory } from '../native/memory.ts';
 import { attachProgram } from '../native/proc-connector.ts';
 import { findCgroupMount, levelOf, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
 import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
@@ -200,6 +200,7 @@ class RunningAgent implements AsyncDisposable {
       this.#reconciler.retryFailed();
       const repaired = this.#dataPlane.repairLinks();
       if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
+      trimMemory();
       const expired = this.#dataPlane.expireOriginals();
       if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
     } catch (error) {

@@ -6,7 +6,7 @@
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
-import type { Address } from '../native/layouts.ts';
+import { infoFlag, type Address } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { AddressClaims } from './address-claims.ts';
 import { ownerOf, type PodCgroup } from './cgroup-path.ts';
@@ -14,7 +14,7 @@ import type { Config } from './config.ts';
 import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import type { Pod } from './objects.ts';
-import { addressBytes, cgroupEntry, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { addressBytes, addressText, cgroupEntry, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
 import { PodQueue } from './pod-queue.ts';
 import { PodSlots } from './pod-slots.ts';
 import type { PodTrees } from './pod-trees.ts';
@@ -215,6 +215,10 @@ export class Reconciler {
       else if (remembered === undefined) this.#cgroups.set(id, unknownEntry(id));
       else this.#cgroups.set(id, { id, slot: remembered.slot, isInMesh: remembered.isInMesh, flags: remembered.flags, detectedFlags: remembered.detectedFlags, cgroupIp: remembered.ip4, cgroupIp6: remembered.ip6 });
     }
+    if (remembered === undefined) return;
+    const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
+    // When it was made is forgotten, so any pod that is known has the better claim.
+    this.#claim(key, ips, remembered.slot, -1, remembered.isInMesh !== 0 && (remembered.flags & infoFlag.bypassInbound) === 0);
   }
 
   #write(key: string, state: PodState, pod: Pod, decision: Decision): void {

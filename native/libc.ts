@@ -104,19 +104,6 @@ export function tryFlock(fd: number, operation: number, purpose: string): boolea
   throw failed('flock', purpose);
 }
 
-/**
- * Gives freed memory back to the kernel: loading BPF objects takes megabytes for
- * a moment, which glibc would keep. Does nothing with another libc.
- */
-export function trimMemory(): void {
-  try {
-    const trim = libc.func('int malloc_trim(size_t pad)') as (pad: number) => number;
-    trim(0);
-  } catch {
-    // musl has no such call, and keeps less.
-  }
-}
-
 /** The address of a buffer's bytes, for C structs that hold pointers. The caller keeps the buffer alive. */
 export function addressOf(buffer: Buffer): bigint {
   return koffi.address(buffer);

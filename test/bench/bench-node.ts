@@ -23,12 +23,12 @@ const PORT = 8080;
 const OUTBOUND = 15001;
 
 /**
- * Clients and listeners run ahead of whatever else the machine does (SCHED_FIFO,
- * 10), and where the scheduler wants them: that gave the steadiest figures, by
- * far, on a machine that others work on. Pinned to one CPU, they wait for each
- * other; pinned to two, they were a little less steady.
+ * Clients and listeners run ahead of whatever else the machine does (SCHED_FIFO),
+ * and on the CPUs that the scheduler gives them: by far the steadiest on a machine
+ * that others work on. Pinned to one CPU they wait for each other; pinned to two
+ * they were no steadier.
  */
-const FIRST = ['-f', '10'] as const;
+const PRIORITY = '10';
 
 /** A way for a connection to go. */
 export interface Way {
@@ -63,7 +63,7 @@ export const connections = (count: number): number => count + Math.floor(count /
 /** Starts a server that asks for the original destination: all listeners do, so that they do the same work. */
 async function serve(sandbox: Sandbox, place: Place, address: string, port: number, priority: boolean): Promise<void> {
   const { running } = await listen(sandbox, place, 'proxy', address, [port], '--quiet');
-  if (priority) await must({ cmd: 'chrt', args: [...FIRST.slice(0, 1), '-p', FIRST[1], String(running.pid)] });
+  if (priority) await must({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, String(running.pid)] });
 }
 
 function openPlane(sandbox: Sandbox, bpffsRoot: string, handoff: Handoff): DataPlane {
@@ -84,6 +84,15 @@ function openPlane(sandbox: Sandbox, bpffsRoot: string, handoff: Handoff): DataP
 /** Makes it, with our programs not attached yet. */
 export async function makeBenchNode(handoff: Handoff): Promise<BenchNode> {
   const stack = new AsyncDisposableStack();
+  try {
+    return await build(stack, handoff);
+  } catch (error) {
+    await stack.disposeAsync();
+    throw error;
+  }
+}
+
+async function build(stack: AsyncDisposableStack, handoff: Handoff): Promise<BenchNode> {
   const sandbox = stack.use(await makeSandbox('bench'));
   const network = await makeNetwork(sandbox);
   const podTree = sandbox.cgroup('kubepods');
@@ -97,7 +106,7 @@ export async function makeBenchNode(handoff: Handoff): Promise<BenchNode> {
   const host = { cgroup: sandbox.hostCgroup };
   const inPod = { ...host, netns: pod.netns };
   const inIptables = { ...host, netns: iptables.netns };
-  const hasPriority = (await run({ cmd: 'chrt', args: [...FIRST, 'true'] })).code === 0;
+  const hasPriority = (await run({ cmd: 'chrt', args: ['-f', PRIORITY, 'true'] })).code === 0;
 
   for (const { netns } of [pod, iptables]) await ip(netns, `address add ${LOCAL}/32 dev lo`);
   await must({ cmd: 'iptables', args: ['-t', 'nat', '-A', 'OUTPUT', '-d', LOCAL, '-p', 'tcp', '--dport', String(PORT), '-j', 'REDIRECT', '--to-ports', String(OUTBOUND)], netns: iptables.netns });
@@ -161,7 +170,7 @@ export async function makeBenchNode(handoff: Handoff): Promise<BenchNode> {
     },
     async connect(to, count) {
       const args = ['bench', String(count), to.address, String(PORT)];
-      const text = await must({ ...to.place, ...(hasPriority ? { cmd: 'chrt', args: [...FIRST, SOCK, ...args] } : { cmd: SOCK, args }) });
+      const text = await must({ ...to.place, ...(hasPriority ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }) });
       const { p50, errors } = JSON.parse(text) as { p50: number; errors: number };
       if (errors > 0) throw new Error(`${errors} of ${count} connections to ${to.address}:${PORT} failed`);
       return p50;

@@ -11,7 +11,7 @@ export interface ConnectFigures {
   readonly ratios: Readonly<Record<WayName, Ratio>>;
 }
 
-/** What each way must turn out to be: who answers, as whom the client was taken for. */
+/** What the listener at each way's end says: the destination that it was asked for, or the errno where there is none. */
 const ANSWERS: Partial<Record<WayName, RegExp>> = {
   direct: /^proxy (?!10\.)/, // the server has no original destination
   untouched: /^proxy (?!10\.)/,

@@ -5,16 +5,18 @@ import { openPinnedMaps } from '../../native/data-plane.ts';
 import { startAgent } from '../harness/agent.ts';
 import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
 import { eventually, must } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { makeSandbox } from '../harness/sandbox.ts';
 import { SOCK } from '../harness/sock.ts';
 import { type AgentPods, makeAgentPods } from './agent-pods.ts';
 
 const PODS = 250;
 /** With the pod's own cgroup, 1,000 in all. */
 const CONTAINERS = 3;
-/** A minute of a busy node, a step a second: that many containers are replaced, and a pod's label changes. */
+/** A minute of a busy node in a few seconds: each second's step replaces containers, each fifth writes the manifest anew, with other labels. */
 const CHURN_STEPS = 60;
 const REPLACED = 5;
+const STEPS_PER_MANIFEST = 5;
+export const CHURN = `${CHURN_STEPS * REPLACED} containers replaced, ${CHURN_STEPS / STEPS_PER_MANIFEST} manifests`;
 const STORM_PER_SECOND = 2000;
 
 export interface MemoryFigures {
@@ -54,7 +56,7 @@ async function cpuPercent(pid: number, during: () => Promise<unknown>): Promise<
 }
 
 /** Containers are replaced, each new one runs a program for a moment, and labels change. */
-async function churn(sandbox: Sandbox, pods: AgentPods, containers: Cgroup[], steps: number): Promise<void> {
+async function churn(pods: AgentPods, containers: Cgroup[], steps: number): Promise<void> {
   for (let step = 0; step < steps; step++) {
     for (let i = 0; i < REPLACED; i++) {
       const old = containers.shift();
@@ -63,10 +65,11 @@ async function churn(sandbox: Sandbox, pods: AgentPods, containers: Cgroup[], st
       containers.push(cgroup);
       await must({ cmd: SOCK, args: ['nothing'], cgroup });
     }
-    const uid = pods.uids[step % PODS] ?? '';
-    pods.manifest.change(uid, { labels: step % 2 === 0 ? { 'istio.io/dataplane-mode': 'none' } : { 'kmesh.net/bypass': 'enabled' } });
-    pods.manifest.write();
     await delay(50);
+    if (step % STEPS_PER_MANIFEST !== 0) continue;
+    const labels = step % 2 === 0 ? { 'istio.io/dataplane-mode': 'none' } : { 'kmesh.net/bypass': 'enabled' };
+    pods.manifest.change(pods.uids[step % PODS] ?? '', { labels });
+    pods.manifest.write();
   }
 }
 
@@ -90,7 +93,7 @@ export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
   await delay(1000);
   const readyMb = megabytes(pid, 'VmRSS');
 
-  await churn(sandbox, pods, containers, quick ? CHURN_STEPS / 4 : CHURN_STEPS);
+  await churn(pods, containers, quick ? CHURN_STEPS / 4 : CHURN_STEPS);
   await eventually('all cgroups are mapped after the churn', isMapped, 35_000);
   await delay(1000);
   const rssMb = megabytes(pid, 'VmRSS');

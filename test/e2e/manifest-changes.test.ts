@@ -166,7 +166,7 @@ describe('a change of the manifest', () => {
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
-  test('of its own open connections: none is redirected that is not a pod\'s', async () => {
+  test('does nothing to processes of the host', async () => {
     assert.equal(await node.travel(node.hostPlace), 'direct');
   });
 });

@@ -8,7 +8,7 @@ import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
 import { removeCgroup } from '../harness/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { type Running, must } from '../harness/process.ts';
-import { SOCK, listen } from '../harness/sock.ts';
+import { SOCK, connect, listen } from '../harness/sock.ts';
 
 interface Totals {
   readonly total: number;
@@ -131,6 +131,8 @@ describe('an agent that comes and goes', () => {
     await node.startAgent();
 
     assert.deepEqual([await answers(pod), await answers(plain), await answers(newcomer), await answers(unlisted)], ['server', 'proxy', 'proxy', 'proxy']);
+    const inbound = await connect(node.hostPlace, unlisted.host.ip4, 9999);
+    assert.ok(inbound.ok && inbound.reply.startsWith('proxy '), 'what it had, it keeps in both directions until its cgroup goes');
     const { pods } = await node.status();
     assert.equal(pods.find(({ uid }) => uid === leaver.uid), undefined);
     const wanted = [pod, plain, newcomer, unlisted, node.proxyPod].flatMap(({ cgroup }) => {

@@ -2,9 +2,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { sysctl } from '../harness/netns.ts';
-import { eventually, must } from '../harness/process.ts';
-import { connect, type Connected, listen, type Place, SOCK } from '../harness/sock.ts';
-import { assertFailed, assertRedirected, at, hold, makeMesh, type Mesh, plain, PORT, seen } from './mesh.ts';
+import { eventually } from '../harness/process.ts';
+import { connect, listen, type Place, SOCK } from '../harness/sock.ts';
+import { HANDOFFS } from './data-plane.ts';
+import { assertFailed, assertRedirected, at, freeze, hold, makeMesh, type Mesh, plain, PORT, seen } from './mesh.ts';
 
 interface Many {
   readonly ok: number;
@@ -24,8 +25,8 @@ function openMany(mesh: Mesh, place: Place, count: number, address: string, ...o
   };
 }
 
-test('20,000 connections open at once have each their own original destination, and leave nothing', async () => {
-  await using mesh = await makeMesh('many', { proxyOptions: ['--quiet'] });
+for (const handoff of HANDOFFS) test(`${handoff}: 20,000 connections open at once have each their own original destination, and leave nothing`, async () => {
+  await using mesh = await makeMesh('many', { handoff, proxyOptions: ['--quiet'] });
   // With few ports left the kernel would search long for a free one.
   await sysctl(mesh.app.netns, 'ipv4.ip_local_port_range=1024 65535', 'ipv4.tcp_tw_reuse=1');
   for (const [count, address, options] of [
@@ -74,16 +75,8 @@ test('without room to remember the destination a connection is refused and count
   await mesh.plane.nothingLeft();
 });
 
-/** Drops new connections to the proxy in a namespace, or lets them through again. */
-async function delayHandshakes(netns: string, on: boolean): Promise<void> {
-  for (const tables of ['iptables', 'ip6tables']) {
-    const rule = ['INPUT', '-p', 'tcp', '--dport', '15001', '--syn', '-j', 'DROP'];
-    await must({ cmd: tables, args: [on ? '-A' : '-D', ...rule], netns });
-  }
-}
-
-test('equal connections in two namespaces, each to a proxy of its own on loopback, do not meet', async () => {
-  await using mesh = await makeMesh('equal');
+for (const handoff of HANDOFFS) test(`${handoff}: equal connections in two namespaces, each to a proxy of its own on loopback, do not meet`, async () => {
+  await using mesh = await makeMesh('equal', { handoff });
   const { plane, proxy, app, server } = mesh;
   const other = await mesh.addPod('other');
   const inside = { cgroup: proxy.cgroup, netns: app.netns };
@@ -93,15 +86,17 @@ test('equal connections in two namespaces, each to a proxy of its own on loopbac
     const there = await listen(mesh.sandbox, otherInside, 'proxy', any, [15001]);
     plane.setProxy({ ip4: '127.0.0.1', ip6: '::1' });
     const bind = ['--bind', at(address, 42000)];
-    // The first SYN is lost, so that both handshakes are under way at once.
-    await delayHandshakes(app.netns, true);
-    const slow = connect(app, proxied, 81, ...bind);
-    await eventually('the first client has its entry', () => plane.leftovers().connections === 1);
-    const quick = await connect(other, proxied, 82, ...bind);
-    await delayHandshakes(app.netns, false);
-    const both: readonly [Connected, Connected] = [await slow, quick];
+    // Both handshakes are through before either proxy looks.
+    await freeze(proxy.cgroup, true);
+    const connecting = [connect(app, proxied, 81, ...bind), connect(other, proxied, 82, ...bind)];
+    await eventually('both are on their way', () => plane.leftovers().originals === 2);
+    const [first, second] = plane.plane.maps.originals.keys();
+    assert.ok(first && second && first.netns !== 0n && second.netns !== 0n && first.netns !== second.netns, 'each has its namespace');
+    assert.deepEqual({ ...first, netns: 0n, isn: 0 }, { ...second, netns: 0n, isn: 0 }, 'all else is equal');
+    await freeze(proxy.cgroup, false);
+    const both = await Promise.all(connecting);
     for (const [result, listener, port] of [[both[0], here, 81], [both[1], there, 82]] as const) {
-      assert.ok(result.ok, JSON.stringify(result));
+      assert.ok(result?.ok, JSON.stringify(result));
       assert.equal(result.local, at(address, 42000));
       assert.equal(result.peer, at(proxied, port));
       assert.equal((await seen(listener, result.local)).orig, at(proxied, port));
@@ -111,8 +106,8 @@ test('equal connections in two namespaces, each to a proxy of its own on loopbac
   }
 });
 
-test('a proxy in the pod\'s own namespace is reached by the pod\'s address too', async () => {
-  await using mesh = await makeMesh('own');
+for (const handoff of HANDOFFS) test(`${handoff}: a proxy in the pod's own namespace is reached by the pod's address too`, async () => {
+  await using mesh = await makeMesh('own', { handoff });
   const { plane, proxy, app, server } = mesh;
   const listener = await listen(mesh.sandbox, { cgroup: proxy.cgroup, netns: app.netns }, 'proxy', '*', [15001], '--dual');
   plane.setProxy(app);

@@ -5,13 +5,16 @@
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
-import { openDataPlane, type DataPlane } from '../../native/data-plane.ts';
+import { type DataPlane, type Handoff, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
 import {
   branch, infoFlag, policies as policiesLayout, policy, proxyPorts, setting, type CgroupInfo,
 } from '../../native/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
 import { eventually } from '../harness/process.ts';
 import type { Sandbox } from '../harness/sandbox.ts';
+
+/** Both ways in which an original destination gets to the proxy. */
+export const HANDOFFS: readonly Handoff[] = ['trace', 'sockops'];
 
 export type Branch = Exclude<keyof typeof branch, 'count'>;
 /** Connections by branch; branches that nothing went through are left out. */
@@ -50,6 +53,7 @@ export interface TestPlane extends Disposable {
 }
 
 export interface PlaneOptions {
+  readonly handoff?: Handoff;
   readonly maxEntries?: Readonly<Record<string, number>>;
   /** Default `cgroute` in the sandbox's bpffs. A second plane on the same takes over. */
   readonly bpffsRoot?: string;
@@ -72,13 +76,16 @@ function placeOf(path: string): { path: string; id: bigint } {
 /** Opens a data plane whose watched root is the sandbox's. Nothing is attached yet. */
 export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): TestPlane {
   const bpffsRoot = options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`;
+  makePinDirectory(bpffsRoot);
   const plane = openDataPlane({
     bpffsRoot,
     root: placeOf(sandbox.cgroupRoot),
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: options.maxEntries ?? {},
+    ...(options.handoff === undefined ? {} : { handoff: options.handoff }),
   });
   const { maps } = plane;
+  let closed = false;
   const leftovers = () => ({ connections: maps.connections.keys().length, originals: maps.originals.keys().length });
   return {
     plane, bpffsRoot, leftovers,
@@ -133,7 +140,10 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         throw new Error(`entries of closed connections stay: ${JSON.stringify(left)}`);
       });
     },
-    [Symbol.dispose]: () => plane[Symbol.dispose](),
+    [Symbol.dispose]() {
+      if (!closed) plane[Symbol.dispose]();
+      closed = true;
+    },
   };
 }
 

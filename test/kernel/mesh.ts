@@ -3,6 +3,8 @@
  * a proxy that tells what it was asked for, and the data plane between them.
  */
 import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { infoFlag } from '../../native/layouts.ts';
 import type { Cgroup } from '../harness/cgroup.ts';
 import { makeNetwork, type Network, type NetworkHost } from '../harness/netns.ts';
@@ -205,3 +207,9 @@ export function assertFailed(result: Connected | undefined, errno: string): void
   assert.equal(result.errno, errno);
 }
 
+/** Stops all processes of a cgroup; format of cgroup.events: docs.kernel.org/admin-guide/cgroup-v2.html. */
+export async function freeze(cgroup: Cgroup, on: boolean): Promise<void> {
+  writeFileSync(join(cgroup.absolute, 'cgroup.freeze'), on ? '1' : '0');
+  await eventually('the cgroup is frozen, or runs', () =>
+    readFileSync(join(cgroup.absolute, 'cgroup.events'), 'utf8').includes(`frozen ${on ? 1 : 0}`));
+}

@@ -76,9 +76,9 @@ test('a second start takes over links and maps, and no connection slips through 
     assert.deepEqual(Object.keys(now), Object.keys(before));
     for (const [pin, { id, prog_id: program }] of Object.entries(now)) {
       const old = before[pin];
-      if (pin.startsWith('set_state') || old === undefined) continue;
-      assert.equal(id, old.id, `${pin} is the same link`);
-      assert.notEqual(program, old.prog_id, `${pin} has a new program`);
+      // The kernel replaces the program of a cgroup's link only; others are made anew.
+      if (pin.includes('@')) assert.equal(id, old?.id, `${pin} is the same link`);
+      assert.notEqual(program, old?.prog_id, `${pin} has a new program`);
     }
     before = now;
     await eventually('clients go on, and are counted in the same map', () => connections() > soFar + 20);
@@ -96,6 +96,31 @@ test('a second start takes over links and maps, and no connection slips through 
   const { again } = await eventually('the proxy has asked again', () =>
     (mesh.proxying.accepted() as Proxied[]).find((line) => line.peer === peer && line.again !== undefined));
   assert.equal(again, at(server.ip4, PORT));
+  await plane.nothingLeft();
+});
+
+test('a start with the other way of handing over takes over as well', async () => {
+  await using mesh = await makeMesh('handoff', { handoff: 'sockops' });
+  const { plane, app, server, sandbox } = mesh;
+  const loop = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', server.ip4, String(PORT), '0'] });
+  const connections = (): number => plane.counters(app.slot).redirected ?? 0;
+  for (const handoff of ['trace', 'sockops', 'trace'] as const) {
+    {
+      using next = openTestPlane(sandbox, { handoff });
+      assert.equal(next.plane.handoff, handoff);
+      attachAll(next, mesh.podTree, mesh.proxy.podCgroup);
+      next.plane.dropOtherLinks();
+    }
+    const names = Object.keys(await linksOf(plane.bpffsRoot)).map((pin) => pin.replace(/@.*/, ''));
+    assert.equal(names.includes('sock_ops'), handoff === 'sockops', names.join(' '));
+    assert.equal(names.includes('set_state'), handoff === 'trace', names.join(' '));
+    const soFar = connections();
+    await eventually('the client goes on', () => connections() > soFar + 20);
+  }
+  loop.end();
+  const totals = await loop.json<{ total: number; proxy: number; server: number; failed: number }>();
+  assert.deepEqual([totals.proxy, totals.server, totals.failed], [totals.total, 0, 0], JSON.stringify(totals));
+  await loop.exit;
   await plane.nothingLeft();
 });
 

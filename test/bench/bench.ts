@@ -1,0 +1,116 @@
+/**
+ * `npm run bench`: what cgroute costs on this machine, beside its goals. Exits
+ * with 0 when all was measured, whether or not the goals are met.
+ */
+import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { cpus, release } from 'node:os';
+import { parseArgs } from 'node:util';
+import { messageOf } from '../../native/error.ts';
+import { makeBenchNode } from './bench-node.ts';
+import { benchConnect, checkWays } from './connect-bench.ts';
+import { benchLatency } from './latency-bench.ts';
+import { benchMemory } from './memory-bench.ts';
+import { benchEmpty, benchPrograms } from './program-bench.ts';
+import { isMet, sectionText, verdictText } from './report.ts';
+import { connectResult, latencyResult, memoryResult, programResult, type Result } from './sections.ts';
+
+const USAGE = `usage: npm run bench -- [--rounds N] [--quick] [--only SECTION,...] [--json FILE]
+  --rounds N   rounds in which each way of connecting is measured once (default 100, with --quick 15)
+  --quick      less of everything: half a minute, noisier figures
+  --only       connect, program, latency, memory: some of the four sections
+  --json FILE  the figures as JSON too`;
+
+const SECTIONS = ['connect', 'program', 'latency', 'memory'] as const;
+type SectionName = (typeof SECTIONS)[number];
+
+interface Options {
+  readonly rounds: number;
+  readonly quick: boolean;
+  readonly only: readonly SectionName[];
+  readonly json: string | undefined;
+}
+
+class UsageError extends Error {}
+
+function parseOptions(args: readonly string[]): Options {
+  const { values } = parseArgs({
+    args: [...args],
+    options: { rounds: { type: 'string' }, quick: { type: 'boolean', default: false }, only: { type: 'string' }, json: { type: 'string' } },
+  });
+  const rounds = Number(values.rounds ?? (values.quick ? 15 : 100));
+  if (!Number.isInteger(rounds) || rounds < 1) throw new UsageError(`--rounds must be a whole number from 1, not "${values.rounds}"`);
+  const only = values.only === undefined ? SECTIONS : values.only.split(',').map((name) => {
+    const known = SECTIONS.find((section) => section === name);
+    if (known === undefined) throw new UsageError(`--only must name sections (${SECTIONS.join(', ')}), not "${name}"`);
+    return known;
+  });
+  return { rounds, quick: values.quick, only, json: values.json };
+}
+
+/** Programs of other agents: their tracepoints would run for our connections too. */
+function otherTracePrograms(): number {
+  const programs = JSON.parse(execFileSync('bpftool', ['-j', 'prog', 'list'], { encoding: 'utf8', maxBuffer: 64 << 20 })) as { name?: string }[];
+  return programs.filter(({ name }) => name === 'set_state' || name === 'tcp_destroy').length;
+}
+
+async function connectSection({ rounds, quick }: Options): Promise<Result> {
+  const count = quick ? 300 : 500;
+  const others = otherTracePrograms();
+  await using node = await makeBenchNode('trace');
+  await checkWays(node);
+  const figures = await benchConnect(node, rounds, count);
+  const priority = node.hasPriority ? 'clients and listeners with real-time priority, not pinned to a CPU' : 'without real-time priority, which this machine refuses: noisy';
+  const fewer = others === 0 ? [] : [`another cgroute had ${others} trace programs loaded on this machine: direct is not quite direct`];
+  return connectResult(figures, [`${rounds} rounds of ${count} connections, in another order each round; ${priority}`, ...fewer]);
+}
+
+async function programSection({ quick }: Options): Promise<Result> {
+  const [rounds, count] = quick ? [3, 1000] : [9, 2000];
+  const [empty, trace] = await (async () => {
+    await using node = await makeBenchNode('trace');
+    return [await benchEmpty(node, rounds, count), await benchPrograms(node, ['redirected', 'untouched', 'untouched_host'], rounds, count)] as const;
+  })();
+  await using node = await makeBenchNode('sockops');
+  await checkWays(node);
+  const sockops = await benchPrograms(node, ['redirected', 'untouched'], rounds, count);
+  return programResult({ empty, trace, sockops });
+}
+
+const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result>>> = {
+  connect: connectSection,
+  program: programSection,
+  latency: async ({ quick }) => latencyResult(await benchLatency(quick ? 50 : 200)),
+  memory: async ({ quick }) => memoryResult(await benchMemory(quick)),
+};
+
+async function main(options: Options): Promise<void> {
+  const started = performance.now();
+  const machine = { kernel: release(), cpus: cpus().length, cpu: cpus()[0]?.model ?? 'unknown', node: process.version };
+  console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} x ${machine.cpu}\n`);
+  const results: Result[] = [];
+  for (const name of options.only) {
+    const result = await MEASURE[name](options);
+    results.push(result);
+    console.log(sectionText(result.section));
+  }
+  const goals = results.flatMap(({ section }) => section.rows.flatMap(({ goal }) => (goal === undefined ? [] : [goal])));
+  const seconds = Math.round((performance.now() - started) / 1000);
+  console.log(`${verdictText(goals)} (${seconds} s)`);
+  if (options.json === undefined) return;
+  const figures = {
+    ...Object.assign({}, ...results.map(({ json }) => json)) as Record<string, unknown>,
+    goals: goals.map((goal) => ({ name: goal.name, value: Number(goal.value.toFixed(3)), at_most: goal.atMost, met: isMet(goal) })),
+    machine, rounds: options.rounds, quick: options.quick, seconds,
+  };
+  writeFileSync(options.json, `${JSON.stringify(figures, null, 2)}\n`);
+}
+
+try {
+  await main(parseOptions(process.argv.slice(2)));
+} catch (error) {
+  const isUsage = error instanceof UsageError || (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
+  console.error(isUsage ? `bench: ${messageOf(error)}\n${USAGE}` : `bench: the measuring failed: ${messageOf(error)}`);
+  if (!isUsage && error instanceof Error && error.stack !== undefined) console.error(error.stack);
+  process.exitCode = isUsage ? 2 : 1;
+}

@@ -1,0 +1,77 @@
+/** Real containers: redirected from their first instruction, through restarts and `exec`. */
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { removeCgroup } from '../harness/cgroup.ts';
+import { type NodePod, type TestNode, containerId, containerPath, startNode } from '../harness/node.ts';
+import { startContainer } from '../harness/runc.ts';
+import type { Connected } from '../harness/sock.ts';
+
+for (const style of ['cgroupfs', 'systemd'] as const) {
+  describe(`a container by runc, in cgroups of the ${style} driver`, () => {
+    let node: TestNode;
+    let pod: NodePod;
+    before(async () => {
+      node = await startNode(`runc-${style}`, { agent: false });
+      writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\n');
+      pod = await node.addPod({ name: 'pod', style, running: false });
+      await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+    });
+    after(() => node?.[Symbol.asyncDispose]());
+
+    const start = (id: string, ...args: readonly string[]): ReturnType<typeof startContainer> =>
+      startContainer(node.sandbox, { id, cgroupPath: containerPath(style, pod.uid, id), netns: pod.host.netns, ...(args.length === 0 ? {} : { args }) });
+    /** Connects, then stays. */
+    const client = (): string[] => ['sh', '-c', `sock connect ${node.server.ip4} 8080; exec sleep 1000`];
+
+    function isRedirected(result: Connected): void {
+      assert.ok(result.ok, JSON.stringify(result));
+      assert.equal(result.peer, `${node.server.ip4}:8080`, 'getpeername');
+      assert.equal(result.reply.split(' ')[2]?.replace(/.*ffff:([\d.]+).*/, '$1'), node.proxyPod.host.ip4, 'the server saw the proxy');
+    }
+
+    test('is redirected with its first connection, and a restarted one too', async () => {
+      // The pod's first container, whose pod cgroup is new as well.
+      const sandboxContainer = await start(containerId(`${style} pause`));
+      const pause = await node.podStatus(pod);
+      assert.ok(pause.cgroups.length >= 1, 'its cgroups are known');
+      for (let restart = 0; restart < 3; restart++) {
+        const container = await start(containerId(`${style} ${restart}`), ...client());
+        isRedirected(await container.running.json<Connected>());
+        await container.delete();
+      }
+      const { connections } = await node.podStatus(pod);
+      assert.deepEqual([connections['redirected'], connections['unknownAllowed']], [3, 0]);
+      assert.equal((await node.status()).host['unknownAllowed'], 0);
+      await sandboxContainer.delete();
+    });
+
+    test('is redirected in what is executed in it, live like any other', async () => {
+      const container = await start(containerId(`${style} exec`));
+      const execute = async (): Promise<Connected> => container.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>();
+      isRedirected(await execute());
+      node.manifest.change(pod.uid, { labels: { 'kmesh.net/bypass': 'enabled' } });
+      await node.apply();
+      const bypassed = await execute();
+      assert.ok(bypassed.ok && bypassed.reply.includes(pod.host.ip4), JSON.stringify(bypassed));
+      node.manifest.change(pod.uid, { labels: {} });
+      await node.apply();
+      isRedirected(await execute());
+      await container.delete();
+    });
+
+    test('leaves no entry when it and its pod are gone', async () => {
+      const container = await start(containerId(`${style} last`));
+      await container.delete();
+      // runc leaves the pod's own cgroup to the kubelet.
+      const own = node.sandbox.cgroup(dirname(containerPath(style, pod.uid, 'any')));
+      await node.until('its containers are forgotten', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.cgroups.every(({ id }) => id === String(own.id)));
+      node.manifest.remove(pod.uid);
+      removeCgroup(own.absolute);
+      await node.apply();
+      await node.until('the pod is forgotten', ({ pods }) => !pods.some(({ uid }) => uid === pod.uid));
+      assert.equal((await node.entries('cgroup_info_map')).length, 2, "the proxy's");
+    });
+  });
+}

@@ -1,0 +1,180 @@
+/** The agent over time: what it answers over HTTP, what its maps hold after churn, and what it repairs. */
+import assert from 'node:assert/strict';
+import { globSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { startAgent } from '../harness/agent.ts';
+import { removeCgroup } from '../harness/cgroup.ts';
+import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { eventually, must } from '../harness/process.ts';
+import { connect } from '../harness/sock.ts';
+
+/** Status code and text of an answer. */
+async function get(address: string, path: string): Promise<readonly [number, string]> {
+  const response = await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(2000) });
+  return [response.status, await response.text()];
+}
+
+describe('an agent with a short sweep', () => {
+  let node: TestNode;
+  let pod: NodePod;
+  before(async () => {
+    node = await startNode('upkeep', { agent: false });
+    writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\n');
+    pod = await node.addPod({ name: 'pod' });
+    await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+  });
+  after(() => node?.[Symbol.asyncDispose]());
+
+  const links = (): string => globSync(`${node.sandbox.bpffs}/cgroute/*/links`)[0] ?? '';
+  const pinned = (): string[] => readdirSync(links()).toSorted();
+
+  test('answers over HTTP: alive, ready, its sources, and nothing else', async () => {
+    const address = String((await node.agent.logged('serving'))['http']);
+    assert.deepEqual(await get(address, '/healthz'), [200, 'ok\n']);
+    assert.deepEqual(await get(address, '/readyz'), [200, 'ok\n']);
+    const [code, text] = await get(address, '/status');
+    const status = JSON.parse(text) as { readonly ready: boolean; readonly sources: readonly { readonly name: string; readonly state: string }[] };
+    assert.deepEqual([code, status.ready], [200, true]);
+    assert.deepEqual(status.sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok']);
+    assert.equal((await get(address, '/nothing'))[0], 404);
+  });
+
+  test('puts back each link that somebody else removed', async () => {
+    const before = pinned();
+    assert.ok(before.length >= 6, before.join(' '));
+    assert.equal(await node.travel(pod.place), 'redirected');
+    for (const name of before) unlinkSync(`${links()}/${name}`);
+    await eventually('the links are there again', () => pinned().length === before.length, 4000);
+    assert.deepEqual(pinned(), before);
+    assert.equal(await node.travel(pod.place), 'redirected');
+    await node.agent.logged('programs had been detached by somebody else, and are attached again');
+    const reports = node.agent.log().flatMap(({ links: names }) => (Array.isArray(names) ? (names as string[]) : []));
+    assert.deepEqual(reports.toSorted(), before, 'each is told of once');
+  });
+
+  test('puts back a program that was detached while its link stays pinned', async () => {
+    const name = pinned().find((link) => link.startsWith('pod_connect4@'));
+    assert.ok(name);
+    await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${links()}/${name}`] });
+    await eventually('it is redirected again', async () => (await node.travel(pod.place)) === 'redirected', 4000);
+    const attached = (): Promise<string> => must({ cmd: 'bpftool', args: ['cgroup', 'show', `${node.sandbox.cgroupRoot}/kubepods`] });
+    await eventually('it is attached again', async () => (await attached()).includes('pod_connect4'), 4000);
+  });
+
+  test('removes the links of a proxy and of a pod tree that are gone', async () => {
+    const before = pinned();
+    const tree = node.sandbox.cgroup('other/kubepods.slice');
+    const next = await node.addPod({ name: 'ztunnel-2', namespace: 'mesh', labels: { app: 'ztunnel' } });
+    await node.apply();
+    await eventually('both are attached', () => pinned().length === before.length + 3, 4000);
+    removeCgroup(tree.absolute);
+    removeCgroup(dirname(next.cgroup.absolute));
+    node.manifest.remove(next.uid);
+    await node.apply();
+    await eventually('their links are gone', () => pinned().length === before.length, 4000).catch(() => assert.deepEqual(pinned(), before));
+    assert.deepEqual(pinned(), before);
+    assert.equal(await node.travel(pod.place), 'redirected');
+  });
+
+  test('has exactly the entries that it should when fifty pods have come, flipped and gone', async () => {
+    const styles = ['cgroupfs', 'systemd', 'crio', 'docker', 'kind-cgroupfs', 'kind-systemd'] as const;
+    const pods: NodePod[] = [];
+    for (let n = 0; n < 50; n++) {
+      const style = styles[n % styles.length] ?? 'cgroupfs';
+      pods.push(await node.addPod({ name: `churn-${n}`, style, host: pod.host, ips: [`10.99.0.${n + 1}`], labels: n % 3 === 0 ? { 'istio.io/dataplane-mode': 'none' } : {} }));
+    }
+    await node.apply();
+    const staying = new Set([node.proxyPod, pod, ...pods]);
+    for (const [n, each] of pods.entries()) {
+      if (n % 5 === 0) node.manifest.change(each.uid, { labels: { 'kmesh.net/bypass': 'outbound' } });
+      if (n % 5 === 1) each.startContainer();
+      if (n % 5 === 2) removeCgroup(dirname(each.cgroup.absolute));
+      if (n % 5 === 2 || n % 5 === 3) node.manifest.remove(each.uid);
+      if (n % 5 === 2) staying.delete(each);
+      if (n % 10 === 5) node.manifest.namespace('demo', n % 20 === 5 ? {} : ENROLLED);
+      if (n % 7 === 0) node.manifest.write();
+    }
+    node.manifest.namespace('demo', ENROLLED);
+    await node.apply();
+
+    const wanted = new Map([...staying].flatMap((each) => {
+      const own = node.sandbox.cgroup(dirname(each.cgroup.path));
+      const containers = readdirSync(own.absolute, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+      return [own, ...containers.map(({ name }) => node.sandbox.cgroup(`${own.path}/${name}`))].map(({ id }) => [String(id), each] as const);
+    }));
+    await eventually('every entry is there', async () => (await node.entries('cgroup_info_map')).length === wanted.size, 5000).catch(() => undefined);
+    const entries = await node.entries('cgroup_info_map');
+    assert.deepEqual(entries.map(({ key }) => String(key)).toSorted(), [...wanted.keys()].toSorted());
+
+    const status = await node.status();
+    assert.deepEqual(status.pods.map(({ uid }) => uid).toSorted(), [...staying].map(({ uid }) => uid).toSorted());
+    assert.deepEqual(status.unknown, []);
+    for (const { verdict, uid, cgroups } of status.pods) {
+      const mine = [...wanted].filter(([, owner]) => owner.uid === uid).map(([id]) => id);
+      assert.deepEqual(cgroups.map(({ id }) => id).toSorted(), mine.toSorted());
+      const inMesh = entries.filter(({ key }) => mine.includes(String(key))).map(({ value }) => value['is_in_mesh']);
+      assert.deepEqual(new Set(inMesh), new Set([verdict === 'out' ? 0 : 1]), `${uid} is ${verdict}`);
+    }
+    const slots = new Set((await node.entries('pod_info_map')).map(({ value }) => value['slot']));
+    assert.equal(slots.size, (await node.entries('pod_info_map')).length, 'each pod has counters of its own');
+
+    for (const each of pods) {
+      if (staying.has(each)) removeCgroup(dirname(each.cgroup.absolute));
+      node.manifest.remove(each.uid);
+    }
+    await node.apply();
+    await eventually('the pods are gone', async () => (await node.entries('cgroup_info_map')).length === 4, 5000);
+    const addresses = await node.entries('pod_ip_map');
+    assert.equal(addresses.length, 1, 'the address of the one enrolled pod');
+    assert.equal((await node.entries('pod_info_map')).length, 3, 'it, the proxy, and the marker of the last change');
+    assert.equal(await node.travel(pod.place), 'redirected');
+  });
+
+  test('keeps no original destination of connections that have ended', async () => {
+    for (let n = 0; n < 20; n++) assert.ok((await connect(pod.place, node.server.ip4, 8080)).ok);
+    await eventually('the connections are forgotten', async () => (await node.entries('connection_map')).length === 0, 4000);
+    assert.deepEqual(await node.entries('original_dst_map'), []);
+  });
+});
+
+test('a pod that no map has room for is said, treated as unknown, and taken in when there is room', async () => {
+  await using node = await startNode('full', { agent: false });
+  writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\nmaxPods: 16\nunknownPods: deny\n');
+  const first = await node.addPod({ name: 'first' });
+  await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+  const many: NodePod[] = [];
+  for (let n = 0; n < 14; n++) many.push(await node.addPod({ name: `many-${n}`, host: first.host }));
+  node.manifest.write();
+  await eventually('the map is full', async () => (await node.entries('pod_info_map')).length === 16, 5000);
+  const late = await node.addPod({ name: 'late', host: first.host });
+  node.manifest.write();
+  const report = await eventually('it is said', () => node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))), 5000);
+  assert.equal(report['podUid'], late.uid);
+  assert.deepEqual([await node.travel(first.place), await node.travel(late.place)], ['redirected', 'EPERM']);
+  for (const each of many.splice(0, 5)) {
+    removeCgroup(dirname(each.cgroup.absolute));
+    node.manifest.remove(each.uid);
+  }
+  node.manifest.write();
+  await eventually('it is taken in', async () => (await node.travel(late.place)) === 'redirected', 5000);
+});
+
+test('is alive and not ready while it starts', async () => {
+  await using node = await startNode('starting', { agent: false, proxy: false });
+  // So many cgroups that the first look at them takes a while.
+  await must({ cmd: 'sh', args: ['-c', 'cd "$1" && for a in 0 1 2 3 4 5 6 7 8 9; do mkdir -p $(seq -f "many-$a/%g" 300); done', 'sh', node.sandbox.cgroupRoot] });
+  node.manifest.write();
+  const http = '127.0.0.1:15271';
+  const agent = startAgent(node.sandbox, { manifest: node.manifest.path, http });
+  const seen = new Set<string>();
+  await eventually('it is ready', async () => {
+    const [health, ready] = await Promise.all([get(http, '/healthz'), get(http, '/readyz')]).catch(() => [undefined, undefined]);
+    if (health === undefined || ready === undefined) return false;
+    seen.add(`healthz ${health[0]}, readyz ${ready[0]}`);
+    return ready[0] === 200;
+  });
+  assert.deepEqual([...seen], ['healthz 200, readyz 503', 'healthz 200, readyz 200']);
+  await agent.stop();
+  await assert.rejects(get(http, '/healthz'));
+});
