@@ -1,5 +1,5 @@
 /** The one entry: parses the command line, wires the rooms, handles signals. */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
@@ -13,6 +13,7 @@ import { readStatus } from './mapper/status.ts';
 import { statusText } from './mapper/status-text.ts';
 import { removePins } from './native/data-plane.ts';
 import { CgrouteError, messageOf } from './native/error.ts';
+import { isLocked } from './native/lock.ts';
 
 declare const __CGROUTE_VERSION__: string | undefined;
 const VERSION = typeof __CGROUTE_VERSION__ === 'string' ? __CGROUTE_VERSION__ : 'development';
@@ -175,6 +176,9 @@ async function doctor(flags: Flags): Promise<number> {
 async function cleanup(flags: Flags): Promise<number> {
   readConfig(flags);
   const root = valueOf(flags, 'bpffs-root');
+  if (existsSync(root) && isLocked(root)) {
+    throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`);
+  }
   const removed = removePins(root);
   return print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
 }

@@ -17,7 +17,7 @@
 enum setting {
 	SETTING_PROXY_IP4 = 1, /* ZTUNNEL_KEY: an address */
 	SETTING_PROXY_IP6 = 2, /* an address */
-	SETTING_PORTS = 3,     /* struct proxy_ports */
+	SETTING_PORTS = 3,     /* struct proxy_ports; to be read, the programs have them as tunables */
 	SETTING_POLICIES = 4,  /* struct policies */
 };
 
@@ -50,6 +50,7 @@ enum branch {
 	BRANCH_REDIRECTED,
 	BRANCH_LOOP_DENIED,  /* to the proxy's own port, which would send it to itself */
 	BRANCH_ERROR_DENIED, /* no room to remember the original destination */
+	BRANCH_HANDOFF_LOST, /* beside the redirected: no room to file its destination */
 	BRANCH_COUNT,
 };
 
@@ -149,15 +150,15 @@ struct agent_info {
 };
 
 /*
- * A connection as its two ends can both tell it. netns is zero when they are in
- * two namespaces, else their namespace's cookie, so that equal addresses and
- * ports in two namespaces do not meet. The client's initial sequence number
- * keeps apart two connections that had the same ports one after the other.
+ * A connection to the proxy as its two ends can both tell it. netns is zero when
+ * they are in two namespaces, else their namespace's cookie, so that equal
+ * addresses and ports in two namespaces do not meet. The client's initial
+ * sequence number stands for the rest: it keeps apart two connections from one
+ * port, one after the other or to two ports of the proxy.
  */
 struct tuple {
 	__u64 netns;
 	struct address client;
-	struct address proxy; /* its port is lost when it is reset before accept() */
 	__u16 client_port_be;
 	__u16 reserved;
 	__u32 isn;
@@ -175,7 +176,8 @@ struct original_dst {
 /* A redirected socket of a client, by its cookie, for as long as it is open. */
 struct connection {
 	struct original_dst original;
-	struct tuple tuple; /* the client's half is zero at first */
+	struct tuple tuple; /* zero until the proxy has answered */
+	struct address proxy;
 	__u16 proxy_port_be;
 	__u16 reserved;
 	__u32 reserved2;

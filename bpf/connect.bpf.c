@@ -19,6 +19,10 @@
 #define ALLOW 1
 #define DENY 0
 
+/* Where the proxy takes redirected connections. */
+const volatile __u32 outbound_port = 15001;
+const volatile __u32 inbound_port = 15006;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16);
@@ -39,14 +43,6 @@ struct {
 	__type(key, struct pod_key);
 	__type(value, struct pod_info);
 } pod_info_map SEC(".maps");
-
-/* Slot 0 belongs to host processes and to pods that are not known. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, struct pod_counters);
-} pod_counters_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -74,15 +70,6 @@ const volatile struct vocabulary {
 	struct proxy_ports proxy_ports;
 	struct policies policies;
 } vocabulary;
-
-static __always_inline void count(__u32 slot, enum branch branch)
-{
-	struct pod_counters *counters;
-
-	counters = bpf_map_lookup_elem(&pod_counters_map, &slot);
-	if (counters)
-		__sync_fetch_and_add(&counters->count[branch], 1);
-}
 
 static __always_inline bool denies(bool when_proxy_down)
 {
@@ -144,42 +131,33 @@ struct verdict {
 	__u16 proxy_port_be;
 };
 
-/* The proxy's address for the family; ports come with it, or nothing does. */
-static __always_inline bool find_proxy(bool ip4, struct address **address,
-				       struct proxy_ports **ports)
+static __always_inline struct address *find_proxy(bool ip4)
 {
 	enum setting key = ip4 ? SETTING_PROXY_IP4 : SETTING_PROXY_IP6;
 
-	*address = bpf_map_lookup_elem(&settings, &key);
-	if (!*address)
-		return false;
-	key = SETTING_PORTS;
-	*ports = bpf_map_lookup_elem(&settings, &key);
-	return *ports != NULL;
+	return bpf_map_lookup_elem(&settings, &key);
 }
 
 /* Whether this is where the proxy takes redirected connections. */
-static __always_inline bool is_redirect_port(const struct proxy_ports *ports,
-					     __u16 port_be)
+static __always_inline bool is_redirect_port(__u16 port_be)
 {
-	return port_be == bpf_htons(ports->outbound) ||
-	       port_be == bpf_htons(ports->inbound);
+	return port_be == bpf_htons(outbound_port) ||
+	       port_be == bpf_htons(inbound_port);
 }
 
 static __always_inline void redirect(struct verdict *verdict,
 				     const struct address *dst, __u16 port_be,
 				     bool ip4, bool inbound)
 {
-	struct proxy_ports *ports;
-	struct address *proxy;
+	struct address *proxy = find_proxy(ip4);
 
-	if (!find_proxy(ip4, &proxy, &ports)) {
+	if (!proxy) {
 		verdict->denied = denies(true);
 		verdict->branch = verdict->denied ? BRANCH_NO_PROXY_DENIED :
 						    BRANCH_NO_PROXY_ALLOWED;
 		return;
 	}
-	if (same_address(dst, proxy) && is_redirect_port(ports, port_be)) {
+	if (same_address(dst, proxy) && is_redirect_port(port_be)) {
 		verdict->denied = true;
 		verdict->branch = BRANCH_LOOP_DENIED;
 		return;
@@ -187,8 +165,7 @@ static __always_inline void redirect(struct verdict *verdict,
 	verdict->redirected = true;
 	verdict->branch = inbound ? BRANCH_INBOUND_REDIRECTED : BRANCH_REDIRECTED;
 	verdict->proxy = *proxy;
-	verdict->proxy_port_be = bpf_htons(inbound ? ports->inbound :
-						     ports->outbound);
+	verdict->proxy_port_be = bpf_htons(inbound ? inbound_port : outbound_port);
 }
 
 static __always_inline void decide_unknown(struct verdict *verdict)
@@ -220,12 +197,10 @@ static __always_inline void decide_proxy(struct verdict *verdict,
 					 const struct address *dst, __u16 port_be,
 					 bool ip4)
 {
-	struct proxy_ports *ports;
-	struct address *proxy;
+	struct address *proxy = find_proxy(ip4);
 
-	verdict->denied = find_proxy(ip4, &proxy, &ports) &&
-			  same_address(dst, proxy) &&
-			  is_redirect_port(ports, port_be);
+	verdict->denied = proxy && same_address(dst, proxy) &&
+			  is_redirect_port(port_be);
 	verdict->branch = verdict->denied ? BRANCH_LOOP_DENIED : BRANCH_PROXY;
 }
 
@@ -262,7 +237,7 @@ static __always_inline bool remember(__u64 cookie, const struct verdict *verdict
 	connection.original.address = *dst;
 	connection.original.port_be = port_be;
 	connection.original.slot = verdict->slot;
-	connection.tuple.proxy = verdict->proxy;
+	connection.proxy = verdict->proxy;
 	connection.proxy_port_be = verdict->proxy_port_be;
 	return !bpf_map_update_elem(&connection_map, &cookie, &connection, BPF_ANY);
 }
@@ -274,7 +249,7 @@ static __always_inline bool is_remembered(__u64 cookie, const struct address *ds
 	struct connection *connection;
 
 	connection = bpf_map_lookup_elem(&connection_map, &cookie);
-	return connection && same_address(&connection->tuple.proxy, dst) &&
+	return connection && same_address(&connection->proxy, dst) &&
 	       connection->proxy_port_be == port_be;
 }
 

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The two who ask. The proxy asks for the original destination: the first time
- * it moves from where the client filed it into the proxy's socket, and stays
- * there as long as that lives. The application asks for its peer, and sees the
- * one that it has connected to.
+ * Hands the original destination from the client's socket to the proxy's.
+ *
+ * When the proxy's SYN-ACK is here, and the ACK that makes the proxy's side stand
+ * has not left, the destination is filed under the connection's tuple. When the
+ * proxy asks for it, it moves into the proxy's socket and stays as long as that
+ * lives. A handshake that fails has filed nothing.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "handoff.bpf.h"
+#include "address.bpf.h"
+#include "cgroute.h"
+#include "maps.bpf.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -26,25 +30,157 @@ struct {
 /* Keeps the compiler from folding loads into one with a computed offset. */
 #define READ(field) (*(volatile typeof(field) *)&(field))
 
+/* A destination that nobody fetched for so long was meant for no proxy of ours. */
+#define STALE_NS (60 * 1000000000ULL)
+
+/* Where a socket connects from and to, as its owner sees it. */
+struct ends {
+	struct address local, remote;
+	__u16 local_port_be, remote_port_be;
+};
+
+/* IPv4 in the last four bytes, also where it is mapped into IPv6. */
+static __always_inline void normalise(struct address *address, bool ip6, __u32 ip4)
+{
+	if (ip6 && (address->word_be[0] || address->word_be[1] ||
+		    address->word_be[2] != bpf_htonl(0xffff)))
+		return;
+	address->word_be[0] = 0;
+	address->word_be[1] = 0;
+	address->word_be[2] = 0;
+	address->word_be[3] = ip4;
+}
+
+/* Both ends come to the same answer, as both see the same two addresses. */
+static __always_inline bool in_one_netns(const struct address *client,
+					 const struct address *proxy)
+{
+	return is_loopback(proxy) || same_address(client, proxy);
+}
+
+static __always_inline struct connection *find_connection(__u64 cookie)
+{
+	return bpf_map_lookup_elem(&connection_map, &cookie);
+}
+
+static __always_inline void file_original(struct connection *connection,
+					  const struct ends *ends, __u32 isn,
+					  __u64 netns)
+{
+	struct tuple *tuple = &connection->tuple;
+
+	/* A socket that was redirected once may dial elsewhere later. */
+	if (!same_address(&ends->remote, &connection->proxy) ||
+	    ends->remote_port_be != connection->proxy_port_be)
+		return;
+	tuple->client = ends->local;
+	tuple->client_port_be = ends->local_port_be;
+	tuple->isn = isn;
+	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns : 0;
+	connection->original.at_ns = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&original_dst_map, tuple, &connection->original, BPF_ANY))
+		count(connection->original.slot, BRANCH_HANDOFF_LOST);
+}
+
+/*
+ * The client's socket is gone. What it had filed goes with it, if nobody will
+ * ask for that any more; else the proxy's question or the agent's sweep ends it.
+ */
+static __always_inline void forget(__u64 cookie, bool over)
+{
+	struct connection *connection = find_connection(cookie);
+
+	if (!connection)
+		return;
+	if (over || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
+		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
+	bpf_map_delete_elem(&connection_map, &cookie);
+}
+
+/* sock_ops has the local port in host order and the remote one in network order. */
+static __always_inline void read_ends(struct bpf_sock_ops *ctx, struct ends *ends)
+{
+	bool ip6 = READ(ctx->family) == AF_INET6;
+	__u32 remote_port_be = READ(ctx->remote_port);
+
+	ends->local.word_be[0] = READ(ctx->local_ip6[0]);
+	ends->local.word_be[1] = READ(ctx->local_ip6[1]);
+	ends->local.word_be[2] = READ(ctx->local_ip6[2]);
+	ends->local.word_be[3] = READ(ctx->local_ip6[3]);
+	ends->remote.word_be[0] = READ(ctx->remote_ip6[0]);
+	ends->remote.word_be[1] = READ(ctx->remote_ip6[1]);
+	ends->remote.word_be[2] = READ(ctx->remote_ip6[2]);
+	ends->remote.word_be[3] = READ(ctx->remote_ip6[3]);
+	normalise(&ends->local, ip6, READ(ctx->local_ip4));
+	normalise(&ends->remote, ip6, READ(ctx->remote_ip4));
+	ends->local_port_be = bpf_htons((__u16)READ(ctx->local_port));
+	ends->remote_port_be = bpf_htons((__u16)bpf_ntohl(remote_port_be));
+}
+
+static __always_inline void on_established(struct bpf_sock_ops *ctx)
+{
+	struct connection *connection;
+	struct bpf_sock *sk = ctx->sk;
+	struct ends ends = {};
+	__u32 isn;
+
+	connection = find_connection(bpf_get_socket_cookie(ctx));
+	if (!connection || !sk)
+		return;
+	read_ends(ctx, &ends);
+	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
+	isn = ctx->snd_una - (__u32)ctx->bytes_acked;
+	file_original(connection, &ends, isn, bpf_get_netns_cookie(ctx));
+	/* The application closes an MPTCP socket, never the TCP ones below it. */
+	if (bpf_skc_to_mptcp_sock(sk))
+		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Called some five times for a connection at each end, so it leaves early. */
+SEC("sockops")
+int sock_ops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		on_established(ctx);
+	else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
+		forget(bpf_get_socket_cookie(ctx), false);
+	return 1;
+}
+
+/*
+ * With the proxy's FIN the proxy is through with the connection. A client that
+ * goes away first may be quicker than the proxy, which is still going to ask.
+ */
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	__u32 state = ctx->state;
+
+	forget(bpf_get_socket_cookie(ctx),
+	       state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE);
+	return 1;
+}
+
 static __always_inline void read_tuple(struct bpf_sockopt *ctx, struct bpf_sock *sk,
 				       struct bpf_tcp_sock *tcp, struct tuple *tuple)
 {
 	bool ip6 = READ(sk->family) == AF_INET6;
+	struct address proxy;
 
-	tuple->proxy.word_be[0] = READ(sk->src_ip6[0]);
-	tuple->proxy.word_be[1] = READ(sk->src_ip6[1]);
-	tuple->proxy.word_be[2] = READ(sk->src_ip6[2]);
-	tuple->proxy.word_be[3] = READ(sk->src_ip6[3]);
+	proxy.word_be[0] = READ(sk->src_ip6[0]);
+	proxy.word_be[1] = READ(sk->src_ip6[1]);
+	proxy.word_be[2] = READ(sk->src_ip6[2]);
+	proxy.word_be[3] = READ(sk->src_ip6[3]);
 	tuple->client.word_be[0] = READ(sk->dst_ip6[0]);
 	tuple->client.word_be[1] = READ(sk->dst_ip6[1]);
 	tuple->client.word_be[2] = READ(sk->dst_ip6[2]);
 	tuple->client.word_be[3] = READ(sk->dst_ip6[3]);
-	normalise(&tuple->proxy, ip6, READ(sk->src_ip4));
+	normalise(&proxy, ip6, READ(sk->src_ip4));
 	normalise(&tuple->client, ip6, READ(sk->dst_ip4));
 	tuple->client_port_be = READ(sk->dst_port);
 	/* What came so far is counted with a FIN, and without the SYN. */
 	tuple->isn = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
-	if (in_one_netns(&tuple->client, &tuple->proxy))
+	if (in_one_netns(&tuple->client, &proxy))
 		tuple->netns = bpf_get_netns_cookie(ctx);
 }
 
@@ -151,7 +287,7 @@ int getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct connection *connection = redirected(ctx);
 
-	if (!connection || ctx->user_ip4 != connection->tuple.proxy.word_be[3])
+	if (!connection || ctx->user_ip4 != connection->proxy.word_be[3])
 		return 1;
 	ctx->user_ip4 = connection->original.address.word_be[3];
 	ctx->user_port = connection->original.port_be;
@@ -165,7 +301,7 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	struct address *address;
 	bool ip4;
 
-	if (!connection || ctx->user_ip6[3] != connection->tuple.proxy.word_be[3])
+	if (!connection || ctx->user_ip6[3] != connection->proxy.word_be[3])
 		return 1;
 	address = &connection->original.address;
 	ip4 = is_ip4(address);

@@ -51,6 +51,8 @@ export type CgroupOwner =
   | { readonly kind: 'none' }
   | { readonly kind: 'ambiguous'; readonly why: string };
 
+/** systemd's slice for the sessions of users, who get cgroups of their own in it. */
+const USERS = 'user.slice';
 const NONE: CgroupOwner = { kind: 'none' };
 const GONE = ' (deleted)';
 
@@ -96,6 +98,8 @@ export function ownerOf(path: string): CgroupOwner {
   const names = componentsOf(gone ? path.slice(0, -GONE.length) : path);
   const first = names.findIndex((name) => name !== '..');
   if (first < 0) return NONE;
+  // Users name cgroups below as they like.
+  if (names[first] === USERS) return NONE;
   const climbs = names.includes('..', first);
 
   for (let at = first; at < names.length; at++) {
@@ -120,7 +124,7 @@ export function ownerOf(path: string): CgroupOwner {
  */
 export function isPodTree(path: string): boolean {
   const names = componentsOf(path);
-  return POD_TREE.test(names.at(-1) ?? '') && ownerOf(path).kind === 'none' && !path.includes('\n') && !path.includes('\0');
+  return POD_TREE.test(names.at(-1) ?? '') && names[0] !== USERS && ownerOf(path).kind === 'none' && !path.includes('\n') && !path.includes('\0');
 }
 
 function componentsOf(path: string): string[] {

@@ -53,7 +53,7 @@ const KINDS = { program: 'BPF programs', helper: 'BPF helpers', map: 'BPF maps',
 
 /** What is there in one line for each kind; what is missing in a line of its own. */
 export function featureLines(features: readonly ProbedFeature[]): DoctorLine[] {
-  return [...handoffLines(features), ...(Object.keys(KINDS) as (keyof typeof KINDS)[]).flatMap((kind) => {
+  return (Object.keys(KINDS) as (keyof typeof KINDS)[]).flatMap((kind) => {
     const ofKind = features.filter((feature) => feature.kind === kind);
     const there = ofKind.filter(({ support }) => support === 'yes');
     const unknown = ofKind.filter(({ support }) => support === 'unknown');
@@ -67,16 +67,7 @@ export function featureLines(features: readonly ProbedFeature[]): DoctorLine[] {
       lines.push(without === undefined ? fail(KINDS[kind], text, remedy) : warn(KINDS[kind], `${text}: ${without}`, remedy));
     }
     return lines;
-  })];
-}
-
-/** Which way an original destination goes from the client to the proxy. */
-function handoffLines(features: readonly ProbedFeature[]): DoctorLine[] {
-  const isThere = (way: ProbedFeature['way']): boolean => features.some((feature) => feature.way === way) && features.every((feature) => feature.way !== way || feature.support === 'yes');
-  if (isThere('tracepoints')) return [ok('BPF handoff', 'original destinations go to the proxy by tracepoints')];
-  if (isThere('sockops')) return [warn('BPF handoff', 'original destinations go to the proxy by sockops, which costs each TCP connection more', 'what the tracepoints lack is below')];
-  if (features.some(({ way, support }) => way !== undefined && support === 'no')) return [fail('BPF handoff', 'neither by tracepoints nor by sockops can original destinations go to the proxy', 'what they lack is below')];
-  return [];
+  });
 }
 
 const names = (features: readonly ProbedFeature[]): string => features.map(({ name }) => name.replace(/^map /, '')).join(', ');

@@ -59,12 +59,14 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
       throw new CgrouteError('ECGROUPLEVEL', `--cgroup-root ${cgroupRoot} is seen from inside a cgroup namespace: expected a mount of the host's whole cgroup2 hierarchy`);
     }
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
-    stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
+    const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
+    if (lock.note !== undefined) logger.warn(lock.note);
     makePinDirectory(bpffsRoot);
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     isFirst = readdirSync(bpffsRoot).length === 0;
-    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, maxEntries: maxEntries(config) }));
-    logger.info({ capabilities: capabilityReport(), handoff: dataPlane.handoff }, 'the kernel took the programs');
+    const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
+    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: maxEntries(config) }));
+    logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
 
@@ -129,6 +131,7 @@ class RunningAgent implements AsyncDisposable {
       logger: logger.child({ component: 'mapper' }),
       host: {
         cgroupIdAt: (path) => this.#host.ensure(path)?.id,
+        isOwnAddress: (ip) => this.#host.isOwnAddress(ip),
         addressesIn: (paths) => this.#addressesIn(paths),
       },
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),

@@ -8,7 +8,7 @@ import type { Config } from './config.ts';
 import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
-import { podKeyOf } from './reconciler.ts';
+import { podKeys } from './reconciler.ts';
 
 export interface NodeProxyOptions {
   readonly dataPlane: DataPlane;
@@ -58,7 +58,7 @@ export class NodeProxy {
    */
   follow(): void {
     const pod = this.#options.inventory.nodeProxy();
-    const usable = pod !== undefined && (this.#attached.get(podKeyOf(pod))?.size ?? 0) > 0;
+    const usable = pod !== undefined && podKeys(pod).some((key) => this.#attached.has(key));
     const { ip4, ip6 } = podAddresses(usable ? pod.ips : []);
     this.#setAddress(setting.proxyIp4, ip4);
     this.#setAddress(setting.proxyIp6, ip6);

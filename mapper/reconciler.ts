@@ -3,6 +3,7 @@
  * appeared, a label changed, an address became known) leads to the same step for
  * the pod that it concerns, and only differences are written.
  */
+import { BlockList, isIPv4 } from 'node:net';
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
@@ -23,6 +24,8 @@ import { decide, type Decision } from './verdict.ts';
 /** What the reconciler asks of the host. */
 export interface HostView {
   cgroupIdAt(path: string): bigint | undefined;
+  /** True for an address of the host itself. */
+  isOwnAddress(ip: string): boolean;
   /** Addresses of the network namespace of any process below these cgroups; undefined when that tells nothing. */
   addressesIn(paths: readonly string[]): readonly string[] | undefined;
 }
@@ -56,15 +59,24 @@ interface PodState {
 /** The pod's own cgroup, or a container's that is pod and container in one. */
 const isOutermost = ({ path, owner }: KnownCgroup): boolean => path.split('/').length - 1 === owner.podDepth;
 
-/** What stands for the pod in its cgroup's name. */
-export const podKeyOf = (pod: Pod): string => pod.configHash ?? pod.uid;
+/** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
+export const podKeys = ({ uid, configHash }: Pod): readonly string[] => (configHash === undefined ? [uid] : [uid, configHash]);
+
+/** Addresses that are no pod's, whoever says so. */
+const NOBODYS = new BlockList();
+NOBODYS.addSubnet('127.0.0.0', 8);
+NOBODYS.addSubnet('169.254.0.0', 16);
+NOBODYS.addAddress('0.0.0.0');
+NOBODYS.addSubnet('fe80::', 10, 'ipv6');
+NOBODYS.addAddress('::1', 'ipv6');
+NOBODYS.addAddress('::', 'ipv6');
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #pods = new Map<string, PodState>();
-  /** The pod of each cgroup, and the key of each pod of the API. */
+  /** The pod of each cgroup, and the keys of each pod of the API. */
   readonly #keyOfCgroup = new Map<bigint, string>();
-  readonly #keyOfUid = new Map<string, string>();
+  readonly #keysOfUid = new Map<string, readonly string[]>();
   readonly #queue: PodQueue;
   readonly #slots: PodSlots;
   readonly #claims = new AddressClaims();
@@ -99,7 +111,7 @@ export class Reconciler {
     if (owner.kind !== 'pod' || owner.nested) return;
     this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner });
     this.#keyOfCgroup.set(cgroup.id, owner.uid);
-    this.#queue.add(owner.uid);
+    this.#queueAll(owner.uid);
   }
 
   cgroupGone(cgroup: Cgroup): void {
@@ -110,14 +122,33 @@ export class Reconciler {
     if (key === undefined) return;
     this.#keyOfCgroup.delete(cgroup.id);
     this.#pods.get(key)?.cgroups.delete(cgroup.id);
+    this.#queueAll(key);
+  }
+
+  /** The pod has two keys where it says to be a static one; which of them counts depends on its cgroups. */
+  #queueAll(key: string): void {
     this.#queue.add(key);
+    const pod = this.#podOf(key);
+    if (pod !== undefined) for (const other of podKeys(pod)) this.#queue.add(other);
+  }
+
+  /** The key is what a cgroup's name says, so the join is the same with a cgroup or without. */
+  #podOf(key: string): Pod | undefined {
+    return this.#options.inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
+  }
+
+  /** The annotation can be written by anybody: a pod whose own UID names a cgroup is no static pod. */
+  #homeOf(pod: Pod): string {
+    const { uid, configHash } = pod;
+    const has = (key: string): boolean => (this.#pods.get(key)?.cgroups.size ?? 0) > 0;
+    return configHash !== undefined && has(configHash) && !has(uid) ? configHash : uid;
   }
 
   /** Whether a process in this cgroup could still tell its pod's address. */
   wantsAddress(cgroupId: bigint): boolean {
     const key = this.#keyOfCgroup.get(cgroupId);
     const state = key === undefined ? undefined : this.#pods.get(key);
-    return state?.pod !== undefined && !state.pod.hostNetwork && state.pod.ips.length === 0 && state.foundIps.length === 0;
+    return state?.pod !== undefined && !state.pod.hostNetwork && state.foundIps.length === 0 && this.#toldIps(state.pod).length === 0;
   }
 
   processSeen(cgroupId: bigint): void {
@@ -129,10 +160,10 @@ export class Reconciler {
   objectsChanged(uids: Iterable<string>): void {
     for (const uid of uids) {
       const pod = this.#options.inventory.pod(uid);
-      const key = pod === undefined ? this.#keyOfUid.get(uid) ?? uid : podKeyOf(pod);
-      if (pod === undefined) this.#keyOfUid.delete(uid);
-      else this.#keyOfUid.set(uid, key);
-      this.#queue.add(key);
+      const keys = pod === undefined ? [] : podKeys(pod);
+      for (const key of new Set([uid, ...(this.#keysOfUid.get(uid) ?? []), ...keys])) this.#queue.add(key);
+      if (pod === undefined) this.#keysOfUid.delete(uid);
+      else this.#keysOfUid.set(uid, keys);
     }
   }
 
@@ -185,11 +216,11 @@ export class Reconciler {
 
   #reconcile(key: string): void {
     const { inventory, config } = this.#options;
-    // The key is what a cgroup's name says, so the join is the same with a cgroup or without.
-    const current = inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
+    const claimant = this.#podOf(key);
+    const current = claimant !== undefined && this.#homeOf(claimant) === key ? claimant : undefined;
     const state = this.#state(key);
     if (current === undefined && state.cgroups.size === 0) {
-      this.#forget(key, state);
+      this.#forget(key);
       return;
     }
     state.pod = current ?? state.pod;
@@ -236,8 +267,14 @@ export class Reconciler {
     this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
   }
 
+  /** Those of the pod's status that can be a pod's. */
+  #toldIps(pod: Pod): readonly string[] {
+    return pod.ips.filter((ip) => !NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6') && !this.#options.host.isOwnAddress(ip));
+  }
+
   #addressesOf(state: PodState, pod: Pod): readonly string[] {
-    if (pod.ips.length > 0) return pod.ips;
+    const told = this.#toldIps(pod);
+    if (told.length > 0) return told;
     if (state.foundIps.length === 0) {
       const paths = [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path);
       state.foundIps = this.#options.host.addressesIn(paths) ?? [];
@@ -259,12 +296,11 @@ export class Reconciler {
     }
   }
 
-  #forget(key: string, state: PodState): void {
+  #forget(key: string): void {
     this.#claim(key, [], 0, 0, false);
     this.#podInfos.delete({ text: key });
     this.#slots.release(key);
     this.#pods.delete(key);
-    if (state.pod !== undefined) this.#keyOfUid.delete(state.pod.uid);
     this.#failedKeys.delete(key);
     this.#options.onReconciled();
   }

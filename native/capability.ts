@@ -23,8 +23,6 @@ export interface Feature {
   readonly since: string;
   /** What is lost without it; absent where cgroute does not work without it. */
   readonly without?: string;
-  /** Belongs to one of two ways to hand an original destination to the proxy, of which one is enough. */
-  readonly way?: 'tracepoints' | 'sockops';
 }
 
 export interface ProbedFeature extends Feature {
@@ -47,9 +45,6 @@ interface Section {
   readonly attach: number;
   readonly since: string;
   readonly without?: string;
-  readonly way?: 'tracepoints' | 'sockops';
-  /** The tracepoint whose BTF a program of type TRACING is loaded for. */
-  readonly tracepoint?: string;
   readonly helpers: Readonly<Record<string, string>>;
 }
 
@@ -63,7 +58,6 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_sk_storage_get: 107,
   bpf_get_netns_cookie: 122,
   bpf_get_current_ancestor_cgroup_id: 123,
-  bpf_skc_to_tcp_sock: 137,
   bpf_skc_to_mptcp_sock: 196,
 };
 
@@ -76,8 +70,6 @@ const CONNECT = {
   bpf_get_current_cgroup_id: '5.7',
   bpf_get_current_ancestor_cgroup_id: '5.7',
 } as const;
-const TRACE = { type: 26, attach: 23, since: '5.5', way: 'tracepoints', without: 'each TCP connection of this host costs more, as sock_ops does their work' } as const;
-const SOCKOPS = { way: 'sockops', without: 'no other way where tracepoints are refused' } as const;
 const PEER = { bpf_get_socket_cookie: '4.19' } as const;
 
 /**
@@ -88,7 +80,7 @@ const PEER = { bpf_get_socket_cookie: '4.19' } as const;
  * Borkmann's series of March 2020 for cgroup hooks, with cgroup ids and comm;
  * netns cookie in sockops 6cf1770d63dd and in sockopt f1248dee954c;
  * cgroup ids everywhere c501bf55c88b; callback flags b13d88072172;
- * bpf_skc_to_mptcp_sock 3bc253c2e652; tp_btf f1b9509c2fb0, bpf_skc_to_tcp_sock 478cfbdf5f13.
+ * bpf_skc_to_mptcp_sock 3bc253c2e652.
  */
 const SECTIONS: readonly Section[] = [
   { section: 'cgroup/connect4', type: 18, attach: cgroupHooks.connect4, since: '4.17', helpers: CONNECT },
@@ -96,19 +88,16 @@ const SECTIONS: readonly Section[] = [
   { section: 'cgroup/getpeername4', type: 18, attach: cgroupHooks.getpeername4, since: '5.8', helpers: PEER },
   { section: 'cgroup/getpeername6', type: 18, attach: cgroupHooks.getpeername6, since: '5.8', helpers: PEER },
   { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: '5.15' } },
-  { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', ...SOCKOPS, helpers: { bpf_get_socket_cookie: '5.7' } },
+  { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', helpers: { bpf_get_socket_cookie: '5.7' } },
   {
-    section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13', ...SOCKOPS,
+    section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13',
     helpers: {
       bpf_get_socket_cookie: '4.19',
       bpf_sock_ops_cb_flags_set: '4.16',
       bpf_get_netns_cookie: '5.15',
-      bpf_skc_to_tcp_sock: '5.9',
       bpf_skc_to_mptcp_sock: '5.19',
     },
   },
-  { section: 'tp_btf/inet_sock_set_state', tracepoint: 'inet_sock_set_state', ...TRACE, helpers: { bpf_skc_to_tcp_sock: '5.9' } },
-  { section: 'tp_btf/tcp_destroy_sock', tracepoint: 'tcp_destroy_sock', ...TRACE, helpers: {} },
   {
     section: 'socket', type: 1, attach: 0, since: '3.19',
     without: 'every program started on this host wakes the agent, where it could be those of pods alone',
@@ -141,22 +130,12 @@ const RETURN_1 = instruction(0xb7, 1); // r0 = 1
 const EXIT = instruction(0x95);
 const call = (helper: number): Buffer => instruction(0x85, helper);
 
-const btfIds = new Map<string, number>();
-
-/** Zero for a tracepoint that this kernel hasn't, which it then refuses. Each search reads the kernel's whole BTF. */
-function btfIdOf(tracepoint: string, attach: number): number {
-  const id = btfIds.get(tracepoint) ?? Math.max(0, libbpf().vmlinuxBtfId(tracepoint, attach));
-  btfIds.set(tracepoint, id);
-  return id;
-}
-
 /** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
-function tryLoad({ type, attach, tracepoint }: Section, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
+function tryLoad({ type, attach }: Pick<Section, 'type' | 'attach'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
   const log = Buffer.alloc(LOG_BYTES);
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(attach, 12);
-  if (tracepoint !== undefined) options.writeUInt32LE(btfIdOf(tracepoint, attach), 32); // attach_btf_id
   options.writeUInt32LE(1, 88); // log_level
   options.writeUInt32LE(log.length, 92);
   options.writeBigUInt64LE(addressOf(log), 96);
@@ -202,13 +181,11 @@ export function probeFeatures(): readonly ProbedFeature[] {
   let mayLoad = false;
   for (const section of SECTIONS) {
     const optional = section.without === undefined ? {} : { without: section.without };
-    const way = section.way === undefined ? {} : { way: section.way };
-    const common = { ...optional, ...way };
     const support = supportOf(section);
     mayLoad ||= support === 'yes';
-    features.push({ name: section.section, kind: 'program', since: section.since, ...common, support });
+    features.push({ name: section.section, kind: 'program', since: section.since, ...optional, support });
     for (const [helper, since] of Object.entries(section.helpers)) {
-      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', since, ...common, support: support === 'yes' ? helperSupport(section, helper) : support });
+      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', since, ...optional, support: support === 'yes' ? helperSupport(section, helper) : support });
     }
   }
   for (const { name, type, since } of MAPS) {
@@ -219,15 +196,14 @@ export function probeFeatures(): readonly ProbedFeature[] {
   return (probed = features);
 }
 
-/** Whether a helper of a program in a section is among those tried, for the test that compares this with the objects. */
-export function isProbed(section: string, helper: number): boolean {
-  const helpers = SECTIONS.find((candidate) => candidate.section === section)?.helpers ?? {};
-  return alwaysThere.has(helper) || Object.keys(helpers).some((name) => HELPER_IDS[name] === helper);
+/** The helpers that are tried, by section, as their numbers: for the test that compares them with the objects. */
+export function probedHelpers(): ReadonlyMap<string, readonly (number | undefined)[]> {
+  return new Map(SECTIONS.map(({ section, helpers }) => [section, Object.keys(helpers).map((name) => HELPER_IDS[name])]));
 }
 
 /** Whether the kernel lets a program of this type and attach type call a helper, all by their numbers in <linux/bpf.h>. */
 export function mayCall(type: number, attach: number, helper: number): boolean {
-  const { log } = tryLoad({ section: '', type, attach, since: '', helpers: {} }, [call(helper), RETURN_1, EXIT]);
+  const { log } = tryLoad({ type, attach }, [call(helper), RETURN_1, EXIT]);
   return !NO_HELPER.test(log);
 }
 

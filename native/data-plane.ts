@@ -9,7 +9,6 @@ import { dropDeadLink, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPla
 import { CgrouteError, messageOf } from './error.ts';
 import { address, agentInfo, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
-import { dropTraceLink, hasTraceLink, replaceTraceLink } from './trace-link.ts';
 
 /** Changes when a map's layout does. */
 export const PIN_VERSION = 'v1';
@@ -19,17 +18,10 @@ const BPF_FS_MAGIC = 0xcafe4a11;
 const STALE_MS = 60_000;
 
 /** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
-const ROOT_PROGRAMS = ['root_connect4', 'root_connect6', 'getpeername4', 'getpeername6'];
+const ROOT_PROGRAMS = ['root_connect4', 'root_connect6'];
+const HANDOFF_PROGRAMS = ['sock_ops', 'sock_release', 'getpeername4', 'getpeername6'];
 const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
 const PROXY_PROGRAMS = ['original_dst'];
-
-/**
- * How an original destination gets from the client to the proxy: by tracepoints,
- * or by sock_ops, which costs more and works with fewer privileges.
- */
-export type Handoff = 'trace' | 'sockops';
-const TRACE_PROGRAMS = ['set_state', 'tcp_destroy'];
-const SOCKOPS_PROGRAMS = ['sock_ops', 'sock_release'];
 
 function openMaps(directory: string) {
   const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
@@ -76,14 +68,13 @@ export interface DataPlaneOptions {
   readonly root: CgroupPlace;
   readonly rootLevel: number;
   readonly maxEntries: Readonly<Record<string, number>>;
-  /** @default `trace`, or `sockops` where the kernel refuses that */
-  readonly handoff?: Handoff;
+  /** Where the proxy takes redirected connections. @default 15001 and 15006 */
+  readonly ports?: { readonly outbound: number; readonly inbound: number };
 }
 
 export interface DataPlane extends Disposable {
   readonly maps: PinnedMaps;
   readonly notes: readonly string[];
-  readonly handoff: Handoff;
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
   /** What brings a redirected connection's original destination to the proxy: before the connect programs. Idempotent, like the next three. */
@@ -116,7 +107,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const objects: LoadedObject[] = [];
   const notes: string[] = [];
   const load = { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } };
-  const handoff = (): Handoff => (objects.some(({ programs }) => programs.has('set_state')) ? 'trace' : 'sockops');
+  const ports = options.ports === undefined ? {} : { outbound_port: options.ports.outbound, inbound_port: options.ports.inbound };
   /** An optimisation: everything works without it. */
   const optional = (name: string, without: string): void => {
     try {
@@ -128,9 +119,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   };
   let maps: PinnedMaps;
   try {
-    objects.push(loadPinned('origdst', load), loadPinned('connect', load));
-    if (options.handoff !== 'sockops') optional('trace', 'each TCP connection costs more');
-    if (handoff() === 'sockops') objects.push(loadPinned('sockops', load));
+    objects.push(loadPinned('origdst', load), loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports } }));
     optional('execs', 'each exec on the host is looked at');
     maps = disposable(openMaps(mapDirectory));
   } catch (error) {
@@ -148,35 +137,22 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       attached.set(`${name}@${place.id}`, { program, place });
     }
   };
-  const attachTrace = (): void => {
-    for (const name of TRACE_PROGRAMS) {
-      const program = programs.get(name);
-      if (program !== undefined) replaceTraceLink(links, program);
-    }
-  };
   return {
     maps,
-    handoff: handoff(),
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
-    attachHandoff() {
-      if (handoff() === 'trace') attachTrace();
-      else attach(SOCKOPS_PROGRAMS, options.root);
-    },
+    attachHandoff: () => attach(HANDOFF_PROGRAMS, options.root),
     attachRoot: () => attach(ROOT_PROGRAMS, options.root),
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
     dropOtherLinks() {
       const others = pinnedLinks(links).filter((link) => !attached.has(`${link.program}@${link.cgroupId}`));
       for (const link of others) dropLink(link);
-      if (handoff() !== 'trace') for (const name of TRACE_PROGRAMS) dropTraceLink(links, name);
       return others.length;
     },
     repairLinks() {
-      const trace = handoff() === 'trace' && attached.size > 0 ? TRACE_PROGRAMS.filter((name) => !hasTraceLink(links, name)) : [];
-      if (trace.length > 0) attachTrace();
       const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
-      return [...trace, ...lost.flatMap(([name, { program, place }]) => {
+      return lost.flatMap(([name, { program, place }]) => {
         if (!isStill(place)) {
           attached.delete(name);
           dropDeadLink(links, program.name, place.id);
@@ -184,7 +160,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
         }
         ensureLink(links, program, place);
         return [name];
-      })];
+      });
     },
     expireOriginals(olderThanMs = STALE_MS) {
       // The clock that bpf_ktime_get_ns() reads.
@@ -198,7 +174,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     },
     [Symbol.dispose]() {
       maps[Symbol.dispose]();
-      for (const object of objects) object[Symbol.dispose]();
+      for (const object of objects.splice(0)) object[Symbol.dispose]();
     },
   };
 }

@@ -35,7 +35,8 @@ export const branch = {
   redirected: 12,
   loopDenied: 13,
   errorDenied: 14,
-  count: 15,
+  handoffLost: 15,
+  count: 16,
 } as const;
 
 export const policy = {
@@ -386,37 +387,33 @@ export const agentInfo: Layout<AgentInfo> = {
 export interface Tuple {
   readonly netns: bigint;
   readonly client: Address;
-  readonly proxy: Address;
   readonly clientPort: number;
   readonly isn: number;
 }
 
 export const tuple: Layout<Tuple> = {
   name: 'tuple',
-  size: 48,
+  size: 32,
   fields: [
     { name: 'netns', offset: 0, kind: 'u64', count: 1 },
     { name: 'client', offset: 8, kind: { struct: 'address' }, count: 1 },
-    { name: 'proxy', offset: 24, kind: { struct: 'address' }, count: 1 },
-    { name: 'client_port_be', offset: 40, kind: 'u16', count: 1 },
-    { name: 'reserved', offset: 42, kind: 'u16', count: 1 },
-    { name: 'isn', offset: 44, kind: 'u32', count: 1 },
+    { name: 'client_port_be', offset: 24, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 26, kind: 'u16', count: 1 },
+    { name: 'isn', offset: 28, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 48);
+    buffer.fill(0, at, at + 32);
     buffer.writeBigUInt64LE(value.netns, at + 0);
     address.encode(value.client, buffer, at + 8);
-    address.encode(value.proxy, buffer, at + 24);
-    buffer.writeUInt16BE(value.clientPort, at + 40);
-    buffer.writeUInt32LE(value.isn, at + 44);
+    buffer.writeUInt16BE(value.clientPort, at + 24);
+    buffer.writeUInt32LE(value.isn, at + 28);
   },
   decode(buffer, at = 0) {
     return {
       netns: buffer.readBigUInt64LE(at + 0),
       client: address.decode(buffer, at + 8),
-      proxy: address.decode(buffer, at + 24),
-      clientPort: buffer.readUInt16BE(at + 40),
-      isn: buffer.readUInt32LE(at + 44),
+      clientPort: buffer.readUInt16BE(at + 24),
+      isn: buffer.readUInt32LE(at + 28),
     };
   },
 };
@@ -458,6 +455,7 @@ export const originalDst: Layout<OriginalDst> = {
 export interface Connection {
   readonly original: OriginalDst;
   readonly tuple: Tuple;
+  readonly proxy: Address;
   readonly proxyPort: number;
 }
 
@@ -467,6 +465,7 @@ export const connection: Layout<Connection> = {
   fields: [
     { name: 'original', offset: 0, kind: { struct: 'original_dst' }, count: 1 },
     { name: 'tuple', offset: 32, kind: { struct: 'tuple' }, count: 1 },
+    { name: 'proxy', offset: 64, kind: { struct: 'address' }, count: 1 },
     { name: 'proxy_port_be', offset: 80, kind: 'u16', count: 1 },
     { name: 'reserved', offset: 82, kind: 'u16', count: 1 },
     { name: 'reserved2', offset: 84, kind: 'u32', count: 1 },
@@ -475,12 +474,14 @@ export const connection: Layout<Connection> = {
     buffer.fill(0, at, at + 88);
     originalDst.encode(value.original, buffer, at + 0);
     tuple.encode(value.tuple, buffer, at + 32);
+    address.encode(value.proxy, buffer, at + 64);
     buffer.writeUInt16BE(value.proxyPort, at + 80);
   },
   decode(buffer, at = 0) {
     return {
       original: originalDst.decode(buffer, at + 0),
       tuple: tuple.decode(buffer, at + 32),
+      proxy: address.decode(buffer, at + 64),
       proxyPort: buffer.readUInt16BE(at + 80),
     };
   },

@@ -59,12 +59,10 @@ function bind(lib: LibraryHandle) {
     objGet: lib.func('int bpf_obj_get(const char *path)') as (path: string) => number,
     objGetInfo: lib.func('int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *len)') as (fd: number, info: Buffer, length: Buffer) => number,
     linkCreate: lib.func('int bpf_link_create(int prog_fd, int target_fd, int type, const void *opts)') as (program: number, target: number, type: number, options: null) => number,
-    rawTracepointOpen: lib.func('int bpf_raw_tracepoint_open(const char *name, int prog_fd)') as (name: null, program: number) => number,
     linkUpdate: lib.func('int bpf_link_update(int link_fd, int prog_fd, const void *opts)') as (link: number, program: number, options: null) => number,
     progQuery: lib.func('int bpf_prog_query(int target_fd, int type, uint32_t flags, _Out_ void *attach_flags, _Out_ void *ids, _Inout_ void *count)') as (target: number, type: number, flags: number, attachFlags: Buffer, ids: Buffer, count: Buffer) => number,
     progFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)') as (id: number) => number,
     enableStats: lib.func('int bpf_enable_stats(int type)') as (type: number) => number,
-    vmlinuxBtfId: lib.func('int libbpf_find_vmlinux_btf_id(const char *name, int attach_type)') as (name: string, attachType: number) => number,
     progLoad: lib.func('int bpf_prog_load(int type, const char *name, const char *license, const void *insns, size_t count, const void *opts)') as (type: number, name: string | null, license: string, instructions: Buffer, count: number, options: Buffer) => number,
     probeMapType: lib.func('int libbpf_probe_bpf_map_type(int map_type, const void *opts)') as (mapType: number, options: null) => number,
   };

@@ -1,23 +1,66 @@
 /** One agent at a time: an advisory lock on a directory, which ends with the process that holds it. */
-import { closeSync, openSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
 import { CgrouteError } from './error.ts';
 import { LOCK_EX, LOCK_SH, tryFlock } from './libc.ts';
+import { hostNamespaces } from './privilege.ts';
+
+export interface DirectoryLock extends Disposable {
+  /** A sentence, where an ordinary user holds a lock that only root could mean: it is passed over. */
+  readonly note?: string;
+}
 
 /**
  * Locks a directory (of cgroupfs or bpffs, where no file could be made) until
  * disposed of, or until the process ends in whatever way.
- * @throws CgrouteError `ELOCKED` when another process holds it
+ *
+ * Anybody who may read a directory may lock it, so a holder that is not root does
+ * not count: no user of the host shall keep the agent from starting.
+ *
+ * @throws CgrouteError `ELOCKED` when another agent holds it
  */
-export function lockDirectory(path: string, purpose: string): Disposable {
+export function lockDirectory(path: string, purpose: string): DirectoryLock {
   const fd = openSync(path, 'r');
-  let locked = false;
   try {
-    locked = tryFlock(fd, LOCK_EX, path);
-  } finally {
-    if (!locked) closeSync(fd);
+    const unlock: Disposable = { [Symbol.dispose]: () => closeSync(fd) };
+    if (tryFlock(fd, LOCK_EX, path)) return unlock;
+    const holders = holdersOf(fd);
+    // An agent lives as long as its lock, and from the host's PID namespace it can be seen.
+    const seesAll = hostNamespaces().pid === true;
+    if ((holders.length > 0 || seesAll) && holders.every(({ uid }) => uid !== 0)) {
+      const who = holders.map(({ pid, uid }) => `process ${pid} of user ${uid}`).join(', ') || 'a process that has ended';
+      return { ...unlock, note: `${purpose} ${path} is locked by ${who}, which is no agent; the lock is passed over` };
+    }
+  } catch (error) {
+    closeSync(fd);
+    throw error;
   }
-  if (!locked) throw new CgrouteError('ELOCKED', `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`);
-  return { [Symbol.dispose]: () => closeSync(fd) };
+  closeSync(fd);
+  throw new CgrouteError('ELOCKED', `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`);
+}
+
+/** Processes that hold a flock on the file, as far as /proc shows them. Format: proc_locks(5). */
+function holdersOf(fd: number): { readonly pid: number; readonly uid: number }[] {
+  const { dev, ino } = fstatSync(fd);
+  const hex = (number: number): string => number.toString(16).padStart(2, '0');
+  // The kernel's encoding of a device number in st_dev, <sys/sysmacros.h>.
+  const major = (dev >>> 8) & 0xfff;
+  const minor = (dev & 0xff) | ((dev >>> 12) & 0xfff00);
+  const file = `${hex(major)}:${hex(minor)}:${ino}`;
+  return readFileSync('/proc/locks', 'utf8').split('\n').flatMap((line) => {
+    const [, kind, , , pid, place] = line.trim().split(/\s+/);
+    if (kind !== 'FLOCK' || place !== file) return [];
+    const uid = realUid(`/proc/${pid}/status`);
+    return uid === undefined ? [] : [{ pid: Number(pid), uid }];
+  });
+}
+
+/** Who started it, whatever it has become by a set-user-ID program; undefined when it has ended. */
+function realUid(status: string): number | undefined {
+  try {
+    return Number(/^Uid:\s+(\d+)/m.exec(readFileSync(status, 'utf8'))?.[1]);
+  } catch {
+    return undefined;
+  }
 }
 
 /** True when an agent holds the directory's lock. */

@@ -20,7 +20,7 @@ const IGNORED = '**/{cgroup.{c,e,f,k,m,s,t}*,cpu.*,cpuset.*,io.*,memory.*,pids.*
 
 const FIRST_RETRY_MS = 200;
 const LAST_RETRY_MS = 60_000;
-const RENEW_MS = 300_000;
+const RENEW_MS = 500;
 
 export interface CgroupHints {
   /** Places, relative to the watched root, where something came or went. */
@@ -44,7 +44,10 @@ export interface CgroupWatchOptions {
 
 export interface CgroupWatch extends AsyncDisposable {
   state(): SourceState;
-  /** Something was found that the watch had not named: subscribes afresh, at most every five minutes. */
+  /**
+   * Something was found that the watch had not named, so there are directories
+   * that it does not watch: subscribes afresh, soon, but not more often than it may.
+   */
   renew(): void;
 }
 
@@ -60,6 +63,7 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
   let failures = 0;
   let generation = 0;
   let renewed = -Infinity;
+  let renewing = false;
   let delivering = false;
   let closed = false;
 
@@ -98,6 +102,8 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
   async function begin(): Promise<void> {
     if (closed) return;
     const mine = ++generation;
+    renewing = false;
+    renewed = performance.now();
     const old = subscription;
     subscription = undefined;
     try {
@@ -143,9 +149,9 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
   return {
     state: () => ({ name: 'cgroup-watch', state, detail }),
     renew() {
-      if (state !== 'ok' || performance.now() - renewed < RENEW_MS) return;
-      renewed = performance.now();
-      schedule(0);
+      if (state !== 'ok' || renewing) return;
+      renewing = true;
+      schedule(Math.max(0, renewed + RENEW_MS - performance.now()));
     },
     async [Symbol.asyncDispose]() {
       if (closed) return;

@@ -56,6 +56,8 @@ export interface HostWatch extends AsyncDisposable {
   pidsOf(path: string): number[];
   addressesOf(pid: number): Addresses | undefined;
   netnsOf(pid: number): number | undefined;
+  /** True for an address of the host's own network namespace. */
+  isOwnAddress(ip: string): boolean;
   hostNetns(): number | undefined;
   /** A hint from elsewhere (the kernel's tracepoint): looks at that place now and reports what is new. */
   ensure(path: string): Cgroup | undefined;
@@ -73,6 +75,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
 
   let closed = false;
   let sweeps = 0;
+  let appeared = 0;
   let lastSweep = '';
   let sweeping: Promise<void> | undefined;
   let following: Promise<void> | undefined;
@@ -83,7 +86,10 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   const tree = openCgroupTree({
     cgroupRoot,
     logger,
-    onAppeared: (cgroup) => closed || options.onCgroup(cgroup),
+    onAppeared(cgroup) {
+      appeared++;
+      if (!closed) options.onCgroup(cgroup);
+    },
     onGone: (cgroup) => closed || options.onCgroupGone(cgroup),
   });
 
@@ -141,7 +147,10 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   });
 
   async function onHints({ places, moved }: CgroupHints): Promise<void> {
+    const before = appeared;
     for (const place of places) await tree.rescan(place);
+    // More than was named: they were made in one go, and the watch has not got into all of them.
+    if (appeared - before > places.length) watch.renew();
     for (const path of moved) {
       const cgroup = tree.ensure(path);
       if (cgroup) reportAny(cgroup);
@@ -222,6 +231,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     pidsOf,
     addressesOf: proc.addressesOf,
     netnsOf: proc.netnsOf,
+    isOwnAddress: proc.isHostAddress,
     hostNetns: proc.hostNetns,
     ensure: tree.ensure,
     sweep,

@@ -40,6 +40,8 @@ export interface Proc {
   netnsOf(pid: number): number | undefined;
   /** The host's network namespace; undefined where that cannot be told. */
   hostNetns(): number | undefined;
+  /** True for an address of the host's own network namespace. */
+  isHostAddress(ip: string): boolean;
   /** The addresses of the process's network namespace, without entering it. */
   addressesOf(pid: number): Addresses | undefined;
 }
@@ -163,7 +165,7 @@ export function openProc(options: ProcOptions): Proc {
     });
   }
 
-  return { cgroupOfPid, processOf, netnsOf, hostNetns, addressesOf };
+  return { cgroupOfPid, processOf, netnsOf, hostNetns, isHostAddress: (ip) => hostAddresses().has(ip), addressesOf };
 }
 
 /** What `reader` says, if `startOf` says the same before and after: the PID was one process's all the time. */

@@ -7,8 +7,8 @@ import { readdirSync, statSync, unlinkSync } from 'node:fs';
 import { relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { podAddresses } from '../../mapper/pod-entry.ts';
-import { openDataPlane, type DataPlane, type Handoff } from '../../native/data-plane.ts';
-import { infoFlag, proxyPorts, setting } from '../../native/layouts.ts';
+import { openDataPlane, type DataPlane } from '../../native/data-plane.ts';
+import { infoFlag, setting } from '../../native/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
 import { ip, makeNetwork } from '../harness/netns.ts';
 import { must, run } from '../harness/process.ts';
@@ -47,7 +47,6 @@ export type WayName =
 export interface BenchNode extends AsyncDisposable {
   readonly sandbox: Sandbox;
   readonly bpffsRoot: string;
-  readonly handoff: Handoff;
   /** Whether clients and listeners run with real-time priority; a container may lack the right to. */
   readonly hasPriority: boolean;
   readonly ways: Readonly<Record<WayName, Way>>;
@@ -66,33 +65,28 @@ async function serve(sandbox: Sandbox, place: Place, address: string, port: numb
   if (priority) await must({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, String(running.pid)] });
 }
 
-function openPlane(sandbox: Sandbox, bpffsRoot: string, handoff: Handoff): DataPlane {
-  const plane = openDataPlane({
+function openPlane(sandbox: Sandbox, bpffsRoot: string): DataPlane {
+  return openDataPlane({
     bpffsRoot,
     root: { path: sandbox.cgroupRoot, id: statSync(sandbox.cgroupRoot, { bigint: true }).ino },
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: {},
-    handoff,
+    ports: { outbound: OUTBOUND, inbound: 15006 },
   });
-  if (plane.handoff !== handoff) throw new Error(`this kernel does not do the handoff by ${handoff}: ${plane.notes.join('; ')}`);
-  const ports = Buffer.alloc(proxyPorts.size);
-  proxyPorts.encode({ outbound: OUTBOUND, inbound: 15006 }, ports);
-  plane.maps.settings.set(setting.ports, { bytes: ports });
-  return plane;
 }
 
 /** Makes it, with our programs not attached yet. */
-export async function makeBenchNode(handoff: Handoff): Promise<BenchNode> {
+export async function makeBenchNode(): Promise<BenchNode> {
   const stack = new AsyncDisposableStack();
   try {
-    return await build(stack, handoff);
+    return await build(stack);
   } catch (error) {
     await stack.disposeAsync();
     throw error;
   }
 }
 
-async function build(stack: AsyncDisposableStack, handoff: Handoff): Promise<BenchNode> {
+async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const sandbox = stack.use(await makeSandbox('bench'));
   const network = await makeNetwork(sandbox);
   const podTree = sandbox.cgroup('kubepods');
@@ -117,7 +111,7 @@ async function build(stack: AsyncDisposableStack, handoff: Handoff): Promise<Ben
   await serve(sandbox, { cgroup: proxyCgroup, netns: proxy.netns }, proxy.ip4, OUTBOUND, hasPriority);
 
   const bpffsRoot = `${sandbox.bpffs}/cgroute`;
-  const plane = stack.use(openPlane(sandbox, bpffsRoot, handoff));
+  const plane = stack.use(openPlane(sandbox, bpffsRoot));
   const enrol = (cgroup: Cgroup, slot: number, isInMesh: boolean, flags: number, ip4: string): void => {
     const addresses = podAddresses([ip4]);
     plane.maps.cgroups.set(cgroup.id, {
@@ -152,7 +146,6 @@ async function build(stack: AsyncDisposableStack, handoff: Handoff): Promise<Ben
   });
   return {
     sandbox, bpffsRoot,
-    handoff: plane.handoff,
     hasPriority,
     ways: {
       direct: way(app, false),

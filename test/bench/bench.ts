@@ -2,7 +2,6 @@
  * `npm run bench`: what cgroute costs on this machine, beside its goals. Exits
  * with 0 when all was measured, whether or not the goals are met.
  */
-import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
 import { parseArgs } from 'node:util';
@@ -11,7 +10,7 @@ import { makeBenchNode } from './bench-node.ts';
 import { benchConnect, checkWays } from './connect-bench.ts';
 import { benchLatency } from './latency-bench.ts';
 import { benchMemory } from './memory-bench.ts';
-import { benchEmpty, benchPrograms } from './program-bench.ts';
+import { benchEmpty, benchPeerName, benchPrograms } from './program-bench.ts';
 import { isMet, sectionText, verdictText } from './report.ts';
 import { connectResult, latencyResult, memoryResult, programResult, type Result } from './sections.ts';
 
@@ -48,33 +47,22 @@ function parseOptions(args: readonly string[]): Options {
   return { rounds, quick: values.quick, only, json: values.json };
 }
 
-/** Programs of other agents: their tracepoints would run for our connections too. */
-function otherTracePrograms(): number {
-  const programs = JSON.parse(execFileSync('bpftool', ['-j', 'prog', 'list'], { encoding: 'utf8', maxBuffer: 64 << 20 })) as { name?: string }[];
-  return programs.filter(({ name }) => name === 'set_state' || name === 'tcp_destroy').length;
-}
-
 async function connectSection({ rounds, quick }: Options): Promise<Result> {
   const count = quick ? 300 : 500;
-  const others = otherTracePrograms();
-  await using node = await makeBenchNode('trace');
+  await using node = await makeBenchNode();
   await checkWays(node);
   const figures = await benchConnect(node, rounds, count);
   const priority = node.hasPriority ? 'clients and listeners with real-time priority, not pinned to a CPU' : 'without real-time priority, which this machine refuses: noisy';
-  const fewer = others === 0 ? [] : [`another cgroute had ${others} trace programs loaded on this machine: direct is not quite direct`];
-  return connectResult(figures, [`${rounds} rounds of ${count} connections, in another order each round; ${priority}`, ...fewer]);
+  return connectResult(figures, [`${rounds} rounds of ${count} connections, in another order each round; ${priority}`]);
 }
 
 async function programSection({ quick }: Options): Promise<Result> {
   const [rounds, count] = quick ? [3, 1000] : [9, 2000];
-  const [empty, trace] = await (async () => {
-    await using node = await makeBenchNode('trace');
-    return [await benchEmpty(node, rounds, count), await benchPrograms(node, ['redirected', 'untouched', 'untouched_host'], rounds, count)] as const;
-  })();
-  await using node = await makeBenchNode('sockops');
+  await using node = await makeBenchNode();
   await checkWays(node);
-  const sockops = await benchPrograms(node, ['redirected', 'untouched'], rounds, count);
-  return programResult({ empty, trace, sockops });
+  const empty = await benchEmpty(node, rounds, count);
+  const ways = await benchPrograms(node, ['redirected', 'untouched', 'untouched_host'], rounds, count);
+  return programResult({ empty, ways, peerName: await benchPeerName(node, quick ? 100 : 300) });
 }
 
 const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result>>> = {

@@ -2,6 +2,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/libbpf.ts';
+import { connect } from '../harness/sock.ts';
 import { type BenchNode, connections, type Way } from './bench-node.ts';
 import { attachedPrograms, difference, enableStatistics, runTime, type AttachedPrograms } from './program-statistics.ts';
 import { median } from './statistics.ts';
@@ -49,6 +50,22 @@ async function once(node: BenchNode, way: Way, programs: AttachedPrograms, count
   await node.connect(way, count);
   const ran = difference(before, programs.runTimes());
   return [...ran].map(([name, run]) => [name, { ns: run.ns / run.count, calls: run.count / connections(count) }]);
+}
+
+/** getpeername() by the client, which is shown its destination, and by the proxy, which is left alone; each from a process of its own. */
+export async function benchPeerName(node: BenchNode, count: number): Promise<ProgramFigure> {
+  using _statistics = enableStatistics();
+  const { place, address } = node.ways.redirected;
+  await node.prepare(node.ways.redirected);
+  using programs = attachedPrograms(node.bpffsRoot);
+  const before = programs.runTimes();
+  for (let i = 0; i < count; i++) {
+    const result = await connect(place, address, 8080);
+    if (!result.ok || result.peer !== `${address}:8080`) throw new Error(`getpeername() is to show ${address}:8080: ${JSON.stringify(result)}`);
+  }
+  const ran = difference(before, programs.runTimes()).get('getpeername4');
+  if (ran === undefined) throw new Error('the program getpeername4 did not run');
+  return { ns: ran.ns / ran.count, calls: ran.count / count };
 }
 
 /** What the kernel reports for a program that does nothing: part of every other figure. Nanoseconds a call. */

@@ -51,24 +51,25 @@ export function connectResult(figures: ConnectFigures, notes: readonly string[])
   };
 }
 
-/** Programs along their ways, by handoff. */
 export interface AllProgramFigures {
+  /** What a program that does nothing takes. */
   readonly empty: number;
-  readonly trace: Readonly<Record<'redirected' | 'untouched' | 'untouched_host', ProgramFigures>>;
-  readonly sockops: Readonly<Record<'redirected' | 'untouched', ProgramFigures>>;
+  readonly ways: Readonly<Record<'redirected' | 'untouched' | 'untouched_host', ProgramFigures>>;
+  readonly peerName: ProgramFigure;
 }
 
-export function programResult({ empty, trace, sockops }: AllProgramFigures): Result {
-  const of = (figures: ProgramFigures, program: string): ProgramFigure => {
-    const figure = figures[program];
-    if (figure === undefined) throw new Error(`the program ${program} did not run where it should`);
+export function programResult({ empty, ways, peerName }: AllProgramFigures): Result {
+  const of = (way: keyof typeof ways, program: string): ProgramFigure => {
+    const figure = ways[way][program];
+    if (figure === undefined) throw new Error(`the program ${program} did not run along the way ${way}`);
     return figure;
   };
-  const redirect = of(trace.redirected, 'pod_connect4');
-  const afterPod = of(trace.redirected, 'root_connect4');
-  const out = of(trace.untouched, 'pod_connect4');
-  const host = of(trace.untouched_host, 'root_connect4');
-  const sockOps = of(sockops.redirected, 'sock_ops');
+  const redirect = of('redirected', 'pod_connect4');
+  const afterPod = of('redirected', 'root_connect4');
+  const out = of('untouched', 'pod_connect4');
+  const host = of('untouched_host', 'root_connect4');
+  const sockOps = of('redirected', 'sock_ops');
+  const originalDst = of('redirected', 'original_dst');
   const untouched = Math.max(out.ns, host.ns);
   const row = (name: string, { ns, calls }: ProgramFigure, goal?: Row['goal']): Row =>
     ({ name, value: ns, beside: `${calls.toFixed(calls < 1 ? 2 : 0)} ${calls === 1 ? 'call' : 'calls'} a connection`, ...(goal && { goal }) });
@@ -84,15 +85,14 @@ export function programResult({ empty, trace, sockops }: AllProgramFigures): Res
         row('connect4, for a pod that is out', out, worst(out)),
         row('connect4 at the root, for a host process', host, worst(host)),
         row('connect4 at the root, after a pod', afterPod),
-        row('set_state, redirected', of(trace.redirected, 'set_state')),
-        row('set_state, untouched', of(trace.untouched, 'set_state')),
-        row('tcp_destroy, redirected', of(trace.redirected, 'tcp_destroy')),
-        row('tcp_destroy, untouched', of(trace.untouched, 'tcp_destroy')),
-        row('original_dst, when the proxy asks', of(trace.redirected, 'original_dst')),
-        row('fallback: sock_ops, redirected', sockOps, goal('sockops', sockOps.ns, 120)),
-        row('fallback: sock_ops, untouched', of(sockops.untouched, 'sock_ops')),
-        row('fallback: sock_release, redirected', of(sockops.redirected, 'sock_release')),
-        row('fallback: sock_release, untouched', of(sockops.untouched, 'sock_release')),
+        row('sock_ops, redirected', sockOps, goal('sockops', sockOps.ns, 120)),
+        row('sock_ops, from a pod that is out', of('untouched', 'sock_ops')),
+        row('sock_ops, from a host process', of('untouched_host', 'sock_ops')),
+        row('sock_release, redirected', of('redirected', 'sock_release')),
+        row('sock_release, from a pod that is out', of('untouched', 'sock_release')),
+        row('sock_release, from a host process', of('untouched_host', 'sock_release')),
+        row('original_dst, when the proxy asks', originalDst),
+        row('getpeername4, from new processes', peerName),
       ],
       notes: ["the kernel's own statistics of these programs alone; calls of both ends of a connection and its close, in one namespace"],
     },
@@ -103,16 +103,15 @@ export function programResult({ empty, trace, sockops }: AllProgramFigures): Res
         connect4_untouched_pod: out.ns,
         connect4_untouched_host: host.ns,
         connect4_after_pod: afterPod.ns,
-        set_state: of(trace.redirected, 'set_state').ns,
-        tcp_destroy: of(trace.redirected, 'tcp_destroy').ns,
-        original_dst: of(trace.redirected, 'original_dst').ns,
         sockops: sockOps.ns,
+        sockops_untouched_pod: of('untouched', 'sock_ops').ns,
+        sockops_untouched_host: of('untouched_host', 'sock_ops').ns,
+        sock_release: of('redirected', 'sock_release').ns,
+        original_dst: originalDst.ns,
+        getpeername: peerName.ns,
         empty,
       }, (ns) => rounded(ns)),
-      calls_per_connection: {
-        trace: mapped(trace, (figures) => mapped(figures, ({ calls }) => rounded(calls, 2))),
-        sockops: mapped(sockops, (figures) => mapped(figures, ({ calls }) => rounded(calls, 2))),
-      },
+      calls_per_connection: mapped(ways, (figures) => mapped(figures, ({ calls }) => rounded(calls, 2))),
     },
   };
 }

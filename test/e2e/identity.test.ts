@@ -168,6 +168,25 @@ describe('a pod is known', () => {
     assert.equal(await node.travel(second.place), 'redirected');
   });
 
+  test('by its own UID when it claims to be a static pod that it is not', async () => {
+    const annotations = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
+    const pod = await node.addPod({ name: 'pretender', annotations });
+    await node.apply();
+    await seen(pod);
+    assert.equal(await node.travel(pod.place), 'redirected');
+    node.manifest.change(pod.uid, { labels: OUT });
+    await node.apply();
+    assert.equal(await node.travel(pod.place), 'direct', 'a label still takes effect');
+    assert.equal((await node.status()).pods.filter(({ name }) => name === 'pretender').length, 1);
+  });
+
+  test('and a loopback or link-local address in its status is taken for none', async () => {
+    const pod = await node.addPod({ name: 'nowhere', ips: ['127.0.0.1', 'fe80::1'] });
+    await node.apply();
+    await seen(pod);
+    await eventually('its own address is found', async () => (await node.podStatus(pod)).ips.join() === [pod.host.ip4, pod.host.ip6].join(), 5000);
+  });
+
   test('by the hash of its configuration if it is static, and not if two claim that', async () => {
     const hash = randomBytes(16).toString('hex');
     const annotations = { 'kubernetes.io/config.hash': hash };

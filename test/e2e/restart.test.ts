@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
 import { removeCgroup } from '../harness/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { type Running, must } from '../harness/process.ts';
+import { type Running, must, spawnIn } from '../harness/process.ts';
 import { SOCK, connect, listen } from '../harness/sock.ts';
 
 interface Totals {
@@ -155,6 +155,17 @@ describe('an agent that comes and goes', () => {
     assert.deepEqual(pins(node), ['cgroute']);
     assert.equal(await answers(pod), 'proxy');
     assert.equal((await node.status()).agent.pid, node.agent.running.pid);
+  });
+
+  test('starts although a user without privileges locks the cgroup root', async () => {
+    await node.agent.stop();
+    // The process that took the lock ends; what it has started holds it.
+    const script = 'exec 9<"$1"; flock -n 9 && echo locked; exec sleep 60';
+    await using user = spawnIn({ cmd: 'setpriv', args: ['--reuid=65534', '--clear-groups', 'sh', '-c', script, 'sh', node.sandbox.cgroupRoot] });
+    await user.line(/locked/);
+    const agent = await node.startAgent();
+    assert.match(agent.log().map(({ msg }) => msg).join('\n'), /--cgroup-root \S+ is locked by a process that has ended, which is no agent/);
+    assert.equal(await answers(pod), 'proxy');
   });
 
   test('refuses to share the pins of another one, and the other goes on', async () => {

@@ -4,7 +4,6 @@ import { test } from 'node:test';
 import { sysctl } from '../harness/netns.ts';
 import { eventually } from '../harness/process.ts';
 import { connect, listen, type Place, SOCK } from '../harness/sock.ts';
-import { HANDOFFS } from './data-plane.ts';
 import { assertFailed, assertRedirected, at, freeze, hold, makeMesh, type Mesh, plain, PORT, seen } from './mesh.ts';
 
 interface Many {
@@ -25,8 +24,8 @@ function openMany(mesh: Mesh, place: Place, count: number, address: string, ...o
   };
 }
 
-for (const handoff of HANDOFFS) test(`${handoff}: 20,000 connections open at once have each their own original destination, and leave nothing`, async () => {
-  await using mesh = await makeMesh('many', { handoff, proxyOptions: ['--quiet'] });
+test('20,000 connections open at once have each their own original destination, and leave nothing', async () => {
+  await using mesh = await makeMesh('many', { proxyOptions: ['--quiet'] });
   // With few ports left the kernel would search long for a free one.
   await sysctl(mesh.app.netns, 'ipv4.ip_local_port_range=1024 65535', 'ipv4.tcp_tw_reuse=1');
   for (const [count, address, options] of [
@@ -75,15 +74,15 @@ test('without room to remember the destination a connection is refused and count
   await mesh.plane.nothingLeft();
 });
 
-for (const handoff of HANDOFFS) test(`${handoff}: equal connections in two namespaces, each to a proxy of its own on loopback, do not meet`, async () => {
-  await using mesh = await makeMesh('equal', { handoff });
+test('equal connections in two namespaces, each to a proxy of its own on loopback, do not meet', async () => {
+  await using mesh = await makeMesh('equal');
   const { plane, proxy, app, server } = mesh;
   const other = await mesh.addPod('other');
   const inside = { cgroup: proxy.cgroup, netns: app.netns };
   const otherInside = { cgroup: proxy.cgroup, netns: other.netns };
-  for (const [address, any, proxied] of [['127.0.0.1', '0.0.0.0', server.ip4], ['::1', '::', server.ip6]] as const) {
-    const here = await listen(mesh.sandbox, inside, 'proxy', any, [15001]);
-    const there = await listen(mesh.sandbox, otherInside, 'proxy', any, [15001]);
+  for (const [address, wildcard, proxied] of [['127.0.0.1', '0.0.0.0', server.ip4], ['::1', '::', server.ip6]] as const) {
+    const here = await listen(mesh.sandbox, inside, 'proxy', wildcard, [15001]);
+    const there = await listen(mesh.sandbox, otherInside, 'proxy', wildcard, [15001]);
     plane.setProxy({ ip4: '127.0.0.1', ip6: '::1' });
     const bind = ['--bind', at(address, 42000)];
     // Both handshakes are through before either proxy looks.
@@ -106,8 +105,8 @@ for (const handoff of HANDOFFS) test(`${handoff}: equal connections in two names
   }
 });
 
-for (const handoff of HANDOFFS) test(`${handoff}: a proxy in the pod's own namespace is reached by the pod's address too`, async () => {
-  await using mesh = await makeMesh('own', { handoff });
+test('a proxy in the pod\'s own namespace is reached by the pod\'s address too', async () => {
+  await using mesh = await makeMesh('own');
   const { plane, proxy, app, server } = mesh;
   const listener = await listen(mesh.sandbox, { cgroup: proxy.cgroup, netns: app.netns }, 'proxy', '*', [15001], '--dual');
   plane.setProxy(app);

@@ -5,16 +5,13 @@
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
-import { type DataPlane, type Handoff, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
+import { type DataPlane, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
 import {
-  branch, infoFlag, policies as policiesLayout, policy, proxyPorts, setting, type CgroupInfo,
+  branch, infoFlag, policies as policiesLayout, policy, setting, type CgroupInfo,
 } from '../../native/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
 import { eventually } from '../harness/process.ts';
 import type { Sandbox } from '../harness/sandbox.ts';
-
-/** Both ways in which an original destination gets to the proxy. */
-export const HANDOFFS: readonly Handoff[] = ['trace', 'sockops'];
 
 export type Branch = Exclude<keyof typeof branch, 'count'>;
 /** Connections by branch; branches that nothing went through are left out. */
@@ -42,7 +39,7 @@ export interface TestPlane extends Disposable {
   enrol(cgroup: Cgroup, enrolment: Enrolment): void;
   /** Makes host processes go through the proxy to this address, counted for the slot. */
   captureInbound(address: string, slot: number): void;
-  /** The proxy's addresses, and the ports 15001 and 15006 with them; without any, there is no proxy. */
+  /** The proxy's addresses; without any, there is no proxy. */
   setProxy(addresses: { readonly ip4?: string; readonly ip6?: string } | undefined): void;
   policies(policies: { readonly unknownPods: Policy; readonly whenProxyDown: Policy } | undefined): void;
   counters(slot: number): Counts;
@@ -53,8 +50,9 @@ export interface TestPlane extends Disposable {
 }
 
 export interface PlaneOptions {
-  readonly handoff?: Handoff;
   readonly maxEntries?: Readonly<Record<string, number>>;
+  /** Default 15001 and 15006. */
+  readonly ports?: { readonly outbound: number; readonly inbound: number };
   /** Default `cgroute` in the sandbox's bpffs. A second plane on the same takes over. */
   readonly bpffsRoot?: string;
 }
@@ -82,7 +80,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
     root: placeOf(sandbox.cgroupRoot),
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: options.maxEntries ?? {},
-    ...(options.handoff === undefined ? {} : { handoff: options.handoff }),
+    ...(options.ports === undefined ? {} : { ports: options.ports }),
   });
   const { maps } = plane;
   let closed = false;
@@ -101,10 +99,6 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
     },
     captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot }),
     setProxy(addresses = {}) {
-      const ports = Buffer.alloc(proxyPorts.size);
-      proxyPorts.encode({ outbound: 15001, inbound: 15006 }, ports);
-      // First the ports: an address counts only with them.
-      maps.settings.set(setting.ports, { bytes: ports });
       for (const [key, address] of [[setting.proxyIp4, addresses.ip4], [setting.proxyIp6, addresses.ip6]] as const) {
         if (address === undefined) maps.settings.delete(key);
         else maps.settings.set(key, { bytes: bytesOf(address) });

@@ -174,7 +174,7 @@ export async function seen(listener: Listener, client: string): Promise<Proxied>
  * it asked for, and its own true address.
  */
 export async function assertRedirected(
-  mesh: Pick<Mesh, 'proxying' | 'proxy'>, result: Connected | undefined, asked: string, port: 15001 | 15006 = 15001,
+  mesh: Pick<Mesh, 'proxying' | 'proxy'>, result: Connected | undefined, asked: string, port = 15001,
 ): Promise<void> {
   assert.ok(result?.ok, JSON.stringify(result));
   assert.equal(result.peer, asked, 'getpeername()');

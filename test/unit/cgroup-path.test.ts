@@ -47,6 +47,7 @@ const PODS: readonly (readonly [string, string, Expected])[] = [
 ];
 
 const NOT_PODS: readonly string[] = [
+  `/user.slice/user-1000.slice/pod${UID}/${C}`, `/user.slice/kubepods/burstable/pod${UID}`,
   '', '/', '//', '/..', '/../..', ' (deleted)', '/user.slice', '/user.slice/user-0.slice/session-1.scope',
   '/system.slice/containerd.service', '/system.slice/kubelet.service', '/kubepods', '/kubepods.slice',
   '/kubepods/burstable', '/kubepods.slice/kubepods-burstable.slice', `/docker/${C}`, `/system.slice/docker-${C}.scope`,

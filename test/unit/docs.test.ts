@@ -83,7 +83,7 @@ test('docs/architecture.md names every program and every map', () => {
   const sources = readdirSync(join(root, 'bpf')).map((name) => read(`bpf/${name}`)).join('\n');
   const programs = named(sources, /^SEC\("[^"]+"\)\nint (?:BPF_PROG\()?(\w+)/gm);
   const maps = named(sources, /^\} (\w+) SEC\("\.maps"\)/gm);
-  assert.ok(programs.length > 10 && maps.length > 10);
+  assert.ok(programs.length >= 10 && maps.length > 10);
   assert.deepEqual([...programs, ...maps].filter((name) => !text.includes(`\`${name}\``)), []);
 });
 
