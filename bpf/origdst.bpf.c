@@ -120,19 +120,27 @@ static __always_inline void read_ends(struct bpf_sock_ops *ctx, struct ends *end
 static __always_inline void on_established(struct bpf_sock_ops *ctx)
 {
 	struct connection *connection;
-	struct bpf_sock *sk = ctx->sk;
 	struct ends ends = {};
 	__u32 isn;
 
 	connection = find_connection(bpf_get_socket_cookie(ctx));
-	if (!connection || !sk)
+	if (!connection)
 		return;
 	read_ends(ctx, &ends);
 	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
 	isn = ctx->snd_una - (__u32)ctx->bytes_acked;
 	file_original(connection, &ends, isn, bpf_get_netns_cookie(ctx));
-	/* The application closes an MPTCP socket, never the TCP ones below it. */
-	if (bpf_skc_to_mptcp_sock(sk))
+}
+
+/*
+ * The application closes an MPTCP socket, never the TCP ones below it: those are
+ * to tell by themselves. Asked now, as one that falls back is plain TCP later.
+ */
+static __always_inline void on_connect(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (sk && bpf_skc_to_mptcp_sock(sk))
 		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
@@ -142,6 +150,8 @@ int sock_ops(struct bpf_sock_ops *ctx)
 {
 	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
 		on_established(ctx);
+	else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		on_connect(ctx);
 	else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
 		forget(bpf_get_socket_cookie(ctx), false);
 	return 1;

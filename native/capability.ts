@@ -172,7 +172,7 @@ let probed: readonly ProbedFeature[] | undefined;
 
 /**
  * Everything that cgroute asks of the kernel, tried once for each process; some
- * 40 trials, a few milliseconds.
+ * 30 trials, a few milliseconds.
  * @throws CgrouteError `ELIBBPF` when the host has no libbpf
  */
 export function probeFeatures(): readonly ProbedFeature[] {

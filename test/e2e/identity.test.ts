@@ -184,7 +184,10 @@ describe('a pod is known', () => {
     const pod = await node.addPod({ name: 'nowhere', ips: ['127.0.0.1', 'fe80::1'] });
     await node.apply();
     await seen(pod);
-    await eventually('its own address is found', async () => (await node.podStatus(pod)).ips.join() === [pod.host.ip4, pod.host.ip6].join(), 5000);
+    assert.deepEqual((await node.podStatus(pod)).ips, []);
+    node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
+    await node.until('its own are found', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2);
+    assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
   });
 
   test('by the hash of its configuration if it is static, and not if two claim that', async () => {
