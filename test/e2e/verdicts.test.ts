@@ -134,7 +134,7 @@ test('status is of that shape too where nothing of cgroute is', async () => {
 
 const BRANCHES = [
   'inboundRedirected', 'inboundExempt', 'hostUntouched', 'out', 'bypassed', 'proxy', 'unknownAllowed', 'unknownDenied', 'local',
-  'excluded', 'noProxyAllowed', 'noProxyDenied', 'redirected', 'loopDenied', 'errorDenied',
+  'excluded', 'noProxyAllowed', 'noProxyDenied', 'redirected', 'loopDenied', 'errorDenied', 'handoffLost',
 ].toSorted();
 
 /** Section 8: what there is at least. */
