@@ -41,8 +41,12 @@ test('an overflow is told, and events go on afterwards', async () => {
   spawnSync('sh', ['-c', 'for i in $(seq 100); do /bin/true; done']);
   await eventually('the loss is told', () => lost > 0);
   for (let round = 0; round < 3; round++) {
-    const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$'] });
-    await eventually('a later exec', () => pids.includes(Number(stdout)));
+    // With so small a buffer, what else runs on this machine may push one out.
+    await eventually('a later exec', async () => {
+      const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$'] });
+      await delay(20);
+      return pids.includes(Number(stdout));
+    });
   }
 });
 
