@@ -5,6 +5,7 @@ import type { BigIntStats, FSWatcher } from 'node:fs';
 import { dirname } from 'node:path';
 
 import { CgrouteError, messageOf } from '../native/error.ts';
+import { trimMemory } from '../native/memory.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { parseManifest } from './manifest.ts';
 import type { Manifest } from './manifest.ts';
@@ -34,6 +35,8 @@ const HINT_MS = 10;
 const SETTLE_MS = 30;
 /** A file that never holds still is read all the same after this many looks. */
 const SETTLE_LOOKS = 30;
+/** Memory is given back when no change has followed for so long. */
+const TRIM_MS = 1000;
 const LARGEST = 32 * 1024 * 1024;
 
 /**
@@ -49,6 +52,7 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
   const watches = new Map<string, { readonly identity: string; readonly watcher: FSWatcher }>();
   let closed = false;
   let timer: NodeJS.Timeout | undefined;
+  let trim: NodeJS.Timeout | undefined;
   let due = Infinity;
 
   /** The identity of what was read last; empty when it must be read whatever it is, as once after the start. */
@@ -103,6 +107,9 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
       manifest = parseManifest(next, path);
       text = next;
       tell();
+      // Parsing takes many times the file's size, for a moment.
+      clearTimeout(trim);
+      trim = setTimeout(trimMemory, TRIM_MS).unref();
     }
     failure = undefined;
     return undefined;
@@ -180,6 +187,7 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
     [Symbol.dispose]() {
       closed = true;
       clearTimeout(timer);
+      clearTimeout(trim);
       for (const { watcher } of watches.values()) watcher.close();
       watches.clear();
     },

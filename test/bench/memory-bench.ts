@@ -16,7 +16,7 @@ const CONTAINERS = 3;
 const CHURN_STEPS = 60;
 const REPLACED = 5;
 const STEPS_PER_MANIFEST = 5;
-export const CHURN = `${CHURN_STEPS * REPLACED} containers replaced, ${CHURN_STEPS / STEPS_PER_MANIFEST} manifests`;
+export const CHURN = `${CHURN_STEPS * REPLACED} containers replaced, ${CHURN_STEPS / STEPS_PER_MANIFEST} manifests, then 3 s of rest`;
 const STORM_PER_SECOND = 2000;
 
 export interface MemoryFigures {
@@ -95,6 +95,8 @@ export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
 
   await churn(pods, containers, quick ? CHURN_STEPS / 4 : CHURN_STEPS);
   await eventually('all cgroups are mapped after the churn', isMapped, 35_000);
+  // A minute has pauses: memory is given back in them.
+  await delay(3_000);
   await delay(1000);
   const rssMb = megabytes(pid, 'VmRSS');
   const peakMb = megabytes(pid, 'VmHWM');
