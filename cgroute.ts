@@ -121,7 +121,7 @@ async function run(flags: Flags): Promise<number> {
   const http = valueOf(flags, 'http');
   parseListenAddress(http);
   const logger = pino({ level: config.log.level, base: { node }, formatters: { level: (label) => ({ level: label }) }, timestamp: pino.stdTimeFunctions.isoTime });
-  const source = objectSource(valueOf(flags, 'source'), logger.child({ component: 'source' }));
+  const source = objectSource(valueOf(flags, 'source'), { node, version: VERSION, config, logger: logger.child({ component: 'source' }) });
 
   const signal = new Promise<NodeJS.Signals>((resolve) => {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
@@ -190,7 +190,7 @@ async function main(): Promise<number> {
   } catch (error) {
     process.stderr.write(`cgroute: ${messageOf(error)}\n`);
     if (!(error instanceof CgrouteError)) throw error;
-    return ['EUSAGE', 'ECONFIG', 'EMANIFEST'].includes(error.code) ? EXIT.usage : EXIT.failed;
+    return ['EUSAGE', 'ECONFIG', 'EMANIFEST', 'EKUBECONFIG'].includes(error.code) ? EXIT.usage : EXIT.failed;
   }
 }
 

@@ -6,4 +6,4 @@
 here=$(dirname "$(readlink -f "$0")")
 node=$here/../node_modules/.bin/node
 [ -x "$node" ] || node=node
-exec "$node" --max-semi-space-size=1 "$here/cgroute.mjs" "$@"
+exec "$node" --max-semi-space-size=1 --heap-growing-percent=20 "$here/cgroute.mjs" "$@"

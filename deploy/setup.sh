@@ -3,8 +3,8 @@
 # Node, everything built. It does only what is missing, and may run twice at once.
 set -eu
 
-PACKAGES='clang llvm libbpf-dev libbpf1 bpftool iproute2 iptables haproxy runc busybox-static util-linux procps'
-COMMANDS='clang llvm-strip bpftool ip iptables haproxy runc busybox flock nsenter sysctl'
+PACKAGES='clang llvm libbpf-dev libbpf1 bpftool iproute2 iptables haproxy runc busybox-static util-linux procps openssl'
+COMMANDS='clang llvm-strip bpftool ip iptables haproxy runc busybox flock nsenter sysctl openssl'
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }

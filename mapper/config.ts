@@ -77,6 +77,7 @@ const TABLE = {
     ),
   },
   sweepSeconds: integer(1, 86_400, 30, 'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.'),
+  relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
   maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
   log: {

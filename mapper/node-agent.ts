@@ -3,6 +3,7 @@
  * kernel's maps come out. It starts whole or not at all.
  */
 import { readdirSync, statSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
 import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
@@ -37,7 +38,7 @@ export interface NodeAgentOptions {
 }
 
 export interface NodeAgent {
-  /** Programs attached, and all that ran at the start is mapped. */
+  /** Programs attached, all objects seen once, and all that ran then is mapped. Once true it stays so. */
   readonly isReady: boolean;
   sources(): SourceState[];
   /** `ADDR:PORT` of the HTTP server, for `status`. */
@@ -104,6 +105,19 @@ function maxEntries({ maxPods, maxConnections }: Config): Record<string, number>
   };
 }
 
+/** So long the programs of a fresh start wait for the API server; what an earlier agent attached works meanwhile. */
+const PATIENCE_MS = 3000;
+const RETRY_MS = 10_000;
+
+async function settlesWithin(promise: Promise<void>, ms: number): Promise<boolean> {
+  const late = new AbortController();
+  try {
+    return await Promise.race([promise.then(() => true), delay(ms, false, { signal: late.signal })]);
+  } finally {
+    late.abort();
+  }
+}
+
 class RunningAgent implements AsyncDisposable {
   readonly #options: NodeAgentOptions;
   readonly #dataPlane: DataPlane;
@@ -115,6 +129,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
   #follows = false;
+  #isStopped = false;
   isReady = false;
 
   constructor(options: NodeAgentOptions, cgroupRoot: string, dataPlane: DataPlane, record: AgentRecord) {
@@ -158,23 +173,60 @@ class RunningAgent implements AsyncDisposable {
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
-    this.#stack.use(await source.follow({
-      onObjects: (objects) => this.#reconciler.objectsChanged(this.#inventory.replaceAll(objects)),
+    const inventory = this.#inventory;
+    const changed = (uids: Iterable<string>): void => this.#reconciler.objectsChanged(uids);
+    const following = this.#stack.use(await source.follow({
+      onObjects: (objects) => changed(inventory.replaceAll(objects)),
+      onPod: (pod) => changed(inventory.upsertPod(pod)),
+      onPodGone: (uid) => changed(inventory.removePod(uid)),
+      onNamespace: (namespace) => changed(inventory.upsertNamespace(namespace)),
+      onNamespaceGone: (name) => changed(inventory.removeNamespace(name)),
     }));
     await this.#host.ready;
-    await this.#reconciler.idle();
     // Maps first, programs second: the first connection that they see gets its verdict.
-    const removed = this.#reconciler.removeLeftovers();
-    this.#proxy.follow();
+    const isSynced = await settlesWithin(following.synced, PATIENCE_MS);
+    await this.#reconciler.idle();
+    const removed = isSynced ? this.#takeOver() : 0;
     this.#dataPlane.attachHandoff();
     this.#trees.attach();
     this.#dataPlane.attachRoot();
+    const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
+    this.#stack.defer(() => {
+      this.#isStopped = true;
+      clearInterval(timer);
+    });
+    this.#record.beat();
+    if (isSynced) return this.#becomeReady(removed);
+    logger.warn({ sources: source.states() }, 'nobody says yet which pods there are: what the maps hold from before stands');
+    void this.#becomeReadyLater(following.synced);
+  }
+
+  /** What an earlier agent knew is replaced by what is so now. Gives the number of entries that this removed. */
+  #takeOver(): number {
+    const removed = this.#reconciler.removeLeftovers();
+    this.#proxy.follow();
+    return removed;
+  }
+
+  async #becomeReadyLater(synced: Promise<void>): Promise<void> {
+    await synced;
+    while (!this.#isStopped) {
+      try {
+        await this.#reconciler.idle();
+        if (!this.#isStopped) this.#becomeReady(this.#takeOver());
+        return;
+      } catch (error) {
+        this.#options.logger.error({ err: error }, `the first reconcile failed, and is tried again: ${messageOf(error)}`);
+        await delay(RETRY_MS, undefined, { ref: false });
+      }
+    }
+  }
+
+  #becomeReady(removed: number): void {
+    const { logger } = this.#options;
     const dropped = this.#dataPlane.dropOtherLinks();
     if (removed + dropped > 0) logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
-    const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
-    this.#stack.defer(() => clearInterval(timer));
     this.isReady = true;
-    this.#record.beat();
     trimMemory();
     logger.info({ ...this.#reconciler.counts }, 'ready');
   }
@@ -222,7 +274,7 @@ class RunningAgent implements AsyncDisposable {
   }
 
   sources(): SourceState[] {
-    return [this.#options.source.state(), ...this.#host.sources()];
+    return [...this.#options.source.states(), ...this.#host.sources()];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

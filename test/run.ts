@@ -11,6 +11,7 @@ import { basename, join, relative, resolve } from 'node:path';
 import { finished } from 'node:stream/promises';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
+import { KUBE_MISSING, kubeTools } from './harness/kube-tools.ts';
 
 const root = resolve(import.meta.dirname, '..');
 
@@ -20,13 +21,22 @@ interface Part {
   readonly concurrency: number;
   /** Milliseconds that one file may take. */
   readonly timeout: number;
+  /** Makes what its files need, once for all of them; an error fails the part. */
+  readonly prepare?: () => Promise<void>;
 }
 
 const PARTS: readonly Part[] = [
   { name: 'unit', concurrency: availableParallelism(), timeout: 120_000 },
   { name: 'kernel', concurrency: 2, timeout: 300_000 },
+  { name: 'kube', concurrency: 1, timeout: 300_000, prepare: prepareKube },
   { name: 'e2e', concurrency: 1, timeout: 600_000 },
 ];
+
+/** Builds the API server where that is needed, with the progress in sight, and tells the files where it is. */
+async function prepareKube(): Promise<void> {
+  if (KUBE_MISSING !== false) return console.log(`\n!!! kube: SKIPPED: ${KUBE_MISSING} !!!`);
+  process.env['KUBEBUILDER_ASSETS'] = (await kubeTools(console.log)).directory;
+}
 
 interface Sums {
   passed: number;
@@ -47,6 +57,12 @@ function filesOf(part: Part, words: readonly string[]): string[] {
 
 async function runPart(part: Part, files: string[], sums: Sums): Promise<void> {
   console.log(`\n${part.name}: ${files.length} ${files.length === 1 ? 'file' : 'files'}`);
+  try {
+    await part.prepare?.();
+  } catch (error) {
+    sums.failed++;
+    return console.error(`${part.name} could not be prepared, so none of its files ran: ${error instanceof Error ? error.message : String(error)}`);
+  }
   const stream = run({ files, cwd: root, concurrency: part.concurrency, timeout: part.timeout });
   stream.on('test:summary', ({ file, counts }) => {
     if (file !== undefined) return; // one file's; the whole comes last

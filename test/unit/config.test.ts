@@ -21,6 +21,7 @@ describe('the configuration', () => {
       whenProxyDown: 'deny',
       bypass: { allowed: 'any' },
       sweepSeconds: 30,
+      relistSeconds: 600,
       maxPods: 4096,
       maxConnections: 131_072,
       log: { level: 'info' },
@@ -103,7 +104,7 @@ describe('the configuration', () => {
 describe("the configuration's reference", () => {
   test('has a row for every setting, with its default', () => {
     const rows = configReference().split('\n').filter((line) => line.startsWith('| `'));
-    assert.equal(rows.length, 16);
+    assert.equal(rows.length, 17);
     assert.ok(rows.some((row) => row.startsWith('| `proxy.outboundPort` | `15001` |')));
     for (const row of rows) assert.equal(row.split(/(?<!\\)\|/).length, 6, row);
   });
