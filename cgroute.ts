@@ -1,6 +1,7 @@
 /** The one entry: parses the command line, wires the rooms, handles signals. */
 import { existsSync, readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
+import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { stringify } from 'yaml';
@@ -34,6 +35,7 @@ const FLAGS = {
 } as const;
 
 type FlagName = keyof typeof FLAGS;
+const PATHS: ReadonlySet<FlagName> = new Set(['cgroup-root', 'proc-root', 'bpffs-root']);
 type Flags = { readonly [Name in FlagName]?: string };
 
 const VERBS: Readonly<Record<string, { readonly help: string; readonly run: (flags: Flags) => Promise<number> }>> = {
@@ -81,7 +83,7 @@ function parseCommandLine(args: readonly string[]): { readonly verb: string; rea
     }
     if (token.value === undefined || token.value === '') throw usage(`${token.rawName} expects a value, got none`);
     if (flags[name] !== undefined) throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
-    flags[name] = token.value;
+    flags[name] = PATHS.has(name) ? resolve(token.value) : token.value;
   }
   return { verb, flags };
 }
@@ -189,7 +191,11 @@ async function main(): Promise<number> {
     return (await VERBS[verb]?.run(flags)) ?? EXIT.usage;
   } catch (error) {
     process.stderr.write(`cgroute: ${messageOf(error)}\n`);
-    if (!(error instanceof CgrouteError)) throw error;
+    if (!(error instanceof CgrouteError)) {
+      // The system's own word, such as EACCES with a path, is a sentence; anything else is a fault of ours.
+      if (error instanceof Error && 'syscall' in error) return EXIT.failed;
+      throw error;
+    }
     return ['EUSAGE', 'ECONFIG', 'EMANIFEST', 'EKUBECONFIG'].includes(error.code) ? EXIT.usage : EXIT.failed;
   }
 }

@@ -192,15 +192,13 @@ static __always_inline void decide_host(struct verdict *verdict,
 		redirect(verdict, dst, port_be, ip4, true);
 }
 
-/* A proxy that has lost the original destination dials itself, for ever. */
-static __always_inline void decide_proxy(struct verdict *verdict,
-					 const struct address *dst, __u16 port_be,
-					 bool ip4)
+/*
+ * A proxy that has lost the original destination dials itself, for ever; by any
+ * address, as it may have others than the one that is published.
+ */
+static __always_inline void decide_proxy(struct verdict *verdict, __u16 port_be)
 {
-	struct address *proxy = find_proxy(ip4);
-
-	verdict->denied = proxy && same_address(dst, proxy) &&
-			  is_redirect_port(port_be);
+	verdict->denied = is_redirect_port(port_be);
 	verdict->branch = verdict->denied ? BRANCH_LOOP_DENIED : BRANCH_PROXY;
 }
 
@@ -217,7 +215,7 @@ static __always_inline void decide_pod(struct verdict *verdict,
 	if (flags & INFO_UNKNOWN_POD)
 		decide_unknown(verdict);
 	else if (flags & INFO_PROXY)
-		decide_proxy(verdict, dst, port_be, ip4);
+		decide_proxy(verdict, port_be);
 	else if (!info->is_in_mesh)
 		verdict->branch = BRANCH_OUT;
 	else if (flags & INFO_BYPASS_OUTBOUND)

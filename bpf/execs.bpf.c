@@ -5,7 +5,8 @@
  * about, hence the current cgroup is that process's.
  *
  * Passed are the exec events of processes that can be a pod's and whose cgroup
- * is new, or whose pod still has no address, and the kernel's answers.
+ * is new, or whose pod still has no address; the first in each branch that holds
+ * no pods, as it may be one that the agent has not seen; and the kernel's answers.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
@@ -20,6 +21,22 @@
 #define DROP 0
 #define PASS 0xffffffff
 
+/* Branches without pods that have had their first exec. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u8);
+} seen_branch_map SEC(".maps");
+
+static __always_inline bool is_seen_branch(void)
+{
+	__u64 id = bpf_get_current_ancestor_cgroup_id(root_level + 1);
+	__u8 yes = 1;
+
+	return bpf_map_update_elem(&seen_branch_map, &id, &yes, BPF_NOEXIST);
+}
+
 SEC("socket")
 int exec_filter(struct __sk_buff *skb)
 {
@@ -31,8 +48,10 @@ int exec_filter(struct __sk_buff *skb)
 		return PASS;
 	if (what == PROC_EVENT_NONE)
 		return PASS; /* the answer to a request */
-	if (what != PROC_EVENT_EXEC || !in_pod_tree())
+	if (what != PROC_EVENT_EXEC)
 		return DROP;
+	if (!in_pod_tree())
+		return is_seen_branch() ? DROP : PASS;
 	id = bpf_get_current_cgroup_id();
 	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
 	if (!info)

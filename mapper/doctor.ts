@@ -1,5 +1,5 @@
 /** The verb doctor: is this host fit for cgroute, and what to do where it isn't. */
-import { PIN_VERSION } from '../native/data-plane.ts';
+import { linkDirectory } from '../native/data-plane.ts';
 import { probeFeatures, type ProbedFeature } from '../native/capability.ts';
 import { pinnedPrograms } from '../native/cgroup-query.ts';
 import { messageOf } from '../native/error.ts';
@@ -84,7 +84,7 @@ async function processEvents(): Promise<DoctorLine[]> {
 function hooks(places: DoctorPlaces): readonly DoctorLine[] {
   const mount = findCgroupMount(places.procRoot, places.cgroupRoot);
   const cgroupRoot = realCgroupRoot(places.cgroupRoot ?? mount.mountPoint);
-  const links = `${places.bpffsRoot}/${PIN_VERSION}/links`;
+  const links = linkDirectory(places.bpffsRoot);
   const pinned = pinnedPrograms(links);
   const unreadable = pinned === undefined ? [warn('pins', `${links} cannot be read, so cgroute's own programs cannot be told`, 'run doctor as root')] : [];
   return [...unreadable, ...hookLines({ cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) }, pinned ?? new Map())];

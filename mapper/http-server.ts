@@ -48,6 +48,8 @@ export async function serveHttp(flag: string, state: () => AgentState): Promise<
     server.once('error', (cause) => reject(new CgrouteError('EHTTP', `--http ${flag} cannot be listened on: ${messageOf(cause)}`, { cause })));
     server.listen(port, host, resolve);
   });
+  // A late error concerns one connection; nobody waits for it.
+  server.on('error', () => {});
   const taken = (server.address() as AddressInfo).port;
   return {
     address: `${host.includes(':') ? `[${host}]` : host}:${taken}`,

@@ -3,8 +3,8 @@ import { isDeepStrictEqual } from 'node:util';
 import type { BpfMap } from '../native/bpf-map.ts';
 
 /**
- * The agent is the only writer of these maps, so what it wrote is what is there.
- * `reload` looks again, for a start and for a sweep.
+ * The agent is the only writer of these maps, so what it wrote is what should be
+ * there; `repair` looks whether it is, as others on the host can write, too.
  */
 export class MapMirror<K, V> {
   readonly #map: BpfMap<K, V>;
@@ -14,12 +14,17 @@ export class MapMirror<K, V> {
   constructor(map: BpfMap<K, V>, textOf: (key: K) => string) {
     this.#map = map;
     this.#textOf = textOf;
-    this.reload();
+    for (const [key, value] of map.entries()) this.#held.set(textOf(key), { key, value });
   }
 
-  reload(): void {
-    this.#held.clear();
-    for (const [key, value] of this.#map.entries()) this.#held.set(this.#textOf(key), { key, value });
+  /** Puts back what was altered or deleted, removes what was added. Returns how many entries that were. */
+  repair(): number {
+    const found = new Map(this.#map.entries().map(([key, value]) => [this.#textOf(key), { key, value }]));
+    const altered = [...this.#held].filter(([text, { value }]) => !isDeepStrictEqual(found.get(text)?.value, value));
+    const added = [...found].filter(([text]) => !this.#held.has(text));
+    for (const [, { key, value }] of altered) this.#map.set(key, value);
+    for (const [, { key }] of added) this.#map.delete(key);
+    return altered.length + added.length;
   }
 
   get size(): number {

@@ -3,10 +3,12 @@
  * kernel's maps come out. It starts whole or not at all.
  */
 import { readdirSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
-import { makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
+import { pinnedPrograms, programsAt } from '../native/cgroup-query.ts';
+import { linkDirectory, makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
@@ -62,6 +64,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
     if (lock.note !== undefined) logger.warn(lock.note);
+    refuseOthers(cgroupRoot, findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot);
     makePinDirectory(bpffsRoot);
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     isFirst = readdirSync(bpffsRoot).length === 0;
@@ -88,6 +91,25 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     // What an earlier agent left goes on as it was; what this one began is undone.
     if (isFirst) removePins(bpffsRoot);
     throw error;
+  }
+}
+
+/**
+ * Two sets of programs on one socket would each take the other's redirection for
+ * a loop. Nothing is refused where the kernel doesn't tell the programs' names.
+ * @throws CgrouteError `ELOCKED` when another cgroute's programs are at the root or above
+ */
+function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string): void {
+  const pinned = pinnedPrograms(linkDirectory(bpffsRoot)) ?? new Map();
+  for (let place = cgroupRoot; place.startsWith(mountPoint); place = dirname(place)) {
+    let programs;
+    try {
+      programs = [...programsAt(place, pinned).values()].flat();
+    } catch {
+      return; // without the privilege to look there is none to attach either, which has its own sentence
+    }
+    if (!programs.some(({ owner }) => owner === 'unpinned')) continue;
+    throw new CgrouteError('ELOCKED', `programs of another cgroute are attached at ${place}: expected none at --cgroup-root or above it; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`);
   }
 }
 
@@ -138,7 +160,11 @@ class RunningAgent implements AsyncDisposable {
     this.#dataPlane = dataPlane;
     this.#record = record;
     const inventory = createInventory({ node, proxy: config.proxy });
-    this.#proxy = new NodeProxy({ dataPlane, inventory, config, cgroupRoot, logger: logger.child({ component: 'proxy' }) });
+    this.#proxy = new NodeProxy({
+      dataPlane, inventory, config, cgroupRoot,
+      logger: logger.child({ component: 'proxy' }),
+      addressesOf: (pod) => this.#reconciler.addressesOf(pod),
+    });
     this.#trees = new PodTrees(dataPlane, cgroupRoot);
     this.#reconciler = new Reconciler({
       dataPlane, inventory, config,
@@ -253,6 +279,10 @@ class RunningAgent implements AsyncDisposable {
     try {
       this.#record.beat();
       this.#reconciler.retryFailed();
+      this.#trees.retry();
+      void this.#followSoon();
+      const entries = this.#reconciler.repairMaps() + this.#proxy.repair();
+      if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
       const repaired = this.#dataPlane.repairLinks();
       if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
       trimMemory();

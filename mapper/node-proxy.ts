@@ -6,6 +6,7 @@ import type { Layout } from '../native/layout.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import type { Config } from './config.ts';
 import type { Inventory } from './inventory.ts';
+import type { Pod } from './objects.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
 import { podKeys } from './reconciler.ts';
@@ -16,6 +17,8 @@ export interface NodeProxyOptions {
   readonly config: Config;
   readonly cgroupRoot: string;
   readonly logger: Logger;
+  /** The addresses that count for a pod. */
+  readonly addressesOf: (pod: Pod) => readonly string[];
 }
 
 export class NodeProxy {
@@ -58,16 +61,23 @@ export class NodeProxy {
    */
   follow(): void {
     const pod = this.#options.inventory.nodeProxy();
-    const usable = pod !== undefined && podKeys(pod).some((key) => this.#attached.has(key));
-    const { ip4, ip6 } = podAddresses(usable ? pod.ips : []);
+    const ips = pod === undefined ? [] : this.#options.addressesOf(pod);
+    const isAttached = pod !== undefined && podKeys(pod).some((key) => this.#attached.has(key));
+    const usable = pod !== undefined && isAttached && ips.length > 0;
+    const { ip4, ip6 } = podAddresses(usable ? ips : []);
     this.#setAddress(setting.proxyIp4, ip4);
     this.#setAddress(setting.proxyIp6, ip6);
-    const now = usable ? `${pod.namespace}/${pod.name} at ${pod.ips.join(', ')}` : '';
+    const now = usable ? `${pod.namespace}/${pod.name} at ${ips.join(', ')}` : `${isAttached} ${ips.join()}`;
     if (now === this.#current) return;
     this.#current = now;
     const name = pod === undefined ? undefined : `${pod.namespace}/${pod.name}`;
-    if (usable) this.#options.logger.info({ pod: name, podUid: pod.uid, ips: pod.ips }, "the node's proxy is known");
-    else this.#options.logger.warn({ pod: name }, pod === undefined ? 'no proxy of this node is ready' : "the node's proxy is ready, but its cgroup has not been found");
+    if (usable) this.#options.logger.info({ pod: name, podUid: pod.uid, ips }, "the node's proxy is known");
+    else this.#options.logger.warn({ pod: name }, pod === undefined ? 'no proxy of this node is ready' : `the node's proxy is ready, but ${isAttached ? 'has no address' : 'its cgroup has not been found'}`);
+  }
+
+  /** Undoes what others did to the settings. Returns the number of entries. */
+  repair(): number {
+    return this.#settings.repair();
   }
 
   #setAddress(key: number, bytes: Uint8Array): void {

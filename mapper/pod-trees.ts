@@ -15,6 +15,8 @@ export class PodTrees {
   readonly #cgroupRoot: string;
   /** Path of a branch below the root to the ids of those in it that matter. */
   readonly #branches = new Map<string, { id: bigint; users: Set<bigint> }>();
+  /** Trees to which no program could be attached. */
+  readonly #failed = new Map<bigint, CgroupPlace>();
   /** Trees that wait for the maps to be filled; undefined from then on. */
   #waiting: Map<bigint, CgroupPlace> | undefined = new Map();
 
@@ -40,8 +42,19 @@ export class PodTrees {
     }
     if (!isTree) return;
     const place: CgroupPlace = { path: `${this.#cgroupRoot}${cgroup.path}`, id: cgroup.id };
-    if (this.#waiting === undefined) this.#dataPlane.attachPodTree(place);
-    else this.#waiting.set(place.id, place);
+    if (this.#waiting !== undefined) this.#waiting.set(place.id, place);
+    else this.#attach(place);
+  }
+
+  #attach(place: CgroupPlace): void {
+    this.#failed.set(place.id, place);
+    this.#dataPlane.attachPodTree(place);
+    this.#failed.delete(place.id);
+  }
+
+  /** Tries again what failed. @throws CgrouteError `EBPF` when it fails again */
+  retry(): void {
+    for (const place of [...this.#failed.values()]) this.#attach(place);
   }
 
   /** The maps say what they should: attaches to the trees that are there, and from now on to new ones at once. */
@@ -53,6 +66,7 @@ export class PodTrees {
 
   gone(cgroup: Cgroup): void {
     this.#waiting?.delete(cgroup.id);
+    this.#failed.delete(cgroup.id);
     const path = branchOf(cgroup.path);
     const branch = this.#branches.get(path);
     if (branch?.users.delete(cgroup.id) !== true || branch.users.size > 0) return;

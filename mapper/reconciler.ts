@@ -83,13 +83,15 @@ export class Reconciler {
   readonly #cgroups;
   readonly #podInfos;
   readonly #addresses;
-  readonly #reported = new Set<string>();
+  /** What was said about each pod, by its UID. */
+  readonly #reported = new Map<string, Set<string>>();
   /** Pods whose entries could not be written, to be tried again. */
   readonly #failedKeys = new Set<string>();
   /** Cgroups below the kubelet's root of which nobody can say whose they are. */
   readonly #ambiguous = new Set<bigint>();
   /** Addresses that some pod claims, as their bytes in hex. */
   readonly #claimedAddresses = new Set<string>();
+  #hasTakenOver = false;
   #errors = 0;
 
   constructor(options: ReconcilerOptions) {
@@ -176,6 +178,7 @@ export class Reconciler {
    * and pods that exist no more, left by an earlier agent, are removed.
    */
   removeLeftovers(): number {
+    this.#hasTakenOver = true;
     let removed = 0;
     for (const { key } of this.#cgroups.entries()) {
       if (!this.#keyOfCgroup.has(key) && !this.#ambiguous.has(key)) removed += Number(this.#cgroups.delete(key));
@@ -191,6 +194,11 @@ export class Reconciler {
       removed += Number(this.#addresses.delete(key));
     }
     return removed;
+  }
+
+  /** Undoes what others did to the maps. Returns the number of entries. */
+  repairMaps(): number {
+    return this.#cgroups.repair() + this.#podInfos.repair() + this.#addresses.repair();
   }
 
   /** Tries again what failed, a full map for instance. */
@@ -220,7 +228,9 @@ export class Reconciler {
     const current = claimant !== undefined && this.#homeOf(claimant) === key ? claimant : undefined;
     const state = this.#state(key);
     if (current === undefined && state.cgroups.size === 0) {
-      this.#forget(key);
+      // Before all cgroups have been seen, what the maps remember may yet be some pod's.
+      if (this.#hasTakenOver || this.#podInfos.get({ text: key }) === undefined) this.#forget(key);
+      else this.#pods.delete(key);
       return;
     }
     state.pod = current ?? state.pod;
@@ -264,12 +274,21 @@ export class Reconciler {
       if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
     }
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
-    this.#claim(key, ended ? [] : ips, slot, pod.createdAt, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
+    // What a pod shows in its own network namespace never takes an address from one whose status says so.
+    const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
+    this.#claim(key, ended ? [] : ips, slot, since, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
   }
 
   /** Those of the pod's status that can be a pod's. */
   #toldIps(pod: Pod): readonly string[] {
     return pod.ips.filter((ip) => !NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6') && !this.#options.host.isOwnAddress(ip));
+  }
+
+  /** The addresses that count for a pod; the host's own for one in the host's network. */
+  addressesOf(pod: Pod): readonly string[] {
+    if (pod.hostNetwork) return pod.ips;
+    const state = this.#pods.get(this.#homeOf(pod));
+    return state === undefined ? this.#toldIps(pod) : this.#addressesOf(state, pod);
   }
 
   #addressesOf(state: PodState, pod: Pod): readonly string[] {
@@ -297,6 +316,8 @@ export class Reconciler {
   }
 
   #forget(key: string): void {
+    const uid = this.#pods.get(key)?.pod?.uid;
+    if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#reported.delete(uid);
     this.#claim(key, [], 0, 0, false);
     this.#podInfos.delete({ text: key });
     this.#slots.release(key);
@@ -319,9 +340,9 @@ export class Reconciler {
       this.#options.logger.info({ ...about, verdict: decision.verdict, reason: decision.reason, ...(before && { was: before.verdict }) }, 'verdict');
     }
     for (const note of decision.notes) {
-      const text = `${pod.uid} ${note.message}`;
-      if (this.#reported.has(text)) continue;
-      this.#reported.add(text);
+      const said = this.#reported.get(pod.uid) ?? new Set();
+      if (said.has(note.message)) continue;
+      this.#reported.set(pod.uid, said.add(note.message));
       this.#options.logger.warn({ ...about, code: note.code }, note.message);
     }
   }

@@ -3,6 +3,7 @@
  * name. Everything is pinned below one versioned bpffs directory.
  */
 import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, unlinkSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropDeadLink, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
@@ -50,10 +51,19 @@ const directories = (bpffsRoot: string) => ({
   links: `${bpffsRoot}/${PIN_VERSION}/links`,
 });
 
+/** Where the links of this version are pinned. */
+export const linkDirectory = (bpffsRoot: string): string => directories(bpffsRoot).links;
+
 /** Undefined when nothing of cgroute is pinned below `bpffsRoot`. @throws CgrouteError when it cannot be read */
 export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
   const { maps } = directories(bpffsRoot);
-  if (!existsSync(`${maps}/agent_map`)) return undefined;
+  try {
+    statSync(`${maps}/agent_map`);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
+    throw new CgrouteError('EPINS', `--bpffs-root ${bpffsRoot} cannot be looked into (${code ?? messageOf(cause)}): run as root, or as the user whose directory it is`, { cause });
+  }
   return disposable(openMaps(maps));
 }
 
@@ -190,7 +200,7 @@ function isStill({ path, id }: CgroupPlace): boolean {
  */
 export function makePinDirectory(bpffsRoot: string): void {
   let at = bpffsRoot;
-  while (!existsSync(at) && at !== '/') at = at.replace(/\/[^/]*$/, '') || '/';
+  while (!existsSync(at) && at !== dirname(at)) at = dirname(at);
   requireBpffs(at, bpffsRoot);
   mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
 }

@@ -22,7 +22,7 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
   const fd = openSync(path, 'r');
   try {
     const unlock: Disposable = { [Symbol.dispose]: () => closeSync(fd) };
-    if (tryFlock(fd, LOCK_EX, path)) return unlock;
+    if (lockSoon(fd, path)) return unlock;
     const holders = holdersOf(fd);
     // An agent lives as long as its lock, and from the host's PID namespace it can be seen.
     const seesAll = hostNamespaces().pid === true;
@@ -36,6 +36,15 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
   }
   closeSync(fd);
   throw new CgrouteError('ELOCKED', `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`);
+}
+
+/** `status` holds the lock for an instant to see whether it is held. */
+function lockSoon(fd: number, path: string): boolean {
+  for (let tries = 0; tries < 5; tries++) {
+    if (tryFlock(fd, LOCK_EX, path)) return true;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 40);
+  }
+  return false;
 }
 
 /** Processes that hold a flock on the file, as far as /proc shows them. Format: proc_locks(5). */

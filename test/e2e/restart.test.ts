@@ -157,6 +157,15 @@ describe('an agent that comes and goes', () => {
     assert.equal((await node.status()).agent.pid, node.agent.running.pid);
   });
 
+  test('refuses to be attached beside the programs that another one has left', async () => {
+    await node.agent.kill9();
+    const beside = startAgent(node.sandbox, { manifest: node.manifest.path, bpffsRoot: `${node.sandbox.bpffs}/third` });
+    assert.equal((await beside.running.exit).code, 1);
+    assert.match(beside.running.stderr.join('\n'), /^cgroute: programs of another cgroute are attached at \S+: expected none [^\n]*`cgroute cleanup`[^\n]*$/);
+    assert.equal(await answers(pod), 'proxy');
+    await node.startAgent();
+  });
+
   test('starts although a user without privileges locks the cgroup root', async () => {
     await node.agent.stop();
     // The process that took the lock ends; what it has started holds it.

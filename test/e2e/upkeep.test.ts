@@ -131,6 +131,20 @@ describe('an agent with a short sweep', () => {
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
+  test('puts back what somebody else deleted from its maps, and says so', async () => {
+    const map = (name: string): string => globSync(`${node.sandbox.bpffs}/cgroute/*/maps/${name}`)[0] ?? '';
+    const id = Buffer.alloc(8);
+    id.writeBigUInt64LE(pod.cgroup.id);
+    await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map('cgroup_info_map'), 'key', ...[...id].map(String)] });
+    await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map('settings'), 'key', '1', '0', '0', '0'] });
+    await eventually('both are back', async () => {
+      const [cgroups, settings] = [await node.entries('cgroup_info_map'), await node.entries('settings')];
+      return cgroups.some(({ key }) => String(key) === String(pod.cgroup.id)) && settings.length === 3;
+    }, 5000);
+    await node.agent.logged('entries of the maps had been altered by somebody else, and are as they should be again');
+    assert.equal(await node.travel(pod.place), 'redirected');
+  });
+
   test('keeps no original destination of connections that have ended', async () => {
     for (let n = 0; n < 20; n++) assert.ok((await connect(pod.place, node.server.ip4, 8080)).ok);
     await eventually('the connections are forgotten', async () => (await node.entries('connection_map')).length === 0, 4000);
