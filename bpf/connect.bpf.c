@@ -237,16 +237,15 @@ static __always_inline bool remember(__u64 cookie, const struct verdict *verdict
 	connection.original.slot = verdict->slot;
 	connection.proxy = verdict->proxy;
 	connection.proxy_port_be = verdict->proxy_port_be;
-	return !bpf_map_update_elem(&connection_map, &cookie, &connection, BPF_ANY);
+	return put_connection(cookie, &connection);
 }
 
 /* True when a program of ours wrote this destination for this very socket. */
 static __always_inline bool is_remembered(__u64 cookie, const struct address *dst,
 					  __u16 port_be)
 {
-	struct connection *connection;
+	struct connection *connection = find_connection(cookie);
 
-	connection = bpf_map_lookup_elem(&connection_map, &cookie);
 	return connection && same_address(&connection->proxy, dst) &&
 	       connection->proxy_port_be == port_be;
 }

@@ -7,13 +7,34 @@
 #ifndef CGROUTE_MAPS_BPF_H
 #define CGROUTE_MAPS_BPF_H
 
-/* Client sockets that were redirected, by socket cookie. */
+/*
+ * Client sockets that were redirected, by socket cookie. The first map is small:
+ * with a large one each connection meets a bucket that no cache holds, which took
+ * longer than all else that a redirected connect() does. What finds no room in it
+ * goes into the second.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 4096);
 	__type(key, __u64);
 	__type(value, struct connection);
 } connection_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct connection);
+} connection_overflow_map SEC(".maps");
+
+/* How many there are in the second, which is not looked into while it is empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __s64);
+} overflow_count_map SEC(".maps");
 
 /* From the proxy's SYN-ACK until the proxy asks. */
 struct {
@@ -30,6 +51,59 @@ struct {
 	__type(key, __u32);
 	__type(value, struct pod_counters);
 } pod_counters_map SEC(".maps");
+
+static __always_inline __s64 *overflow_count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&overflow_count_map, &zero);
+}
+
+static __always_inline struct connection *find_overflow(__u64 cookie)
+{
+	__s64 *overflow = overflow_count();
+
+	if (!overflow || !*overflow)
+		return NULL;
+	return bpf_map_lookup_elem(&connection_overflow_map, &cookie);
+}
+
+static __always_inline struct connection *find_connection(__u64 cookie)
+{
+	struct connection *connection;
+
+	connection = bpf_map_lookup_elem(&connection_map, &cookie);
+	return connection ? connection : find_overflow(cookie);
+}
+
+/* False when there is no room. What the socket had before is replaced. */
+static __always_inline bool put_connection(__u64 cookie,
+					   const struct connection *connection)
+{
+	__s64 *overflow;
+
+	if (find_overflow(cookie))
+		return !bpf_map_update_elem(&connection_overflow_map, &cookie,
+					    connection, BPF_ANY);
+	if (!bpf_map_update_elem(&connection_map, &cookie, connection, BPF_ANY))
+		return true;
+	overflow = overflow_count();
+	if (!overflow || bpf_map_update_elem(&connection_overflow_map, &cookie,
+					     connection, BPF_NOEXIST))
+		return false;
+	__sync_fetch_and_add(overflow, 1);
+	return true;
+}
+
+static __always_inline void delete_connection(__u64 cookie)
+{
+	__s64 *overflow = overflow_count();
+
+	if (!bpf_map_delete_elem(&connection_map, &cookie))
+		return;
+	if (overflow && !bpf_map_delete_elem(&connection_overflow_map, &cookie))
+		__sync_fetch_and_add(overflow, -1);
+}
 
 static __always_inline void count(__u32 slot, enum branch branch)
 {

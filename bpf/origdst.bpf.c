@@ -58,11 +58,6 @@ static __always_inline bool in_one_netns(const struct address *client,
 	return is_loopback(proxy) || same_address(client, proxy);
 }
 
-static __always_inline struct connection *find_connection(__u64 cookie)
-{
-	return bpf_map_lookup_elem(&connection_map, &cookie);
-}
-
 static __always_inline void file_original(struct connection *connection,
 					  const struct ends *ends, __u32 isn,
 					  __u64 netns)
@@ -94,7 +89,7 @@ static __always_inline void forget(__u64 cookie, bool over)
 		return;
 	if (over || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
 		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
-	bpf_map_delete_elem(&connection_map, &cookie);
+	delete_connection(cookie);
 }
 
 /* sock_ops has the local port in host order and the remote one in network order. */
@@ -284,7 +279,7 @@ static __always_inline struct connection *redirected(struct bpf_sock_addr *ctx)
 	__u64 cookie;
 
 	cookie = bpf_get_socket_cookie(ctx);
-	connection = bpf_map_lookup_elem(&connection_map, &cookie);
+	connection = find_connection(cookie);
 	/* As above: only while it is the proxy that this socket is connected to. */
 	if (!connection || (__u16)ctx->user_port != connection->proxy_port_be)
 		return NULL;

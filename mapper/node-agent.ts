@@ -115,6 +115,8 @@ function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string)
 
 /** A pod has its own cgroup, a few containers', and for a while those of restarted ones. */
 const CGROUPS_PER_POD = 8;
+/** Several proxies' listen backlogs. */
+const MAX_UNACCEPTED = 16_384;
 
 function maxEntries({ maxPods, maxConnections }: Config): Record<string, number> {
   return {
@@ -122,8 +124,10 @@ function maxEntries({ maxPods, maxConnections }: Config): Record<string, number>
     pod_ip_map: maxPods * 2,
     pod_info_map: maxPods,
     pod_counters_map: maxPods + 1,
-    connection_map: maxConnections,
-    original_dst_map: maxConnections,
+    // The small one before it is not counted.
+    connection_overflow_map: maxConnections,
+    // Those that have not been accepted yet; a small map is a fast one.
+    original_dst_map: Math.min(maxConnections, MAX_UNACCEPTED),
   };
 }
 

@@ -38,6 +38,7 @@ function openMaps(directory: string) {
     podTrees: open('pod_trees_map', u32, podTrees),
     agent: open('agent_map', u32, agentInfo),
     connections: open('connection_map', u64, connection),
+    overflowConnections: open('connection_overflow_map', u64, connection),
     originals: open('original_dst_map', tuple, originalDst),
   };
 }

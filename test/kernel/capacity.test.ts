@@ -57,7 +57,7 @@ test('pods that open many connections at the same time are told apart', async ()
 });
 
 test('without room to remember the destination a connection is refused and counted', async () => {
-  await using mesh = await makeMesh('full', { maxEntries: { connection_map: 2 } });
+  await using mesh = await makeMesh('full', { maxEntries: { connection_map: 1, connection_overflow_map: 1 } });
   const { app, server } = mesh;
   const first = await hold(mesh.sandbox, app, server.ip4, PORT);
   const second = await hold(mesh.sandbox, app, server.ip6, PORT);

@@ -84,7 +84,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
   });
   const { maps } = plane;
   let closed = false;
-  const leftovers = () => ({ connections: maps.connections.keys().length, originals: maps.originals.keys().length });
+  const leftovers = () => ({ connections: maps.connections.keys().length + maps.overflowConnections.keys().length, originals: maps.originals.keys().length });
   return {
     plane, bpffsRoot, leftovers,
     enrol(cgroup, { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS }) {
@@ -129,7 +129,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       }, timeoutMs).catch(() => {
         const left = leftovers();
         // Gone, so that only the test that made them fails.
-        for (const key of maps.connections.keys()) maps.connections.delete(key);
+        for (const map of [maps.connections, maps.overflowConnections]) for (const key of map.keys()) map.delete(key);
         for (const key of maps.originals.keys()) maps.originals.delete(key);
         throw new Error(`entries of closed connections stay: ${JSON.stringify(left)}`);
       });
