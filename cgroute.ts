@@ -7,6 +7,8 @@ import { pino } from 'pino';
 import { stringify } from 'yaml';
 import { defaultConfig, parseConfig, type Config } from './mapper/config.ts';
 import { doctorExitCode, doctorText, runDoctor } from './mapper/doctor.ts';
+import { askExplanation, parsePodName } from './mapper/explain.ts';
+import { explanationText } from './mapper/explain-text.ts';
 import { parseListenAddress, serveHttp } from './mapper/http-server.ts';
 import { startNodeAgent } from './mapper/node-agent.ts';
 import { objectSource } from './mapper/object-source.ts';
@@ -25,22 +27,30 @@ const EXIT = { fine: 0, failed: 1, usage: 2, notAsWanted: 3 } as const;
 const FLAGS = {
   source: { type: 'string', default: 'kube', help: 'where pods come from: kube, or file:PATH', verbs: ['run'] },
   node: { type: 'string', help: "this node's name (default: $NODE_NAME, then the host name)", verbs: ['run'] },
-  'cgroup-root': { type: 'string', help: 'the watched root (default: where cgroup2 is mounted)', verbs: ['run', 'status', 'doctor', 'cleanup'] },
-  'proc-root': { type: 'string', default: '/proc', help: 'the proc filesystem', verbs: ['run', 'status', 'doctor', 'cleanup'] },
-  'bpffs-root': { type: 'string', default: '/sys/fs/bpf/cgroute', help: 'where maps and links are pinned', verbs: ['run', 'status', 'doctor', 'cleanup'] },
-  http: { type: 'string', default: '127.0.0.1:15270', help: 'ADDR:PORT of /healthz, /readyz and /status', verbs: ['run'] },
-  config: { type: 'string', help: 'configuration file (YAML)', verbs: ['run', 'status', 'doctor', 'cleanup'] },
+  'cgroup-root': { type: 'string', help: 'the watched root (default: where cgroup2 is mounted)', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
+  'proc-root': { type: 'string', default: '/proc', help: 'the proc filesystem', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
+  'bpffs-root': { type: 'string', default: '/sys/fs/bpf/cgroute', help: 'where maps and links are pinned', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
+  http: { type: 'string', default: '127.0.0.1:15270', help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain', verbs: ['run'] },
+  config: { type: 'string', help: 'configuration file (YAML)', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
   'on-exit': { type: 'string', default: 'keep', help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed', verbs: ['run'] },
-  output: { type: 'string', short: 'o', default: 'table', help: 'table, json or yaml', verbs: ['status', 'doctor'] },
+  output: { type: 'string', short: 'o', default: 'table', help: 'table, json or yaml', verbs: ['status', 'explain', 'doctor'] },
 } as const;
 
 type FlagName = keyof typeof FLAGS;
 const PATHS: ReadonlySet<FlagName> = new Set(['cgroup-root', 'proc-root', 'bpffs-root']);
 type Flags = { readonly [Name in FlagName]?: string };
 
-const VERBS: Readonly<Record<string, { readonly help: string; readonly run: (flags: Flags) => Promise<number> }>> = {
+interface Verb {
+  readonly help: string;
+  /** What follows the verb, where something must. */
+  readonly argument?: string;
+  readonly run: (flags: Flags, argument: string) => Promise<number>;
+}
+
+const VERBS: Readonly<Record<string, Verb>> = {
   run: { help: 'the agent', run },
   status: { help: 'this node: its proxy, each pod with verdict and reason, counters', run: status },
+  explain: { help: 'why a pod of this node is redirected or not: explain NAMESPACE/NAME', argument: 'a pod as NAMESPACE/NAME or NAME', run: explain },
   doctor: { help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks', run: doctor },
   cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
   version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
@@ -65,17 +75,24 @@ function usage(sentence: string): CgrouteError {
   return new CgrouteError('EUSAGE', sentence);
 }
 
-function parseCommandLine(args: readonly string[]): { readonly verb: string; readonly flags: Flags } {
+function parseCommandLine(args: readonly string[]): { readonly verb: string; readonly flags: Flags; readonly argument: string } {
   const [first, ...rest] = args;
   if (first === undefined) throw usage(`a verb is missing: expected one of ${Object.keys(VERBS).join(', ')}`);
   const verb = first === '--help' || first === '-h' ? 'help' : first === '--version' ? 'version' : first;
   if (!Object.hasOwn(VERBS, verb)) throw usage(`"${verb}" is no verb: expected one of ${Object.keys(VERBS).join(', ')}`);
   const { tokens } = parseArgs({ args: rest, options: FLAGS, strict: false, tokens: true });
   const flags: { [Name in FlagName]?: string } = {};
+  const wanted = VERBS[verb]?.argument;
+  let argument = '';
   for (const token of tokens) {
     if (token.kind === 'option-terminator') continue;
-    if (token.kind === 'positional') throw usage(`cgroute ${verb} takes flags only, got "${token.value}"`);
-    if (token.rawName === '--help' || token.rawName === '-h') return { verb: 'help', flags };
+    if (token.kind === 'positional') {
+      if (wanted === undefined) throw usage(`cgroute ${verb} takes flags only, got "${token.value}"`);
+      if (argument !== '') throw usage(`cgroute ${verb} expects ${wanted}, got "${argument}" and "${token.value}"`);
+      argument = token.value;
+      continue;
+    }
+    if (token.rawName === '--help' || token.rawName === '-h') return { verb: 'help', flags, argument };
     const name = token.name as FlagName;
     if (!Object.hasOwn(FLAGS, name) || !(FLAGS[name].verbs as readonly string[]).includes(verb)) {
       const known = Object.entries(FLAGS).filter(([, flag]) => (flag.verbs as readonly string[]).includes(verb)).map(([flag]) => `--${flag}`);
@@ -85,7 +102,8 @@ function parseCommandLine(args: readonly string[]): { readonly verb: string; rea
     if (flags[name] !== undefined) throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
     flags[name] = PATHS.has(name) ? resolve(token.value) : token.value;
   }
-  return { verb, flags };
+  if (wanted !== undefined && argument === '') throw usage(`cgroute ${verb} expects ${wanted}, got none`);
+  return { verb, flags, argument };
 }
 
 /** The flag's value or its default. */
@@ -129,7 +147,7 @@ async function run(flags: Flags): Promise<number> {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
   });
   let agent: Awaited<ReturnType<typeof startNodeAgent>> | undefined;
-  await using server = await serveHttp(http, () => ({ ready: agent?.isReady ?? false, sources: agent?.sources() ?? [] }));
+  await using server = await serveHttp(http, () => ({ ready: agent?.isReady ?? false, sources: agent?.sources() ?? [], agent }));
   agent = await startNodeAgent({
     node, config, source, logger,
     version: VERSION,
@@ -167,6 +185,15 @@ async function status(flags: Flags): Promise<number> {
   return now.agent.running ? EXIT.fine : EXIT.notAsWanted;
 }
 
+async function explain(flags: Flags, pod: string): Promise<number> {
+  oneOf(flags, 'output', ['table', 'json', 'yaml']);
+  readConfig(flags);
+  parsePodName(pod);
+  const explanation = await askExplanation(valueOf(flags, 'bpffs-root'), pod);
+  show(flags, explanation, () => explanationText(explanation));
+  return EXIT.fine;
+}
+
 async function doctor(flags: Flags): Promise<number> {
   oneOf(flags, 'output', ['table', 'json', 'yaml']);
   readConfig(flags);
@@ -187,8 +214,8 @@ async function cleanup(flags: Flags): Promise<number> {
 
 async function main(): Promise<number> {
   try {
-    const { verb, flags } = parseCommandLine(process.argv.slice(2));
-    return (await VERBS[verb]?.run(flags)) ?? EXIT.usage;
+    const { verb, flags, argument } = parseCommandLine(process.argv.slice(2));
+    return (await VERBS[verb]?.run(flags, argument)) ?? EXIT.usage;
   } catch (error) {
     process.stderr.write(`cgroute: ${messageOf(error)}\n`);
     if (!(error instanceof CgrouteError)) {

@@ -80,6 +80,8 @@ const TABLE = {
   relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
   maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
+  annotate: onOrOff(true, 'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.'),
+  events: onOrOff(true, 'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.'),
   log: {
     level: choice(
       ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'],
@@ -156,6 +158,14 @@ function readTable(map: YAMLMap, table: Table, above: readonly string[], documen
     }
   }
   return values;
+}
+
+function onOrOff(fallback: boolean, about: string): Field<boolean> {
+  const expects = 'true or false';
+  return {
+    kind: 'field', fallback, about, expects, fallbackText: String(fallback),
+    read: (raw) => (typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` }),
+  };
 }
 
 /** A node as plain values. Aliases are resolved here, which fails on unknown ones and on those that unfold without end. */

@@ -18,11 +18,18 @@ import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
+import { explain, type Explanation } from './explain.ts';
 import { createInventory, type Inventory } from './inventory.ts';
+import { createMetrics, type Metrics } from './metrics.ts';
+import { kubeAccess } from './kube-access.ts';
+import { openKubeClient } from './kube-client.ts';
 import { NodeProxy } from './node-proxy.ts';
 import type { ObjectSource } from './object-source.ts';
+import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
+import { makePodEvents } from './pod-events.ts';
 import { PodTrees } from './pod-trees.ts';
 import { Reconciler } from './reconciler.ts';
+import { decide } from './verdict.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
@@ -43,6 +50,9 @@ export interface NodeAgent {
   /** Programs attached, all objects seen once, and all that ran then is mapped. Once true it stays so. */
   readonly isReady: boolean;
   sources(): SourceState[];
+  readonly metrics: Metrics;
+  /** @throws CgrouteError a sentence for who asked, see {@link explain} */
+  explain(pod: string): Explanation;
   /** `ADDR:PORT` of the HTTP server, for `status`. */
   listening(address: string): void;
   /** @param detach removes links and maps; by default they stay, and redirection goes on */
@@ -80,8 +90,11 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     return {
       get isReady() { return agent.isReady; },
       sources: () => agent.sources(),
+      metrics: agent.metrics,
+      explain: (pod) => agent.explain(pod),
       listening: (address) => record.listening(address),
       async stop(detach) {
+        if (detach) await agent.withdraw();
         if (detach) dataPlane.detach();
         await disposables.disposeAsync();
       },
@@ -154,7 +167,11 @@ class RunningAgent implements AsyncDisposable {
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
+  readonly metrics: Metrics;
+  #marks: PodMarks | undefined;
   #follows = false;
+  #eventsLost = 0;
+  #driftRepaired = 0;
   #isStopped = false;
   isReady = false;
 
@@ -180,31 +197,82 @@ class RunningAgent implements AsyncDisposable {
         addressesIn: (paths) => this.#addressesIn(paths),
       },
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
-      onReconciled: () => void this.#followSoon(),
+      onReconciled: () => {
+        void this.#followSoon();
+        this.#marks?.soon();
+      },
+      onMapped: (seconds) => this.metrics.mapped(seconds),
     });
+    this.#marks = this.#podMarks(inventory);
     const filter = dataPlane.execFilter;
     this.#host = this.#stack.use(watchHost({
       cgroupRoot, procRoot,
       sweepMs: config.sweepSeconds * 1000,
       logger: logger.child({ component: 'watcher' }),
-      onCgroup: (cgroup) => this.#reconciler.cgroupAppeared(cgroup),
+      onCgroup: (cgroup) => {
+        this.#reconciler.cgroupAppeared(cgroup);
+        this.#marks?.cgroupAppeared(cgroup);
+      },
       onCgroupGone: (cgroup) => {
         this.#reconciler.cgroupGone(cgroup);
+        this.#marks?.cgroupGone(cgroup);
         this.#proxy.cgroupGone(cgroup.id);
         void this.#followSoon();
       },
       onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
+      onLost: () => void this.#eventsLost++,
       wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
       ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
     }));
     this.#inventory = inventory;
+    this.metrics = createMetrics({
+      version: options.version,
+      maps: dataPlane.maps,
+      isReady: () => this.isReady,
+      intended: () => [...inventory.pods()].map((pod) => decide(pod, inventory.namespace(pod.namespace), config).verdict),
+      reconciler: () => this.#reconciler.figures,
+      sources: () => this.sources(),
+      figures: () => options.source.figures(),
+      eventsLost: () => this.#eventsLost,
+      driftRepaired: () => this.#driftRepaired,
+    });
+  }
+
+  explain(pod: string): Explanation {
+    return explain(pod, {
+      maps: this.#dataPlane.maps,
+      config: this.#options.config,
+      podsNamed: (name, namespace) => this.#reconciler.podsNamed(name, namespace),
+      proxyPod: () => this.#inventory.nodeProxy(),
+    });
+  }
+
+  /** Only pods that an API server knows can be told anything; with connections of its own, so the watches never wait for it. */
+  #podMarks(inventory: Inventory): PodMarks | undefined {
+    const { source, config, node, version, logger: parent } = this.#options;
+    const isManifest = source.states().some(({ name }) => name === 'manifest');
+    if (isManifest || (!config.annotate && !config.events)) return undefined;
+    const client = this.#stack.use(openKubeClient({ access: kubeAccess(), userAgent: `cgroute/${version}` }));
+    const logger = parent.child({ component: 'marks' });
+    return this.#stack.use(new PodMarks({
+      inventory, config, logger,
+      maps: this.#dataPlane.maps,
+      annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
+      events: config.events ? makePodEvents({ client, node, logger }) : undefined,
+      reconciled: () => this.#reconciler.idle(),
+    }));
+  }
+
+  async withdraw(): Promise<void> {
+    await this.#marks?.withdraw();
   }
 
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
     const inventory = this.#inventory;
-    const changed = (uids: Iterable<string>): void => this.#reconciler.objectsChanged(uids);
+    const follow = (uids: Iterable<string>): void => this.#reconciler.objectsChanged(uids);
+    const changed = (uids: Iterable<string>): void => (this.#marks === undefined ? follow(uids) : this.#marks.objectsChanged(uids, follow));
     const following = this.#stack.use(await source.follow({
       onObjects: (objects) => changed(inventory.replaceAll(objects)),
       onPod: (pod) => changed(inventory.upsertPod(pod)),
@@ -257,6 +325,7 @@ class RunningAgent implements AsyncDisposable {
     const dropped = this.#dataPlane.dropOtherLinks();
     if (removed + dropped > 0) logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
     this.isReady = true;
+    this.#marks?.start();
     trimMemory();
     logger.info({ ...this.#reconciler.counts }, 'ready');
   }
@@ -287,7 +356,9 @@ class RunningAgent implements AsyncDisposable {
       void this.#followSoon();
       const entries = this.#reconciler.repairMaps() + this.#proxy.repair();
       if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
+      this.#marks?.soon();
       const repaired = this.#dataPlane.repairLinks();
+      this.#driftRepaired += repaired.length;
       if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
       trimMemory();
       const expired = this.#dataPlane.expireOriginals();

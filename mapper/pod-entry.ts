@@ -1,5 +1,5 @@
 /** What the kernel's maps should say of a pod: pure functions from a decision. */
-import { isIPv4 } from 'node:net';
+import { BlockList, isIPv4 } from 'node:net';
 import { infoFlag, type CgroupInfo, type PodInfo } from '../native/layouts.ts';
 import type { Pod } from './objects.ts';
 import type { Decision } from './verdict.ts';
@@ -7,6 +7,19 @@ import type { Decision } from './verdict.ts';
 /** All bits that the agent can tell; DNS capture comes later. */
 const DETECTED = Object.values(infoFlag).reduce((all, bit) => all | bit, 0) & ~infoFlag.dnsCapture;
 const NO_ADDRESS = new Uint8Array(16);
+
+const NOBODYS = new BlockList();
+NOBODYS.addSubnet('127.0.0.0', 8);
+NOBODYS.addSubnet('169.254.0.0', 16);
+NOBODYS.addAddress('0.0.0.0');
+NOBODYS.addSubnet('fe80::', 10, 'ipv6');
+NOBODYS.addAddress('::1', 'ipv6');
+NOBODYS.addAddress('::', 'ipv6');
+
+/** True for an address that is no pod's, whoever says so: loopback, link-local, unspecified. */
+export function isNobodys(ip: string): boolean {
+  return NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6');
+}
 
 export interface PodAddresses {
   readonly ip4: Uint8Array;

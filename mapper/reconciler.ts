@@ -3,19 +3,20 @@
  * appeared, a label changed, an address became known) leads to the same step for
  * the pod that it concerns, and only differences are written.
  */
-import { BlockList, isIPv4 } from 'node:net';
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
-import { messageOf } from '../native/error.ts';
+import { CgrouteError, messageOf } from '../native/error.ts';
 import { infoFlag, type Address } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { AddressClaims } from './address-claims.ts';
 import { ownerOf, type PodCgroup } from './cgroup-path.ts';
 import type { Config } from './config.ts';
+import type { PodView } from './explain.ts';
 import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
+import type { ReconcilerFigures } from './metrics.ts';
 import type { Pod } from './objects.ts';
-import { addressBytes, addressText, cgroupEntry, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { addressBytes, addressText, cgroupEntry, isNobodys, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
 import { PodQueue } from './pod-queue.ts';
 import { PodSlots } from './pod-slots.ts';
 import type { PodTrees } from './pod-trees.ts';
@@ -41,6 +42,8 @@ export interface ReconcilerOptions {
   readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
   /** A pod's entries are what they should be. */
   readonly onReconciled: () => void;
+  /** An object's change has reached the maps, so long after it was told. */
+  readonly onMapped: (seconds: number) => void;
 }
 
 interface KnownCgroup extends Cgroup {
@@ -61,15 +64,6 @@ const isOutermost = ({ path, owner }: KnownCgroup): boolean => path.split('/').l
 
 /** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
 export const podKeys = ({ uid, configHash }: Pod): readonly string[] => (configHash === undefined ? [uid] : [uid, configHash]);
-
-/** Addresses that are no pod's, whoever says so. */
-const NOBODYS = new BlockList();
-NOBODYS.addSubnet('127.0.0.0', 8);
-NOBODYS.addSubnet('169.254.0.0', 16);
-NOBODYS.addAddress('0.0.0.0');
-NOBODYS.addSubnet('fe80::', 10, 'ipv6');
-NOBODYS.addAddress('::1', 'ipv6');
-NOBODYS.addAddress('::', 'ipv6');
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
@@ -92,6 +86,11 @@ export class Reconciler {
   /** Addresses that some pod claims, as their bytes in hex. */
   readonly #claimedAddresses = new Set<string>();
   #hasTakenOver = false;
+  readonly #errnos = new Map<string, number>();
+  readonly #retired: number[] = [];
+  #highestSlot = 0;
+  /** When a change of a pod was told that has not reached the maps, in milliseconds. */
+  readonly #changedAt = new Map<string, number>();
   #errors = 0;
 
   constructor(options: ReconcilerOptions) {
@@ -102,7 +101,10 @@ export class Reconciler {
     this.#cgroups = new MapMirror(maps.cgroups, String);
     this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
     this.#addresses = new MapMirror(maps.podAddresses, ({ word }) => Buffer.from(word).toString('hex'));
-    for (const { key, value } of this.#podInfos.entries()) this.#slots.restore(key.text, value.slot);
+    for (const { key, value } of this.#podInfos.entries()) {
+      this.#slots.restore(key.text, value.slot);
+      this.#highestSlot = Math.max(this.#highestSlot, value.slot);
+    }
   }
 
   /** A cgroup exists. */
@@ -163,7 +165,10 @@ export class Reconciler {
     for (const uid of uids) {
       const pod = this.#options.inventory.pod(uid);
       const keys = pod === undefined ? [] : podKeys(pod);
-      for (const key of new Set([uid, ...(this.#keysOfUid.get(uid) ?? []), ...keys])) this.#queue.add(key);
+      for (const key of new Set([uid, ...(this.#keysOfUid.get(uid) ?? []), ...keys])) {
+        if (!this.#changedAt.has(key)) this.#changedAt.set(key, performance.now());
+        this.#queue.add(key);
+      }
       if (pod === undefined) this.#keysOfUid.delete(uid);
       else this.#keysOfUid.set(uid, keys);
     }
@@ -214,6 +219,19 @@ export class Reconciler {
     return { pods: this.#pods.size, cgroups: this.#keyOfCgroup.size, queued: this.#queue.size, errors: this.#errors };
   }
 
+  get figures(): ReconcilerFigures {
+    let unresolved = this.#ambiguous.size;
+    for (const { pod, cgroups } of this.#pods.values()) if (pod === undefined) unresolved += cgroups.size;
+    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolved, errors: this.#errnos, retired: this.#retired, highestSlot: this.#highestSlot };
+  }
+
+  /** Those too that the API has forgotten, as long as they run. */
+  podsNamed(name: string, namespace?: string): PodView[] {
+    return [...this.#pods].flatMap(([key, { pod, decision, cgroups }]) =>
+      (pod?.name !== name || decision === undefined || (namespace ?? pod.namespace) !== pod.namespace
+        ? [] : [{ key, pod, decision, cgroups: [...cgroups.values()], failed: this.#failedKeys.has(key) }]));
+  }
+
   #state(key: string): PodState {
     const known = this.#pods.get(key);
     if (known !== undefined) return known;
@@ -235,6 +253,7 @@ export class Reconciler {
     }
     state.pod = current ?? state.pod;
     if (state.pod === undefined) {
+      this.#changedAt.delete(key);
       this.#reconcileUnknown(key, state);
       return;
     }
@@ -245,6 +264,9 @@ export class Reconciler {
     }
     this.#write(key, state, state.pod, state.decision);
     this.#failedKeys.delete(key);
+    const changedAt = this.#changedAt.get(key);
+    this.#changedAt.delete(key);
+    if (changedAt !== undefined && state.cgroups.size > 0) this.#options.onMapped((performance.now() - changedAt) / 1000);
     this.#options.onReconciled();
   }
 
@@ -264,7 +286,7 @@ export class Reconciler {
 
   #write(key: string, state: PodState, pod: Pod, decision: Decision): void {
     const { slot, isNew } = this.#slots.of(key);
-    if (isNew) this.#options.dataPlane.maps.counters.set(slot, { count: [] });
+    if (isNew) this.#startCounters(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
     this.#podInfos.set({ text: key }, podEntry(pod, facts));
@@ -279,9 +301,17 @@ export class Reconciler {
     this.#claim(key, ended ? [] : ips, slot, since, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
   }
 
+  /** From zero; what the slot's last pod had counted stays in the totals, unless an earlier agent had counted it. */
+  #startCounters(slot: number): void {
+    const { counters } = this.#options.dataPlane.maps;
+    if (slot > this.#highestSlot) this.#highestSlot = slot;
+    else counters.get(slot)?.count.forEach((count, branch) => (this.#retired[branch] = (this.#retired[branch] ?? 0) + Number(count)));
+    counters.set(slot, { count: [] });
+  }
+
   /** Those of the pod's status that can be a pod's. */
   #toldIps(pod: Pod): readonly string[] {
-    return pod.ips.filter((ip) => !NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6') && !this.#options.host.isOwnAddress(ip));
+    return pod.ips.filter((ip) => !isNobodys(ip) && !this.#options.host.isOwnAddress(ip));
   }
 
   /** The addresses that count for a pod; the host's own for one in the host's network. */
@@ -322,6 +352,7 @@ export class Reconciler {
     this.#podInfos.delete({ text: key });
     this.#slots.release(key);
     this.#pods.delete(key);
+    this.#changedAt.delete(key);
     this.#failedKeys.delete(key);
     this.#options.onReconciled();
   }
@@ -357,6 +388,8 @@ export class Reconciler {
 
   #failed(key: string, error: unknown): void {
     this.#errors++;
+    const errno = (error instanceof CgrouteError ? error.errno : undefined) ?? 'other';
+    this.#errnos.set(errno, (this.#errnos.get(errno) ?? 0) + 1);
     if (key !== '') this.#failedKeys.add(key);
     this.#options.logger.error({ err: error, podUid: key }, `the maps could not be brought up to date: ${messageOf(error)}`);
   }

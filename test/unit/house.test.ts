@@ -13,10 +13,10 @@ const root = resolve(import.meta.dirname, '../..');
 const ROOMS = ['cgroute.ts', 'mapper', 'watcher', 'native'];
 
 /** Packages that only one room may know. */
-const PACKAGE_ROOM: Readonly<Record<string, string>> = { koffi: 'native', '@kubernetes/client-node': 'mapper' };
+const PACKAGE_ROOM: Readonly<Record<string, string>> = { koffi: 'native', '@kubernetes/client-node': 'mapper', 'prom-client': 'mapper' };
 
 /** What the agent may use at run time. */
-const PACKAGES = new Set(['koffi', '@parcel/watcher', 'pino', 'p-queue', 'yaml', '@kubernetes/client-node']);
+const PACKAGES = new Set(['koffi', '@parcel/watcher', 'pino', 'p-queue', 'yaml', '@kubernetes/client-node', 'prom-client']);
 
 const BANNED_NAMES = /(^|[-.])(utils?|helpers?|common|managers?)([-.]|$)/;
 

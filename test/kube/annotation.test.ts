@@ -1,0 +1,188 @@
+/** The annotation and the Events on pods, with the agent and a real API server, and no more rights than it needs. */
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { pino } from 'pino';
+import { kubeAccess } from '../../mapper/kube-access.ts';
+import { openKubeClient } from '../../mapper/kube-client.ts';
+import { podOf, type Pod } from '../../mapper/objects.ts';
+import { makePodAnnotator, REDIRECTION } from '../../mapper/pod-annotator.ts';
+import type { ServiceAccount } from '../harness/kube-account.ts';
+import { namespaceObject, podObject } from '../harness/kube-objects.ts';
+import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { type Cluster, startCluster } from '../harness/kube.ts';
+import { containerId } from '../harness/node.ts';
+import { startKubelet } from '../harness/kubelet.ts';
+import { eventually, type Running } from '../harness/process.ts';
+import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+
+const RULES = [
+  { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] },
+  { apiGroups: [''], resources: ['pods/status'], verbs: ['patch'] },
+  { apiGroups: [''], resources: ['events'], verbs: ['create'] },
+];
+
+interface EventObject {
+  readonly reason: string;
+  readonly message: string;
+  readonly type: string;
+  readonly involvedObject: { readonly name: string; readonly uid: string };
+  readonly source: { readonly component: string; readonly host: string };
+}
+
+describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () => {
+  let sandbox: Sandbox;
+  let cluster: Cluster;
+  let account: ServiceAccount;
+  const program = resolve(import.meta.dirname, '../../dist/cgroute');
+
+  before(async () => {
+    sandbox = await makeSandbox('kube-annotation');
+    cluster = await startCluster(sandbox, { audit: true });
+    account = await cluster.serviceAccount({ name: 'agent', rules: RULES });
+    await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }), podObject('web', { node: 'node-a', namespace: 'shop' }));
+    sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('web')}/${containerId('web')}`);
+  });
+  after(() => sandbox?.[Symbol.asyncDispose]());
+
+  const uidOf = async (name: string): Promise<string> => (await cluster.pod('shop', name))?.metadata.uid ?? '';
+  const annotationOf = async (name: string): Promise<string | undefined> => (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION];
+  const becomes = (name: string, value: string | undefined) => eventually(`${name} has the annotation ${value}`, async () => (await annotationOf(name)) === value, 10_000);
+  const events = async (name: string): Promise<EventObject[]> =>
+    (await cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events')).items.filter(({ involvedObject }) => involvedObject.name === name);
+  const reasons = async (name: string): Promise<string[]> => (await events(name)).map(({ reason }) => reason).sort();
+  const hasEvent = (name: string, reason: string) => eventually(`${name} has an Event ${reason}`, async () => (await reasons(name)).includes(reason), 10_000);
+  const label = (what: string, ...labels: string[]) => cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what.split('/'), ...labels);
+  const patches = (): number => cluster.requests().filter(({ verb, uri }) => verb === 'patch' && uri.includes('/status')).length;
+  const start = async (...more: string[]): Promise<Running> => {
+    const agent = sandbox.spawn({
+      cmd: program,
+      args: ['run', '--source', 'kube', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`, '--http', '127.0.0.1:0', ...(more.includes('--node') ? [] : ['--node', 'node-a']), ...more],
+      env: { KUBECONFIG: account.kubeconfig() },
+    });
+    await eventually('it is ready', () => [...agent.stdout, ...agent.stderr].some((line) => line.includes('"msg":"ready"')), 10_000);
+    return agent;
+  };
+
+  test('annotates who is redirected and takes it off who leaves, with an Event each', async () => {
+    await using agent = await start();
+    await becomes('web', 'enabled');
+    await hasEvent('web', 'MeshEnrolled');
+    await label('pod/web', 'istio.io/dataplane-mode=none');
+    await becomes('web', undefined);
+    await hasEvent('web', 'MeshRemoved');
+    const [event] = await events('web');
+    assert.deepEqual([event?.source, event?.type, event?.involvedObject.uid], [{ component: 'cgroute', host: 'node-a' }, 'Normal', await uidOf('web')]);
+    await label('pod/web', 'istio.io/dataplane-mode-');
+    await becomes('web', 'enabled');
+    assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
+    await agent.stop('SIGTERM');
+  });
+
+  test('annotates a pod only when it has a cgroup', async () => {
+    await using agent = await start();
+    await cluster.apply(podObject('late', { node: 'node-a', namespace: 'shop' }));
+    await delay(1000);
+    assert.equal(await annotationOf('late'), undefined);
+    sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('late')}/${containerId('late')}`);
+    await becomes('late', 'enabled');
+    assert.deepEqual(await reasons('late'), ['MeshEnrolled']);
+    await agent.stop('SIGTERM');
+  });
+
+  test('keeps what the kubelet writes at the same time, and follows a pod that is made again', async () => {
+    await using kubelet = await startKubelet(cluster, sandbox, { node: 'node-k', statusDelayMs: 20 });
+    await using agent = await start('--node', 'node-k');
+    const live = podObject('live', { node: 'node-k', namespace: 'shop' });
+    const uids = new Set<string>();
+    for (let round = 0; round < 2; round++) {
+      await cluster.apply(live);
+      await kubelet.running('shop', 'live');
+      await becomes('live', 'enabled');
+      uids.add(await uidOf('live'));
+      const { status } = (await cluster.pod('shop', 'live')) ?? {};
+      assert.equal(status?.phase, 'Running');
+      assert.ok(status?.podIP);
+      await cluster.kubectl('-n', 'shop', 'delete', 'pod', 'live');
+    }
+    assert.equal(uids.size, 2);
+    const said = await events('live');
+    assert.deepEqual(said.map(({ reason, involvedObject }) => `${reason} ${involvedObject.uid}`).sort(), [...uids].map((uid) => `MeshEnrolled ${uid}`).sort());
+    await agent.stop('SIGTERM');
+  });
+
+  test('writes nothing again when it starts again', async () => {
+    const before = patches();
+    assert.ok(before > 0);
+    await using agent = await start();
+    await delay(1000);
+    assert.equal(patches(), before);
+    assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
+    await agent.stop('SIGTERM');
+  });
+
+  test('says what it refuses and does not understand', async () => {
+    const config = sandbox.file('never.yaml');
+    writeFileSync(config, 'bypass: {allowed: never}\n');
+    await using agent = await start('--config', config);
+    await label('pod/web', 'kmesh.net/bypass=enabled');
+    await hasEvent('web', 'BypassRefused');
+    await label('pod/web', 'kmesh.net/bypass=sideways', 'istio.io/dataplane-mode=abmient');
+    await eventually('both labels are said', async () => (await reasons('web')).filter((reason) => reason === 'LabelNotUnderstood').length === 2, 10_000);
+    assert.equal(await annotationOf('web'), 'enabled');
+    await label('pod/web', 'kmesh.net/bypass-', 'istio.io/dataplane-mode-');
+    await agent.stop('SIGTERM');
+  });
+
+  test('goes on when it may not write, and writes when it may', async () => {
+    await account.revoke();
+    await account.grant();
+    const role = `/apis/rbac.authorization.k8s.io/v1/clusterroles/test:kube-system:agent`;
+    await cluster.api.patch(role, 'merge-patch+json', { rules: RULES.slice(0, 1) });
+    await using agent = await start();
+    await label('pod/web', 'istio.io/dataplane-mode=none');
+    await eventually('it says that it may not', () => [...agent.stdout, ...agent.stderr].some((line) => /annotation of pod shop\/web could not be written.*403/.test(line)), 10_000);
+    assert.equal(await annotationOf('web'), 'enabled');
+    await cluster.api.patch(role, 'merge-patch+json', { rules: RULES });
+    await becomes('web', undefined);
+    await label('pod/web', 'istio.io/dataplane-mode-');
+    await becomes('web', 'enabled');
+    await agent.stop('SIGTERM');
+  });
+
+  test('takes all annotations off when it detaches', async () => {
+    await using agent = await start('--on-exit', 'detach');
+    await becomes('web', 'enabled');
+    await agent.stop('SIGTERM');
+    assert.deepEqual([await annotationOf('web'), await annotationOf('late')], [undefined, undefined]);
+  });
+
+  test('writes nothing when it is told not to', async () => {
+    const config = sandbox.file('off.yaml');
+    writeFileSync(config, 'annotate: false\nevents: false\n');
+    const before = patches();
+    await using agent = await start('--config', config);
+    await delay(500);
+    assert.equal(patches(), before);
+    await agent.stop('SIGTERM');
+  });
+
+  test("never annotates a namesake, and stops when the pod isn't there", async () => {
+    using client = openKubeClient({ access: kubeAccess({ env: { KUBECONFIG: account.kubeconfig() } }) });
+    const logged: string[] = [];
+    using annotator = makePodAnnotator({ client, logger: pino({}, { write: (line) => void logged.push(line) }), backoffMs: [50, 100] });
+    const web = podOf(await cluster.pod('shop', 'web')) as Pod;
+    const others = [{ ...web, uid: '2c48913c-b29f-11e7-9350-020968147796' }, { ...web, name: 'nobody', uid: '2c48913c-b29f-11e7-9350-020968147797' }];
+    const before = patches();
+    for (const pod of others) annotator.want(pod, true);
+    await annotator.settled(others.map(({ uid }) => uid));
+    await delay(500);
+    assert.equal(await annotationOf('web'), undefined);
+    assert.deepEqual([patches() - before, logged], [2, []]);
+    annotator.want(web, true);
+    await annotator.settled([web.uid]);
+    assert.equal(await annotationOf('web'), 'enabled');
+  });
+});
