@@ -39,7 +39,7 @@ struct {
 /* From the proxy's SYN-ACK until the proxy asks. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 8192);
 	__type(key, struct tuple);
 	__type(value, struct original_dst);
 } original_dst_map SEC(".maps");

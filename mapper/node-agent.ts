@@ -129,7 +129,7 @@ function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string)
 /** A pod has its own cgroup, a few containers', and for a while those of restarted ones. */
 const CGROUPS_PER_POD = 8;
 /** Several proxies' listen backlogs. */
-const MAX_UNACCEPTED = 16_384;
+const MAX_UNACCEPTED = 8_192;
 
 function maxEntries({ maxPods, maxConnections }: Config): Record<string, number> {
   return {
