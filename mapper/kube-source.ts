@@ -58,6 +58,7 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
     },
     states: () => resources.map((resource) => resource.state()),
     figures: () => figuresOf(client, resources),
+    client,
   };
 }
 

@@ -21,8 +21,6 @@ import type { Config } from './config.ts';
 import { explain, type Explanation } from './explain.ts';
 import { createInventory, type Inventory } from './inventory.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
-import { kubeAccess } from './kube-access.ts';
-import { openKubeClient } from './kube-client.ts';
 import { NodeProxy } from './node-proxy.ts';
 import type { ObjectSource } from './object-source.ts';
 import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
@@ -249,10 +247,8 @@ class RunningAgent implements AsyncDisposable {
 
   /** Only pods that an API server knows can be told anything; with connections of its own, so the watches never wait for it. */
   #podMarks(inventory: Inventory): PodMarks | undefined {
-    const { source, config, node, version, logger: parent } = this.#options;
-    const isManifest = source.states().some(({ name }) => name === 'manifest');
-    if (isManifest || (!config.annotate && !config.events)) return undefined;
-    const client = this.#stack.use(openKubeClient({ access: kubeAccess(), userAgent: `cgroute/${version}` }));
+    const { source: { client }, config, node, logger: parent } = this.#options;
+    if (client === undefined || (!config.annotate && !config.events)) return undefined;
     const logger = parent.child({ component: 'marks' });
     return this.#stack.use(new PodMarks({
       inventory, config, logger,
@@ -355,6 +351,7 @@ class RunningAgent implements AsyncDisposable {
       this.#trees.retry();
       void this.#followSoon();
       const entries = this.#reconciler.repairMaps() + this.#proxy.repair();
+      this.#driftRepaired += entries;
       if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
       this.#marks?.soon();
       const repaired = this.#dataPlane.repairLinks();

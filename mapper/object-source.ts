@@ -4,7 +4,7 @@ import { CgrouteError } from '../native/error.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import type { Config } from './config.ts';
 import { kubeAccess } from './kube-access.ts';
-import { openKubeClient } from './kube-client.ts';
+import { openKubeClient, type KubeClient } from './kube-client.ts';
 import { kubeSource } from './kube-source.ts';
 import { followManifest, type ManifestSource } from './manifest-source.ts';
 import type { Namespace, Objects, Pod } from './objects.ts';
@@ -39,6 +39,8 @@ export interface ObjectSource {
   follow(handlers: ObjectHandlers): Promise<Following>;
   states(): SourceState[];
   figures(): SourceFigures;
+  /** The API server, where that is the source, for what is written back to it. Closed with {@link follow}. */
+  readonly client?: KubeClient;
 }
 
 export interface ObjectSourceOptions {

@@ -20,7 +20,6 @@ export const SO_ATTACH_BPF = 50;
 export const LOCK_SH = 1;
 export const LOCK_EX = 2;
 export const LOCK_NB = 4;
-export const LOCK_UN = 8;
 
 // null is the process itself: its libc is already loaded, whichever it is.
 const libc = koffi.load(null);
