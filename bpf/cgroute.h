@@ -49,7 +49,7 @@ enum branch {
 	BRANCH_NO_PROXY_DENIED,
 	BRANCH_REDIRECTED,
 	BRANCH_LOOP_DENIED,  /* to the proxy's own port, which would send it to itself */
-	BRANCH_ERROR_DENIED, /* no room to remember the original destination */
+	BRANCH_ERROR_DENIED, /* no way to hand over the original destination */
 	BRANCH_HANDOFF_LOST, /* beside the redirected: no room to file its destination */
 	BRANCH_COUNT,
 };

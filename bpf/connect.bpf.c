@@ -62,6 +62,17 @@ struct {
 	__type(value, __u64);
 } handled_map SEC(".maps");
 
+/*
+ * The cgroups of host processes where sock_ops is attached: branches below the
+ * watched root or, where it runs for all, the root itself.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 128);
+	__type(key, __u64);
+	__type(value, __u32);
+} handoff_map SEC(".maps");
+
 /* Unread: it puts into the object's BTF what the agent must know by name. */
 const volatile struct vocabulary {
 	enum info_flag info_flag;
@@ -175,6 +186,16 @@ static __always_inline void decide_unknown(struct verdict *verdict)
 					    BRANCH_UNKNOWN_ALLOWED;
 }
 
+/* Whether the destination of a host process's connection would get to the proxy. */
+static __always_inline bool is_handed_over(void)
+{
+	__u64 branch = bpf_get_current_ancestor_cgroup_id(root_level + 1);
+	__u64 root = bpf_get_current_ancestor_cgroup_id(root_level);
+
+	return bpf_map_lookup_elem(&handoff_map, &branch) ||
+	       bpf_map_lookup_elem(&handoff_map, &root);
+}
+
 static __always_inline void decide_host(struct verdict *verdict,
 					const struct address *dst, __u16 port_be,
 					bool ip4)
@@ -186,10 +207,18 @@ static __always_inline void decide_host(struct verdict *verdict,
 	if (!pod)
 		return;
 	verdict->slot = pod->slot;
-	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet())
+	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet()) {
 		verdict->branch = BRANCH_INBOUND_EXEMPT;
-	else
-		redirect(verdict, dst, port_be, ip4, true);
+		return;
+	}
+	redirect(verdict, dst, port_be, ip4, true);
+	if (!verdict->redirected || is_handed_over())
+		return;
+	/* Among host processes' own: the agent takes it for a call to attach there. */
+	verdict->slot = 0;
+	verdict->redirected = false;
+	verdict->denied = true;
+	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
 /*

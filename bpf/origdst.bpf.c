@@ -72,7 +72,7 @@ static __always_inline void file_original(struct connection *connection,
 	tuple->client_port_be = ends->local_port_be;
 	tuple->isn = isn;
 	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns : 0;
-	connection->original.at_ns = bpf_ktime_get_ns();
+	connection->original.at_ns = bpf_ktime_get_coarse_ns();
 	if (bpf_map_update_elem(&original_dst_map, tuple, &connection->original, BPF_ANY))
 		count(connection->original.slot, BRANCH_HANDOFF_LOST);
 }
@@ -87,7 +87,7 @@ static __always_inline void forget(__u64 cookie, bool over)
 
 	if (!connection)
 		return;
-	if (over || bpf_ktime_get_ns() - connection->original.at_ns > STALE_NS)
+	if (over || bpf_ktime_get_coarse_ns() - connection->original.at_ns > STALE_NS)
 		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
 	delete_connection(cookie);
 }

@@ -7,6 +7,7 @@ import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
+import type { CgroupPlace } from '../native/cgroup-link.ts';
 import { pinnedPrograms, programsAt } from '../native/cgroup-query.ts';
 import { linkDirectory, makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
@@ -19,8 +20,10 @@ import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
 import { explain, type Explanation } from './explain.ts';
+import { HandoffPlaces } from './handoff-places.ts';
 import { createInventory, type Inventory } from './inventory.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
+import { mapSizes } from './map-sizes.ts';
 import { NodeProxy } from './node-proxy.ts';
 import type { ObjectSource } from './object-source.ts';
 import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
@@ -77,12 +80,12 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     isFirst = readdirSync(bpffsRoot).length === 0;
     const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
-    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: maxEntries(config) }));
+    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config) }));
     logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
 
-    const agent = stack.use(new RunningAgent(options, cgroupRoot, dataPlane, record));
+    const agent = stack.use(new RunningAgent(options, root, dataPlane, record));
     await agent.start();
     const disposables = stack.move();
     return {
@@ -94,6 +97,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
       async stop(detach) {
         if (detach) await agent.withdraw();
         if (detach) dataPlane.detach();
+        else agent.leave();
         await disposables.disposeAsync();
       },
     };
@@ -124,24 +128,6 @@ function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string)
   }
 }
 
-/** A pod has its own cgroup, a few containers', and for a while those of restarted ones. */
-const CGROUPS_PER_POD = 8;
-/** Several proxies' listen backlogs. */
-const MAX_UNACCEPTED = 8_192;
-
-function maxEntries({ maxPods, maxConnections }: Config): Record<string, number> {
-  return {
-    cgroup_info_map: maxPods * CGROUPS_PER_POD,
-    pod_ip_map: maxPods * 2,
-    pod_info_map: maxPods,
-    pod_counters_map: maxPods + 1,
-    // The small one before it is not counted.
-    connection_overflow_map: maxConnections,
-    // Those that have not been accepted yet; a small map is a fast one.
-    original_dst_map: Math.min(maxConnections, MAX_UNACCEPTED),
-  };
-}
-
 /** So long the programs of a fresh start wait for the API server; what an earlier agent attached works meanwhile. */
 const PATIENCE_MS = 3000;
 const RETRY_MS = 10_000;
@@ -162,6 +148,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #reconciler: Reconciler;
   readonly #proxy: NodeProxy;
   readonly #trees: PodTrees;
+  readonly #handoffs: HandoffPlaces;
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
@@ -171,9 +158,11 @@ class RunningAgent implements AsyncDisposable {
   #eventsLost = 0;
   #driftRepaired = 0;
   #isStopped = false;
+  #isAttached = false;
   isReady = false;
 
-  constructor(options: NodeAgentOptions, cgroupRoot: string, dataPlane: DataPlane, record: AgentRecord) {
+  constructor(options: NodeAgentOptions, root: CgroupPlace, dataPlane: DataPlane, record: AgentRecord) {
+    const cgroupRoot = root.path;
     const { node, config, logger, procRoot } = options;
     this.#options = options;
     this.#dataPlane = dataPlane;
@@ -185,9 +174,15 @@ class RunningAgent implements AsyncDisposable {
       addressesOf: (pod) => this.#reconciler.addressesOf(pod),
     });
     this.#trees = new PodTrees(dataPlane, cgroupRoot);
+    this.#handoffs = new HandoffPlaces({
+      dataPlane, root,
+      logger: logger.child({ component: 'handoff' }),
+      hasRootProcesses: () => this.#host.hasUserProcess('/'),
+    });
     this.#reconciler = new Reconciler({
       dataPlane, inventory, config,
       trees: this.#trees,
+      handoffs: this.#handoffs,
       logger: logger.child({ component: 'mapper' }),
       host: {
         cgroupIdAt: (path) => this.#host.ensure(path)?.id,
@@ -208,11 +203,13 @@ class RunningAgent implements AsyncDisposable {
       sweepMs: config.sweepSeconds * 1000,
       logger: logger.child({ component: 'watcher' }),
       onCgroup: (cgroup) => {
+        this.#handoffs.cgroupAppeared(cgroup);
         this.#reconciler.cgroupAppeared(cgroup);
         this.#marks?.cgroupAppeared(cgroup);
       },
       onCgroupGone: (cgroup) => {
         this.#reconciler.cgroupGone(cgroup);
+        this.#handoffs.cgroupGone(cgroup);
         this.#marks?.cgroupGone(cgroup);
         this.#proxy.cgroupGone(cgroup.id);
         void this.#followSoon();
@@ -263,6 +260,11 @@ class RunningAgent implements AsyncDisposable {
     await this.#marks?.withdraw();
   }
 
+  /** What goes on without an agent. */
+  leave(): void {
+    if (this.#isAttached) this.#handoffs.leave();
+  }
+
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
@@ -281,9 +283,11 @@ class RunningAgent implements AsyncDisposable {
     const isSynced = await settlesWithin(following.synced, PATIENCE_MS);
     await this.#reconciler.idle();
     const removed = isSynced ? this.#takeOver() : 0;
-    this.#dataPlane.attachHandoff();
+    this.#handoffs.look(this.#reconciler.isHostRedirected);
+    this.#dataPlane.attachSockets();
     this.#trees.attach();
     this.#dataPlane.attachRoot();
+    this.#isAttached = true;
     const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
     this.#stack.defer(() => {
       this.#isStopped = true;
@@ -350,7 +354,8 @@ class RunningAgent implements AsyncDisposable {
       this.#reconciler.retryFailed();
       this.#trees.retry();
       void this.#followSoon();
-      const entries = this.#reconciler.repairMaps() + this.#proxy.repair();
+      this.#handoffs.look(this.#reconciler.isHostRedirected);
+      const entries = this.#reconciler.repairMaps() + this.#proxy.repair() + this.#handoffs.repair();
       this.#driftRepaired += entries;
       if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
       this.#marks?.soon();

@@ -106,6 +106,16 @@ export function unknownEntry(id: bigint): CgroupInfo {
   return { id, slot: 0, isInMesh: 0, cgroupIp: NO_ADDRESS, cgroupIp6: NO_ADDRESS, flags: infoFlag.unknownPod, detectedFlags: DETECTED };
 }
 
+/** The entry of a pod that only an earlier agent knew. */
+export function rememberedEntry(id: bigint, { slot, isInMesh, flags, detectedFlags, ip4, ip6 }: PodInfo): CgroupInfo {
+  return { id, slot, isInMesh, flags, detectedFlags, cgroupIp: ip4, cgroupIp6: ip6 };
+}
+
+/** Whether the connect programs may redirect connections from there. */
+export function isRedirected({ isInMesh, flags, detectedFlags }: CgroupInfo): boolean {
+  return isInMesh !== 0 && (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0;
+}
+
 /** What `status` reads when the agent is down. */
 export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts): PodInfo {
   return {

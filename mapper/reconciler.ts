@@ -6,17 +6,20 @@
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
-import { infoFlag, type Address } from '../native/layouts.ts';
+import { infoFlag, type Address, type CgroupInfo } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { AddressClaims } from './address-claims.ts';
 import { ownerOf, type PodCgroup } from './cgroup-path.ts';
 import type { Config } from './config.ts';
+import { DecisionLog } from './decision-log.ts';
 import type { PodView } from './explain.ts';
+import type { HandoffPlaces } from './handoff-places.ts';
 import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import type { ReconcilerFigures } from './metrics.ts';
 import type { Pod } from './objects.ts';
-import { addressBytes, addressText, cgroupEntry, isNobodys, monitorEntry, podAddresses, podEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { addressBytes, addressText, cgroupEntry, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { PodCounters } from './pod-counters.ts';
 import { PodQueue } from './pod-queue.ts';
 import { PodSlots } from './pod-slots.ts';
 import type { PodTrees } from './pod-trees.ts';
@@ -37,6 +40,7 @@ export interface ReconcilerOptions {
   readonly config: Config;
   readonly host: HostView;
   readonly trees: PodTrees;
+  readonly handoffs: HandoffPlaces;
   readonly logger: Logger;
   /** The outermost cgroup of a pod that is a proxy of the node; said more than once. */
   readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
@@ -73,12 +77,12 @@ export class Reconciler {
   readonly #keysOfUid = new Map<string, readonly string[]>();
   readonly #queue: PodQueue;
   readonly #slots: PodSlots;
+  readonly #counters: PodCounters;
   readonly #claims = new AddressClaims();
   readonly #cgroups;
   readonly #podInfos;
   readonly #addresses;
-  /** What was said about each pod, by its UID. */
-  readonly #reported = new Map<string, Set<string>>();
+  readonly #log: DecisionLog;
   /** Pods whose entries could not be written, to be tried again. */
   readonly #failedKeys = new Set<string>();
   /** Cgroups below the kubelet's root of which nobody can say whose they are. */
@@ -87,8 +91,6 @@ export class Reconciler {
   readonly #claimedAddresses = new Set<string>();
   #hasTakenOver = false;
   readonly #errnos = new Map<string, number>();
-  readonly #retired: number[] = [];
-  #highestSlot = 0;
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
   readonly #changedAt = new Map<string, number>();
   #errors = 0;
@@ -101,9 +103,11 @@ export class Reconciler {
     this.#cgroups = new MapMirror(maps.cgroups, String);
     this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
     this.#addresses = new MapMirror(maps.podAddresses, ({ word }) => Buffer.from(word).toString('hex'));
+    this.#log = new DecisionLog(options.logger);
+    this.#counters = new PodCounters(maps.counters);
     for (const { key, value } of this.#podInfos.entries()) {
       this.#slots.restore(key.text, value.slot);
-      this.#highestSlot = Math.max(this.#highestSlot, value.slot);
+      this.#counters.restore(value.slot);
     }
   }
 
@@ -215,6 +219,11 @@ export class Reconciler {
     this.#queue.clear();
   }
 
+  /** Whether connections from host processes go through the proxy. */
+  get isHostRedirected(): boolean {
+    return this.#addresses.size > 0;
+  }
+
   get counts(): { readonly pods: number; readonly cgroups: number; readonly queued: number; readonly errors: number } {
     return { pods: this.#pods.size, cgroups: this.#keyOfCgroup.size, queued: this.#queue.size, errors: this.#errors };
   }
@@ -222,7 +231,7 @@ export class Reconciler {
   get figures(): ReconcilerFigures {
     let unresolved = this.#ambiguous.size;
     for (const { pod, cgroups } of this.#pods.values()) if (pod === undefined) unresolved += cgroups.size;
-    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolved, errors: this.#errnos, retired: this.#retired, highestSlot: this.#highestSlot };
+    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolved, errors: this.#errnos, retired: this.#counters.retired, highestSlot: this.#counters.highestSlot };
   }
 
   /** Those too that the API has forgotten, as long as they run. */
@@ -260,7 +269,7 @@ export class Reconciler {
     if (current !== undefined || state.decision === undefined) {
       const before = state.decision;
       state.decision = decide(state.pod, inventory.namespace(state.pod.namespace), config);
-      this.#report(state.pod, before, state.decision);
+      this.#log.decided(state.pod, before, state.decision);
     }
     this.#write(key, state, state.pod, state.decision);
     this.#failedKeys.delete(key);
@@ -273,10 +282,10 @@ export class Reconciler {
   /** A pod's cgroups without a pod: what an earlier agent knew of it stands, else it is marked. */
   #reconcileUnknown(key: string, state: PodState): void {
     const remembered = this.#podInfos.get({ text: key });
-    for (const { id, owner } of state.cgroups.values()) {
-      if (owner.monitor) this.#cgroups.set(id, monitorEntry(id, remembered?.slot ?? 0));
-      else if (remembered === undefined) this.#cgroups.set(id, unknownEntry(id));
-      else this.#cgroups.set(id, { id, slot: remembered.slot, isInMesh: remembered.isInMesh, flags: remembered.flags, detectedFlags: remembered.detectedFlags, cgroupIp: remembered.ip4, cgroupIp6: remembered.ip6 });
+    for (const cgroup of state.cgroups.values()) {
+      const { id, owner } = cgroup;
+      if (owner.monitor) this.#setEntry(cgroup, monitorEntry(id, remembered?.slot ?? 0));
+      else this.#setEntry(cgroup, remembered === undefined ? unknownEntry(id) : rememberedEntry(id, remembered));
     }
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
@@ -284,29 +293,28 @@ export class Reconciler {
     this.#claim(key, ips, remembered.slot, -1, remembered.isInMesh !== 0 && (remembered.flags & infoFlag.bypassInbound) === 0);
   }
 
+  #setEntry(cgroup: Cgroup, entry: CgroupInfo): void {
+    const { handoffs } = this.#options;
+    if (isRedirected(entry)) handoffs.podRedirected(cgroup);
+    this.#cgroups.set(cgroup.id, entry);
+    if (!isRedirected(entry)) handoffs.podReleased(cgroup.id);
+  }
+
   #write(key: string, state: PodState, pod: Pod, decision: Decision): void {
     const { slot, isNew } = this.#slots.of(key);
-    if (isNew) this.#startCounters(slot);
+    if (isNew) this.#counters.start(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
     this.#podInfos.set({ text: key }, podEntry(pod, facts));
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
-      this.#cgroups.set(id, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
+      this.#setEntry(cgroup, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
       if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
     }
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
     // What a pod shows in its own network namespace never takes an address from one whose status says so.
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
     this.#claim(key, ended ? [] : ips, slot, since, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
-  }
-
-  /** From zero; what the slot's last pod had counted stays in the totals, unless an earlier agent had counted it. */
-  #startCounters(slot: number): void {
-    const { counters } = this.#options.dataPlane.maps;
-    if (slot > this.#highestSlot) this.#highestSlot = slot;
-    else counters.get(slot)?.count.forEach((count, branch) => (this.#retired[branch] = (this.#retired[branch] ?? 0) + Number(count)));
-    counters.set(slot, { count: [] });
   }
 
   /** Those of the pod's status that can be a pod's. */
@@ -340,14 +348,18 @@ export class Reconciler {
       const text = Buffer.from(word).toString('hex');
       if (owner === undefined) this.#claimedAddresses.delete(text);
       else this.#claimedAddresses.add(text);
-      if (owner?.redirected === true) this.#addresses.set(address, { slot: owner.slot });
-      else this.#addresses.delete(address);
+      if (owner?.redirected === true) {
+        this.#options.handoffs.hostRedirected();
+        this.#addresses.set(address, { slot: owner.slot });
+      } else {
+        this.#addresses.delete(address);
+      }
     }
   }
 
   #forget(key: string): void {
     const uid = this.#pods.get(key)?.pod?.uid;
-    if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#reported.delete(uid);
+    if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#log.forget(uid);
     this.#claim(key, [], 0, 0, false);
     this.#podInfos.delete({ text: key });
     this.#slots.release(key);
@@ -362,20 +374,6 @@ export class Reconciler {
     this.#ambiguous.add(cgroup.id);
     this.#attempt('', () => this.#cgroups.set(cgroup.id, unknownEntry(cgroup.id)));
     this.#options.logger.warn({ cgroupId: String(cgroup.id), path: cgroup.path }, `a cgroup's path does not say whose it is: ${why}`);
-  }
-
-  /** A verdict is logged when it changes, and each thing worth knowing about a pod once. */
-  #report(pod: Pod, before: Decision | undefined, decision: Decision): void {
-    const about = { pod: `${pod.namespace}/${pod.name}`, podUid: pod.uid };
-    if (before?.verdict !== decision.verdict || before.reason !== decision.reason) {
-      this.#options.logger.info({ ...about, verdict: decision.verdict, reason: decision.reason, ...(before && { was: before.verdict }) }, 'verdict');
-    }
-    for (const note of decision.notes) {
-      const said = this.#reported.get(pod.uid) ?? new Set();
-      if (said.has(note.message)) continue;
-      this.#reported.set(pod.uid, said.add(note.message));
-      this.#options.logger.warn({ ...about, code: note.code }, note.message);
-    }
   }
 
   #attempt(key: string, work: () => unknown): void {

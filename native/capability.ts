@@ -61,8 +61,8 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_skc_to_mptcp_sock: 196,
 };
 
-/** Helpers older than any kernel that has the rest, by id: maps' lookup, update and delete, ktime_get_ns, skb_load_bytes. */
-export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 5, 26]);
+/** Helpers older than any kernel that has the rest, by id: maps' lookup, update and delete, skb_load_bytes, ktime_get_coarse_ns. */
+export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 26, 160]);
 
 const CONNECT = {
   bpf_get_current_comm: '5.7',

@@ -103,8 +103,8 @@ export function dropLink(link: PinnedLink): void {
   unlinkSync(link.pin);
 }
 
-/** The same for a link whose cgroup is gone, if its pin is still there. */
-export function dropDeadLink(directory: string, program: string, cgroupId: bigint): void {
+/** The same by its name, if its pin is still there. */
+export function dropLinkAt(directory: string, program: string, cgroupId: bigint): void {
   const pin = `${directory}/${pinName(program, cgroupId)}`;
   if (existsSync(pin)) unlinkSync(pin);
 }

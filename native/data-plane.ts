@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, un
 import { dirname } from 'node:path';
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
-import { dropDeadLink, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
+import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
 import { address, agentInfo, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
@@ -20,7 +20,8 @@ const STALE_MS = 60_000;
 
 /** What runs at the watched root, where the kubelet keeps its pods, and at the proxy. */
 const ROOT_PROGRAMS = ['root_connect4', 'root_connect6'];
-const HANDOFF_PROGRAMS = ['sock_ops', 'sock_release', 'getpeername4', 'getpeername6'];
+const SOCKET_PROGRAMS = ['sock_release', 'getpeername4', 'getpeername6'];
+const HANDOFF_PROGRAMS = ['sock_ops'];
 const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
 const PROXY_PROGRAMS = ['original_dst'];
 
@@ -36,6 +37,7 @@ function openMaps(directory: string) {
     pods: open('pod_info_map', podKey, podInfo),
     counters: open('pod_counters_map', u32, podCounters),
     podTrees: open('pod_trees_map', u32, podTrees),
+    handoffs: open('handoff_map', u64, u32),
     agent: open('agent_map', u32, agentInfo),
     connections: open('connection_map', u64, connection),
     overflowConnections: open('connection_overflow_map', u64, connection),
@@ -88,8 +90,12 @@ export interface DataPlane extends Disposable {
   readonly notes: readonly string[];
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
-  /** What brings a redirected connection's original destination to the proxy: before the connect programs. Idempotent, like the next three. */
-  attachHandoff(): void;
+  /** What looks after redirected sockets at the watched root: before the connect programs. Idempotent, like the next four. */
+  attachSockets(): void;
+  /** What brings the original destinations of the redirected connections of a cgroup to the proxy: before anything there is redirected. */
+  attachHandoff(place: CgroupPlace): void;
+  /** Nothing there is redirected any more, or it is gone. */
+  detachHandoff(cgroupId: bigint): void;
   /** Programs at the watched root. */
   attachRoot(): void;
   /** Programs at a cgroup that holds pods, ahead of any at the root. */
@@ -152,7 +158,14 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     maps,
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
-    attachHandoff: () => attach(HANDOFF_PROGRAMS, options.root),
+    attachSockets: () => attach(SOCKET_PROGRAMS, options.root),
+    attachHandoff: (place) => attach(HANDOFF_PROGRAMS, place),
+    detachHandoff(cgroupId) {
+      for (const program of HANDOFF_PROGRAMS) {
+        attached.delete(`${program}@${cgroupId}`);
+        dropLinkAt(links, program, cgroupId);
+      }
+    },
     attachRoot: () => attach(ROOT_PROGRAMS, options.root),
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
@@ -166,7 +179,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       return lost.flatMap(([name, { program, place }]) => {
         if (!isStill(place)) {
           attached.delete(name);
-          dropDeadLink(links, program.name, place.id);
+          dropLinkAt(links, program.name, place.id);
           return [];
         }
         ensureLink(links, program, place);

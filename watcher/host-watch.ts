@@ -54,6 +54,8 @@ export interface HostWatch extends AsyncDisposable {
   sources(): SourceState[];
   /** Processes in the cgroup at `path` itself, of this PID namespace; empty when it is gone. */
   pidsOf(path: string): number[];
+  /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. */
+  hasUserProcess(path: string): boolean;
   addressesOf(pid: number): Addresses | undefined;
   netnsOf(pid: number): number | undefined;
   /** True for an address of the host's own network namespace. */
@@ -229,6 +231,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       { name: 'sweep', state: closed ? 'off' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}` },
     ],
     pidsOf,
+    hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),
     addressesOf: proc.addressesOf,
     netnsOf: proc.netnsOf,
     isOwnAddress: proc.isHostAddress,

@@ -36,6 +36,8 @@ export interface Proc {
   cgroupOfPid(pid: number): string | undefined;
   /** Cgroup and network namespace, read of one and the same process. */
   processOf(pid: number): ProcessFact | undefined;
+  /** False for a thread of the kernel's, which has no executable. */
+  isUserProcess(pid: number): boolean;
   /** Inode number of the process's network namespace. */
   netnsOf(pid: number): number | undefined;
   /** The host's network namespace; undefined where that cannot be told. */
@@ -120,6 +122,15 @@ export function openProc(options: ProcOptions): Proc {
     }
   }
 
+  function isUserProcess(pid: number): boolean {
+    try {
+      readlinkSync(`${procRoot}/${pid}/exe`);
+      return true;
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code !== 'ENOENT';
+    }
+  }
+
   const startOf = (pid: number): string | undefined => startTime(read(`${pid}/stat`) ?? '');
 
   function processOf(pid: number): ProcessFact | undefined {
@@ -165,7 +176,7 @@ export function openProc(options: ProcOptions): Proc {
     });
   }
 
-  return { cgroupOfPid, processOf, netnsOf, hostNetns, isHostAddress: (ip) => hostAddresses().has(ip), addressesOf };
+  return { cgroupOfPid, processOf, isUserProcess, netnsOf, hostNetns, isHostAddress: (ip) => hostAddresses().has(ip), addressesOf };
 }
 
 /** What `reader` says, if `startOf` says the same before and after: the PID was one process's all the time. */

@@ -90,6 +90,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const sandbox = stack.use(await makeSandbox('bench'));
   const network = await makeNetwork(sandbox);
   const podTree = sandbox.cgroup('kubepods');
+  const appPod = sandbox.cgroup('kubepods/podapp');
   const appCgroup = sandbox.cgroup('kubepods/podapp/container');
   const outCgroup = sandbox.cgroup('kubepods/podout/container');
   const proxyCgroup = sandbox.cgroup('kubepods/podproxy');
@@ -130,7 +131,8 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
     if (wanted) {
       plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
       plane.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
-      plane.attachHandoff();
+      plane.attachSockets();
+      for (const { absolute, id } of [appPod, sandbox.hostCgroup]) plane.attachHandoff({ path: absolute, id });
       plane.attachRoot();
     } else {
       const links = linkDirectory(bpffsRoot);

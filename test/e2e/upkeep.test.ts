@@ -62,13 +62,13 @@ describe('an agent with a short sweep', () => {
     await eventually('it is attached again', async () => (await attached()).includes('pod_connect4'), 4000);
   });
 
-  test('removes the links of a proxy and of a pod tree that are gone', async () => {
+  test('removes the links of a proxy, of a pod tree and of a branch of host processes that are gone', async () => {
     const before = pinned();
     const tree = node.sandbox.cgroup('other/kubepods.slice');
     const next = await node.addPod({ name: 'ztunnel-2', namespace: 'mesh', labels: { app: 'ztunnel' } });
     await node.apply();
-    await eventually('both are attached', () => pinned().length === before.length + 3, 4000);
-    removeCgroup(tree.absolute);
+    await eventually('all are attached', () => pinned().length === before.length + 4, 4000);
+    removeCgroup(dirname(tree.absolute));
     removeCgroup(dirname(next.cgroup.absolute));
     node.manifest.remove(next.uid);
     await node.apply();

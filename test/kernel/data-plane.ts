@@ -5,6 +5,7 @@
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
+import type { CgroupPlace } from '../../native/cgroup-link.ts';
 import { type DataPlane, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
 import {
   branch, infoFlag, policies as policiesLayout, policy, setting, type CgroupInfo,
@@ -34,6 +35,7 @@ type Policy = keyof typeof policy;
 /** A data plane below a sandbox's root, with its verbs. */
 export interface TestPlane extends Disposable {
   readonly plane: DataPlane;
+  readonly root: CgroupPlace;
   readonly bpffsRoot: string;
   /** Writes a cgroup's entry in `cgroup_info_map`. */
   enrol(cgroup: Cgroup, enrolment: Enrolment): void;
@@ -75,9 +77,9 @@ function placeOf(path: string): { path: string; id: bigint } {
 export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): TestPlane {
   const bpffsRoot = options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`;
   makePinDirectory(bpffsRoot);
+  const root = placeOf(sandbox.cgroupRoot);
   const plane = openDataPlane({
-    bpffsRoot,
-    root: placeOf(sandbox.cgroupRoot),
+    bpffsRoot, root,
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: options.maxEntries ?? {},
     ...(options.ports === undefined ? {} : { ports: options.ports }),
@@ -86,7 +88,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
   let closed = false;
   const leftovers = () => ({ connections: maps.connections.keys().length + maps.overflowConnections.keys().length, originals: maps.originals.keys().length });
   return {
-    plane, bpffsRoot, leftovers,
+    plane, root, bpffsRoot, leftovers,
     enrol(cgroup, { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS }) {
       const addresses = podAddresses([ip4, ip6].filter((text) => text !== undefined));
       const info: CgroupInfo = {
@@ -142,10 +144,12 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
 }
 
 /** Attaches everything for a tree of pods and the proxy's cgroup, and says where pods are, as the agent does. */
-export function attachAll({ plane }: TestPlane, podTree: Cgroup, proxy: Cgroup): void {
+export function attachAll({ plane, root }: TestPlane, podTree: Cgroup, proxy: Cgroup): void {
   plane.maps.podTrees.set(NO_KEY, { count: 1, id: [podTree.id] });
   plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
   plane.attachProxy({ path: proxy.absolute, id: proxy.id });
-  plane.attachHandoff();
+  plane.attachSockets();
+  plane.attachHandoff(root);
+  plane.maps.handoffs.set(root.id, 1);
   plane.attachRoot();
 }

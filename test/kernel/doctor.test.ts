@@ -76,7 +76,8 @@ test('programs come in the order in which the kernel runs them, ours told by the
   using plane = openTestPlane(sandbox);
   try {
     plane.plane.attachPodTree({ path: tree.absolute, id: tree.id });
-    plane.plane.attachHandoff();
+    plane.plane.attachSockets();
+    plane.plane.attachHandoff(plane.root);
     plane.plane.attachRoot();
     using inPods = attach(after, tree.absolute);
     const pinned = pinnedPrograms(`${plane.bpffsRoot}/${PIN_VERSION}/links`);

@@ -1,0 +1,21 @@
+/** How large the kernel's maps are made. */
+import type { Config } from './config.ts';
+
+/** A pod has its own cgroup, a few containers', and for a while those of restarted ones. */
+const CGROUPS_PER_POD = 8;
+/** Several proxies' listen backlogs. */
+const MAX_UNACCEPTED = 8_192;
+
+/** Entries of each map whose size follows from the configuration. */
+export function mapSizes({ maxPods, maxConnections }: Config): Record<string, number> {
+  return {
+    cgroup_info_map: maxPods * CGROUPS_PER_POD,
+    pod_ip_map: maxPods * 2,
+    pod_info_map: maxPods,
+    pod_counters_map: maxPods + 1,
+    // The small one before it is not counted.
+    connection_overflow_map: maxConnections,
+    // Those that have not been accepted yet; a small map is a fast one.
+    original_dst_map: Math.min(maxConnections, MAX_UNACCEPTED),
+  };
+}
