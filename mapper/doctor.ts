@@ -72,7 +72,7 @@ function featuresOrNone(): readonly ProbedFeature[] {
 
 async function processEvents(): Promise<DoctorLine[]> {
   try {
-    const connector = await openProcConnector({ onExec: () => {}, onLost: () => {} });
+    const connector = await openProcConnector({ onExec: () => {}, onLost: () => {}, onBroken: () => {} });
     connector[Symbol.dispose]();
     return [ok('process events', 'the kernel tells of every program that is started')];
   } catch (error) {

@@ -44,6 +44,8 @@ export interface ProcConnectorOptions {
   readonly onExec: (pid: number) => void;
   /** The kernel dropped events because the socket's buffer was full. Must not throw. */
   readonly onLost: () => void;
+  /** Nothing more will come: the socket failed after it had been confirmed. It is to be disposed of. Must not throw. */
+  readonly onBroken: (error: CgrouteError) => void;
   /**
    * Replaces the classic filter, which passes exec events, by another one, with
    * {@link attachProgram} for instance: a program runs in the process that called
@@ -73,15 +75,24 @@ export async function openProcConnector(options: ProcConnectorOptions): Promise<
   const buffer = Buffer.alloc(1024);
   const again = -errnoValue('EAGAIN');
   const overrun = -errnoValue('ENOBUFS');
+  let isConfirmed = false;
 
   function drain(): void {
     for (let n = 0; n < BATCH; n++) {
       const length = recv(fd, buffer);
       if (length === again) return;
       if (length === overrun) options.onLost();
-      else if (length < 0) acknowledged.reject(refused(errnoName(-length)));
+      else if (length < 0) return fail(refused(errnoName(-length)));
       else if (length >= AT.end) take();
     }
+  }
+
+  function fail(error: CgrouteError): void {
+    acknowledged.reject(error);
+    if (!isConfirmed) return;
+    // It would be readable for ever.
+    readable[Symbol.dispose]();
+    options.onBroken(error);
   }
 
   function take(): void {
@@ -108,6 +119,7 @@ export async function openProcConnector(options: ProcConnectorOptions): Promise<
   try {
     send(fd, subscription(token), 'the subscription to process events');
     await acknowledged.promise;
+    isConfirmed = true;
     return connector;
   } catch (error) {
     connector[Symbol.dispose]();

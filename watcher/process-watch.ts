@@ -19,7 +19,12 @@ export interface ProcessWatchOptions {
   readonly attachFilter?: (fd: number) => void;
   /** @default openProcConnector of native/ */
   readonly open?: (options: ProcConnectorOptions) => Promise<ProcConnector>;
+  /** Pause before a socket that failed is replaced. @default 5,000 ms */
+  readonly retryMs?: number;
 }
+
+/** After a socket that worked has failed. */
+const RETRY_MS = 5_000;
 
 export interface ProcessWatch extends Disposable {
   /** Settles when the kernel has confirmed or refused the subscription; never rejects. */
@@ -33,6 +38,7 @@ export function watchProcesses(options: ProcessWatchOptions): ProcessWatch {
   let failure = 'waiting for the kernel to confirm';
   let connector: ProcConnector | undefined;
   let closed = false;
+  let retry: NodeJS.Timeout | undefined;
   let seen = 0;
   let losses = 0;
 
@@ -64,16 +70,28 @@ export function watchProcesses(options: ProcessWatchOptions): ProcessWatch {
 
   async function start(): Promise<void> {
     try {
-      const opened = await open({ onExec, onLost, attachFilter: filter });
+      const opened = await open({ onExec, onLost, onBroken, attachFilter: filter });
       if (closed) return opened[Symbol.dispose]();
       connector = opened;
       state = 'ok';
     } catch (err) {
-      if (closed) return;
-      state = 'failed';
-      failure = `${messageOf(err)}; until then new processes are found by the cgroup watch and the sweep`;
-      logger.warn({ err }, failure);
+      fail(err);
     }
+  }
+
+  function fail(err: unknown): void {
+    if (closed) return;
+    state = 'failed';
+    failure = `${messageOf(err)}; until then new processes are found by the cgroup watch and the sweep`;
+    logger.warn({ err }, failure);
+  }
+
+  /** It worked once, so it is worth another try; what happened in between is found by a sweep. */
+  function onBroken(err: unknown): void {
+    connector?.[Symbol.dispose]();
+    connector = undefined;
+    fail(err);
+    if (!closed) retry = setTimeout(() => void start().then(onLost), options.retryMs ?? RETRY_MS).unref();
   }
 
   return {
@@ -85,6 +103,7 @@ export function watchProcesses(options: ProcessWatchOptions): ProcessWatch {
     }),
     [Symbol.dispose]() {
       closed = true;
+      clearTimeout(retry);
       connector?.[Symbol.dispose]();
       connector = undefined;
       state = 'off';

@@ -8,7 +8,7 @@ import { eventually, run } from '../harness/process.ts';
 
 test('exec events arrive with the PID of the process', async () => {
   const pids: number[] = [];
-  using _ = await openProcConnector({ onExec: (pid) => void pids.push(pid), onLost: () => assert.fail('lost') });
+  using _ = await openProcConnector({ onExec: (pid) => void pids.push(pid), onLost: () => assert.fail('lost'), onBroken: assert.fail });
   // One exec of sh and one of env, by the same process.
   const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$; exec env'] });
   const pid = Number(stdout.split('\n')[0]);
@@ -16,7 +16,7 @@ test('exec events arrive with the PID of the process', async () => {
 });
 
 test('forks and exits stay in the kernel', async () => {
-  const { fd, ...connector } = await openProcConnector({ onExec() {}, onLost() {} });
+  const { fd, ...connector } = await openProcConnector({ onExec() {}, onLost() {}, onBroken: assert.fail });
   using _ = connector;
   // Synchronous, so that what was queued meanwhile can be read here.
   const { pid } = spawnSync('sh', ['-c', 'i=0; while [ $i -lt 200 ]; do (:); i=$((i+1)); done']);
@@ -35,7 +35,7 @@ test('forks and exits stay in the kernel', async () => {
 test('an overflow is told, and events go on afterwards', async () => {
   const pids: number[] = [];
   let lost = 0;
-  const connector = await openProcConnector({ receiveBuffer: 2_304, onExec: (pid) => void pids.push(pid), onLost: () => void lost++ });
+  const connector = await openProcConnector({ receiveBuffer: 2_304, onExec: (pid) => void pids.push(pid), onLost: () => void lost++, onBroken: assert.fail });
   using _ = connector;
   // Synchronous, so that nobody reads meanwhile.
   spawnSync('sh', ['-c', 'for i in $(seq 100); do /bin/true; done']);
@@ -53,8 +53,8 @@ test('an overflow is told, and events go on afterwards', async () => {
 test('a closed connector is silent, and another one can be opened beside a third', async () => {
   let first = 0;
   let second = 0;
-  const one = await openProcConnector({ onExec: () => void first++, onLost() {} });
-  using _ = await openProcConnector({ onExec: () => void second++, onLost() {} });
+  const one = await openProcConnector({ onExec: () => void first++, onLost() {}, onBroken: assert.fail });
+  using _ = await openProcConnector({ onExec: () => void second++, onLost() {}, onBroken: assert.fail });
   await run({ cmd: 'true' });
   await eventually('both hear it', () => first > 0 && second > 0);
   one[Symbol.dispose]();
