@@ -33,6 +33,11 @@ enum info_flag {
 	INFO_UNKNOWN_POD = 1 << 7,
 };
 
+/* The bits that cgroute decides; what it does not look at stays undetected. */
+#define CGROUTE_DETECTED_FLAGS                                                 \
+	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | \
+	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD)
+
 /* What became of a connect(); indexes pod_counters.count. */
 enum branch {
 	BRANCH_INBOUND_REDIRECTED, /* host process to an enrolled pod */
@@ -115,6 +120,20 @@ struct pod_trees {
  */
 struct pod_key {
 	char text[40];
+};
+
+enum cgroup_change {
+	CGROUP_MADE,
+	CGROUP_REMOVED,
+};
+
+/* In cgroup_event_map: a cgroup below the watched root was made or removed. */
+struct cgroup_event {
+	__u64 id;
+	__u64 parent;
+	__u32 change; /* enum cgroup_change */
+	__u32 reserved;
+	char name[128]; /* ends with a zero; cut off if longer */
 };
 
 /*

@@ -34,6 +34,8 @@ export class HandoffPlaces {
   readonly #pods = new Map<bigint, CgroupPlace>();
   /** Cgroups right below the root that hold no pods only. */
   readonly #branches = new Map<bigint, CgroupPlace>();
+  /** Pods that the kernel is going to redirect as soon as their cgroups are made. */
+  readonly #awaited = new Set<string>();
   readonly #attached = new Map<bigint, CgroupPlace>();
   /** Those that are needed no more, and since when, in milliseconds. */
   readonly #released = new Map<bigint, number>();
@@ -78,6 +80,22 @@ export class HandoffPlaces {
   /** They are so no more. */
   podReleased(id: bigint): void {
     this.#pods.delete(id);
+  }
+
+  /**
+   * A pod that is to be redirected has no cgroup yet, and the kernel will know it
+   * before the agent does: until it has one, the root serves all.
+   * @throws CgrouteError `EBPF`
+   */
+  podAwaited(key: string): void {
+    if (this.#awaited.has(key)) return;
+    this.#attach(this.#options.root);
+    this.#awaited.add(key);
+  }
+
+  /** It has one by now, or will not be redirected. */
+  podArrived(key: string): void {
+    this.#awaited.delete(key);
   }
 
   /** Connections from host processes to pods are going to be redirected. @throws CgrouteError `EBPF` */
@@ -129,7 +147,7 @@ export class HandoffPlaces {
 
   #hostPlaces(): readonly CgroupPlace[] {
     const isRoot = this.#isRootNeeded || this.#branches.size > MAX_BRANCHES;
-    if (isRoot && (this.#isHostNeeded || this.#pods.size > 0)) return [this.#options.root];
+    if (isRoot && (this.#isHostNeeded || this.#pods.size > 0 || this.#awaited.size > 0)) return [this.#options.root];
     return this.#isHostNeeded ? [...this.#branches.values()] : [];
   }
 
@@ -140,7 +158,8 @@ export class HandoffPlaces {
 
   #wanted(): Map<bigint, CgroupPlace> {
     const pods = [...this.#pods.values()].filter((place) => !this.#isCovered(place));
-    return new Map([...this.#hostPlaces(), ...pods].map((place) => [place.id, place]));
+    const all = this.#awaited.size > 0 ? [this.#options.root] : [];
+    return new Map([...all, ...this.#hostPlaces(), ...pods].map((place) => [place.id, place]));
   }
 
   /** First what is new, then what is old: no connection falls between. */
@@ -152,10 +171,12 @@ export class HandoffPlaces {
     const wanted = this.#wanted();
     for (const place of wanted.values()) this.#attach(place);
     if (!this.#isSettled) return;
+    // Where only pods were awaited at the root, each has a place of its own by now.
+    const since = this.#told.get(this.#options.root.id) === undefined ? -Infinity : this.#now();
     const told = new Set(this.#hostPlaces().map(({ id }) => id));
     for (const { key } of this.#told.entries()) if (!told.has(key)) this.#told.delete(key);
     for (const id of this.#attached.keys()) {
-      if (!wanted.has(id) && !this.#released.has(id)) this.#released.set(id, this.#now());
+      if (!wanted.has(id) && !this.#released.has(id)) this.#released.set(id, id === this.#options.root.id ? since : this.#now());
     }
   }
 

@@ -10,6 +10,8 @@ export class MapMirror<K, V> {
   readonly #map: BpfMap<K, V>;
   readonly #textOf: (key: K) => string;
   readonly #held = new Map<string, { readonly key: K; readonly value: V }>();
+  /** Entries of others at the last repair. */
+  #strangers: ReadonlySet<string> = new Set();
 
   constructor(map: BpfMap<K, V>, textOf: (key: K) => string) {
     this.#map = map;
@@ -17,11 +19,20 @@ export class MapMirror<K, V> {
     for (const [key, value] of map.entries()) this.#held.set(textOf(key), { key, value });
   }
 
-  /** Puts back what was altered or deleted, removes what was added. Returns how many entries that were. */
-  repair(): number {
+  /**
+   * Puts back what was altered or deleted, removes what was added. Returns how many
+   * entries that were.
+   * @param kernel where the kernel adds and removes entries, too: what it added is
+   *   left alone at first, as the agent is going to hear of it, and what it removed
+   *   is not put back when `isGone`
+   */
+  repair(kernel?: { readonly isGone: (key: K) => boolean }): number {
     const found = new Map(this.#map.entries().map(([key, value]) => [this.#textOf(key), { key, value }]));
-    const altered = [...this.#held].filter(([text, { value }]) => !isDeepStrictEqual(found.get(text)?.value, value));
-    const added = [...found].filter(([text]) => !this.#held.has(text));
+    const altered = [...this.#held].filter(([text, { key, value }]) =>
+      !isDeepStrictEqual(found.get(text)?.value, value) && !(kernel !== undefined && !found.has(text) && kernel.isGone(key)));
+    const strangers = [...found].filter(([text]) => !this.#held.has(text));
+    const added = strangers.filter(([text]) => kernel === undefined || this.#strangers.has(text));
+    this.#strangers = new Set(strangers.map(([text]) => text));
     for (const [, { key, value }] of altered) this.#map.set(key, value);
     for (const [, { key }] of added) this.#map.delete(key);
     return altered.length + added.length;

@@ -198,6 +198,8 @@ class RunningAgent implements AsyncDisposable {
     });
     this.#marks = this.#podMarks(inventory);
     const filter = dataPlane.execFilter;
+    // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
+    const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
     this.#host = this.#stack.use(watchHost({
       cgroupRoot, procRoot,
       sweepMs: config.sweepSeconds * 1000,
@@ -217,6 +219,7 @@ class RunningAgent implements AsyncDisposable {
       onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
       onLost: () => void this.#eventsLost++,
       wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
+      cgroupEvents,
       ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
     }));
     this.#inventory = inventory;

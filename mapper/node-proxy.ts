@@ -6,10 +6,9 @@ import type { Layout } from '../native/layout.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import type { Config } from './config.ts';
 import type { Inventory } from './inventory.ts';
-import type { Pod } from './objects.ts';
+import { podKeys, type Pod } from './objects.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
-import { podKeys } from './reconciler.ts';
 
 export interface NodeProxyOptions {
   readonly dataPlane: DataPlane;

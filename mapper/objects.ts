@@ -42,6 +42,12 @@ export interface Pod {
   readonly annotations: Labels;
 }
 
+/** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
+export const podKeys = ({ uid, configHash }: Pod): readonly string[] => (configHash === undefined ? [uid] : [uid, configHash]);
+
+/** The kubelet's own image in the API of a static pod. */
+export const isMirror = ({ annotations }: Pod): boolean => annotations[CONFIG_MIRROR] !== undefined;
+
 /** The pods and namespaces that one read or one list gave, whole. */
 export interface Objects {
   readonly pods: readonly Pod[];
@@ -65,7 +71,8 @@ export type Origin = 'api' | 'manifest';
 
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
 export const CONFIG_HASH = 'kubernetes.io/config.hash';
-const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([SIDECAR_STATUS, CONFIG_HASH, 'ambient.istio.io/redirection']);
+const CONFIG_MIRROR = 'kubernetes.io/config.mirror';
+const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([SIDECAR_STATUS, CONFIG_HASH, CONFIG_MIRROR, 'ambient.istio.io/redirection']);
 const TRAFFIC_ANNOTATIONS = 'traffic.sidecar.istio.io/';
 
 const UID_FORM = /^(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32})$/i;

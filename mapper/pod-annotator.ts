@@ -14,9 +14,8 @@ import type { Inventory } from './inventory.ts';
 import { makeBackoff, type Backoff } from './kube-backoff.ts';
 import type { KubeClient } from './kube-client.ts';
 import { KubeError } from './kube-error.ts';
-import type { Pod } from './objects.ts';
+import { podKeys, type Pod } from './objects.ts';
 import { NOTE_REASONS, type PodEvents } from './pod-events.ts';
-import { podKeys } from './reconciler.ts';
 import { decide, type Decision } from './verdict.ts';
 
 export const REDIRECTION = 'ambient.istio.io/redirection';

@@ -112,7 +112,7 @@ export function rememberedEntry(id: bigint, { slot, isInMesh, flags, detectedFla
 }
 
 /** Whether the connect programs may redirect connections from there. */
-export function isRedirected({ isInMesh, flags, detectedFlags }: CgroupInfo): boolean {
+export function isRedirected({ isInMesh, flags, detectedFlags }: Pick<CgroupInfo, 'isInMesh' | 'flags' | 'detectedFlags'>): boolean {
   return isInMesh !== 0 && (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0;
 }
 

@@ -17,7 +17,7 @@ import type { HandoffPlaces } from './handoff-places.ts';
 import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import type { ReconcilerFigures } from './metrics.ts';
-import type { Pod } from './objects.ts';
+import { isMirror, podKeys, type Pod } from './objects.ts';
 import { addressBytes, addressText, cgroupEntry, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
 import { PodCounters } from './pod-counters.ts';
 import { PodQueue } from './pod-queue.ts';
@@ -65,9 +65,6 @@ interface PodState {
 
 /** The pod's own cgroup, or a container's that is pod and container in one. */
 const isOutermost = ({ path, owner }: KnownCgroup): boolean => path.split('/').length - 1 === owner.podDepth;
-
-/** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
-export const podKeys = ({ uid, configHash }: Pod): readonly string[] => (configHash === undefined ? [uid] : [uid, configHash]);
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
@@ -145,11 +142,11 @@ export class Reconciler {
     return this.#options.inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
   }
 
-  /** The annotation can be written by anybody: a pod whose own UID names a cgroup is no static pod. */
+  /** The annotations can be written by anybody: a pod whose own UID names a cgroup is no static pod. */
   #homeOf(pod: Pod): string {
     const { uid, configHash } = pod;
     const has = (key: string): boolean => (this.#pods.get(key)?.cgroups.size ?? 0) > 0;
-    return configHash !== undefined && has(configHash) && !has(uid) ? configHash : uid;
+    return configHash !== undefined && !has(uid) && (has(configHash) || isMirror(pod)) ? configHash : uid;
   }
 
   /** Whether a process in this cgroup could still tell its pod's address. */
@@ -207,7 +204,11 @@ export class Reconciler {
 
   /** Undoes what others did to the maps. Returns the number of entries. */
   repairMaps(): number {
-    return this.#cgroups.repair() + this.#podInfos.repair() + this.#addresses.repair();
+    const isGone = (id: bigint): boolean => {
+      const path = this.#pods.get(this.#keyOfCgroup.get(id) ?? '')?.cgroups.get(id)?.path;
+      return path !== undefined && this.#options.host.cgroupIdAt(path) !== id;
+    };
+    return this.#cgroups.repair({ isGone }) + this.#podInfos.repair() + this.#addresses.repair();
   }
 
   /** Tries again what failed, a full map for instance. */
@@ -305,12 +306,16 @@ export class Reconciler {
     if (isNew) this.#counters.start(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
-    this.#podInfos.set({ text: key }, podEntry(pod, facts));
+    const entry = podEntry(pod, facts);
+    const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
+    if (isAwaited) this.#options.handoffs.podAwaited(key);
+    this.#podInfos.set({ text: key }, entry);
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
       this.#setEntry(cgroup, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
       if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
     }
+    if (!isAwaited) this.#options.handoffs.podArrived(key);
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
     // What a pod shows in its own network namespace never takes an address from one whose status says so.
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
@@ -362,6 +367,7 @@ export class Reconciler {
     if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#log.forget(uid);
     this.#claim(key, [], 0, 0, false);
     this.#podInfos.delete({ text: key });
+    this.#options.handoffs.podArrived(key);
     this.#slots.release(key);
     this.#pods.delete(key);
     this.#changedAt.delete(key);

@@ -22,8 +22,8 @@ export interface LoadOptions {
   readonly mapDirectory: string;
   /** Entries by map name, where the object's own figure is not wanted. */
   readonly maxEntries?: Readonly<Record<string, number>>;
-  /** `const volatile __u32` tunables by name; an object without .rodata has none. */
-  readonly tunables?: Readonly<Record<string, number>>;
+  /** `const volatile` tunables by name, __u32 as numbers and __u64 as bigints; an object without .rodata has none. */
+  readonly tunables?: Readonly<Record<string, number | bigint>>;
 }
 
 export interface LoadedObject extends Disposable {
@@ -69,14 +69,16 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
 }
 
 /** .rodata as compiled, with the tunables' values written in. */
-function setTunables(map: MapPointer, elf: Elf, tunables: Readonly<Record<string, number>>, file: string): void {
+function setTunables(map: MapPointer, elf: Elf, tunables: Readonly<Record<string, number | bigint>>, file: string): void {
   const bytes = Buffer.from(elf.section('.rodata'));
   for (const [name, value] of Object.entries(tunables)) {
     const symbol = elf.symbol(name);
-    if (symbol?.section !== '.rodata' || symbol.size !== 4) {
-      throw new CgrouteError('ELAYOUT', `${file} was built for another version of cgroute: it has no 32-bit tunable ${name}`);
+    const size = typeof value === 'bigint' ? 8 : 4;
+    if (symbol?.section !== '.rodata' || symbol.size !== size) {
+      throw new CgrouteError('ELAYOUT', `${file} was built for another version of cgroute: it has no ${8 * size}-bit tunable ${name}`);
     }
-    bytes.writeUInt32LE(value, symbol.offset);
+    if (typeof value === 'bigint') bytes.writeBigUInt64LE(value, symbol.offset);
+    else bytes.writeUInt32LE(value, symbol.offset);
   }
   checked(libbpf().mapSetInitialValue(map, bytes, bytes.length), 'bpf_map__set_initial_value', libbpf().mapName(map));
 }

@@ -45,6 +45,8 @@ interface Section {
   readonly attach: number;
   readonly since: string;
   readonly without?: string;
+  /** The tracepoint, for a program of BPF_TRACE_RAW_TP. */
+  readonly tracepoint?: string;
   readonly helpers: Readonly<Record<string, string>>;
 }
 
@@ -56,13 +58,20 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_get_current_cgroup_id: 80,
   bpf_tcp_sock: 96,
   bpf_sk_storage_get: 107,
+  bpf_probe_read_kernel: 113,
+  bpf_probe_read_kernel_str: 115,
   bpf_get_netns_cookie: 122,
   bpf_get_current_ancestor_cgroup_id: 123,
+  bpf_ringbuf_reserve: 131,
+  bpf_ringbuf_submit: 132,
   bpf_skc_to_mptcp_sock: 196,
 };
 
 /** Helpers older than any kernel that has the rest, by id: maps' lookup, update and delete, skb_load_bytes, ktime_get_coarse_ns. */
 export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 26, 160]);
+
+/** `enum bpf_attach_type`, <linux/bpf.h>. */
+const BPF_TRACE_RAW_TP = 23;
 
 const CONNECT = {
   bpf_get_current_comm: '5.7',
@@ -70,6 +79,13 @@ const CONNECT = {
   bpf_get_current_cgroup_id: '5.7',
   bpf_get_current_ancestor_cgroup_id: '5.7',
 } as const;
+const TRACE = {
+  bpf_probe_read_kernel: '5.5',
+  bpf_probe_read_kernel_str: '5.5',
+  bpf_ringbuf_reserve: '5.8',
+  bpf_ringbuf_submit: '5.8',
+} as const;
+const IDENTITY = "a pod's first connections may come before the agent knows its cgroup, some milliseconds after it is made";
 const PEER = { bpf_get_socket_cookie: '4.19' } as const;
 
 /**
@@ -103,14 +119,17 @@ const SECTIONS: readonly Section[] = [
     without: 'every program started on this host wakes the agent, where it could be those of pods alone',
     helpers: { bpf_get_current_cgroup_id: '6.4', bpf_get_current_ancestor_cgroup_id: '6.4' },
   },
+  { section: 'tp_btf/cgroup_mkdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_mkdir', since: '5.5', without: IDENTITY, helpers: TRACE },
+  { section: 'tp_btf/cgroup_rmdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_rmdir', since: '5.5', without: IDENTITY, helpers: TRACE },
 ];
 
 /** `enum bpf_map_type`, <linux/bpf.h>. */
-const MAPS: readonly { readonly name: string; readonly type: number; readonly since: string }[] = [
+const MAPS: readonly { readonly name: string; readonly type: number; readonly since: string; readonly without?: string }[] = [
   { name: 'hash', type: 1, since: '3.19' },
   { name: 'array', type: 2, since: '3.19' },
   { name: 'percpu_array', type: 6, since: '4.6' },
   { name: 'sk_storage', type: 24, since: '5.2' },
+  { name: 'ringbuf', type: 27, since: '5.8', without: IDENTITY },
 ];
 
 const EPERM = errnoValue('EPERM');
@@ -131,11 +150,12 @@ const EXIT = instruction(0x95);
 const call = (helper: number): Buffer => instruction(0x85, helper);
 
 /** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
-function tryLoad({ type, attach }: Pick<Section, 'type' | 'attach'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
+function tryLoad({ type, attach, tracepoint }: Pick<Section, 'type' | 'attach' | 'tracepoint'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
   const log = Buffer.alloc(LOG_BYTES);
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(attach, 12);
+  if (tracepoint !== undefined) options.writeUInt32LE(Math.max(0, libbpf().findVmlinuxBtfId(tracepoint, attach)), 32);
   options.writeUInt32LE(1, 88); // log_level
   options.writeUInt32LE(log.length, 92);
   options.writeBigUInt64LE(addressOf(log), 96);
@@ -188,9 +208,9 @@ export function probeFeatures(): readonly ProbedFeature[] {
       features.push({ name: `${helper} in ${section.section}`, kind: 'helper', since, ...optional, support: support === 'yes' ? helperSupport(section, helper) : support });
     }
   }
-  for (const { name, type, since } of MAPS) {
+  for (const { name, type, since, without } of MAPS) {
     const there = libbpf().probeMapType(type, null) === 1;
-    features.push({ name: `map ${name}`, kind: 'map', since, support: there ? 'yes' : mayLoad ? 'no' : 'unknown' });
+    features.push({ name: `map ${name}`, kind: 'map', since, ...(without === undefined ? {} : { without }), support: there ? 'yes' : mayLoad ? 'no' : 'unknown' });
   }
   features.push({ name: 'cgroup link', kind: 'link', since: '5.7', support: linkSupport() });
   return (probed = features);
@@ -210,7 +230,7 @@ export function mayCall(type: number, attach: number, helper: number): boolean {
 /** The first version that has all that cgroute cannot do without. */
 export function leastKernel(): string {
   const needed = SECTIONS.filter((section) => section.without === undefined);
-  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers)]), ...MAPS.map((map) => map.since)];
+  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers)]), ...MAPS.filter((map) => map.without === undefined).map((map) => map.since)];
   return versions.reduce((least, version) => (isOlder(least, version) ? version : least));
 }
 

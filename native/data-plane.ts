@@ -2,14 +2,16 @@
  * The kernel's half of cgroute: its programs where they belong, its maps by
  * name. Everything is pinned below one versioned bpffs directory.
  */
-import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, unlinkSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { closeSync, existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, unlinkSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
-import { address, agentInfo, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple } from './layouts.ts';
+import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
+import { watchRingBuffer } from './ring-buffer.ts';
+import { hasTraceLink, replaceTraceLink, tracePin } from './trace-link.ts';
 
 /** Changes when a map's layout does. */
 export const PIN_VERSION = 'v1';
@@ -24,6 +26,7 @@ const SOCKET_PROGRAMS = ['sock_release', 'getpeername4', 'getpeername6'];
 const HANDOFF_PROGRAMS = ['sock_ops'];
 const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
 const PROXY_PROGRAMS = ['original_dst'];
+const TRACE_PROGRAMS = ['cgroup_mkdir', 'cgroup_rmdir'];
 
 function openMaps(directory: string) {
   const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
@@ -90,6 +93,14 @@ export interface DataPlane extends Disposable {
   readonly notes: readonly string[];
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
+  /**
+   * Has the kernel write the entries of pods' cgroups as these are made, from what
+   * is in `pod_info_map`, and tells of each cgroup that is made or removed below
+   * the root. False where this kernel refuses the programs; the notes say why.
+   */
+  attachIdentity(): boolean;
+  /** Calls for each of those events until disposed of. @throws CgrouteError `EBPF` when there is none */
+  watchCgroupEvents(onEvent: (event: CgroupEvent) => void, onError: (error: unknown) => void): Disposable;
   /** What looks after redirected sockets at the watched root: before the connect programs. Idempotent, like the next four. */
   attachSockets(): void;
   /** What brings the original destinations of the redirected connections of a cgroup to the proxy: before anything there is redirected. */
@@ -126,9 +137,9 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const load = { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } };
   const ports = options.ports === undefined ? {} : { outbound_port: options.ports.outbound, inbound_port: options.ports.inbound };
   /** An optimisation: everything works without it. */
-  const optional = (name: string, without: string): void => {
+  const optional = (name: string, without: string, tunables: Readonly<Record<string, bigint>> = {}): void => {
     try {
-      objects.push(loadPinned(name, load));
+      objects.push(loadPinned(name, { ...load, tunables: { ...load.tunables, ...tunables } }));
     } catch (error) {
       if (error instanceof CgrouteError && error.code === 'EBPFLOAD') notes.push(`${without}, as ${messageOf(error)}`);
       else throw error;
@@ -138,6 +149,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   try {
     objects.push(loadPinned('origdst', load), loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports } }));
     optional('execs', 'each exec on the host is looked at');
+    optional('cgroups', 'pods are known some milliseconds after their cgroups are made', { root_id: options.root.id });
     maps = disposable(openMaps(mapDirectory));
   } catch (error) {
     for (const object of objects) object[Symbol.dispose]();
@@ -146,6 +158,8 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const programs = new Map(objects.flatMap((object) => [...object.programs]));
   /** What should be attached: pin name to program and place. */
   const attached = new Map<string, { program: Program; place: CgroupPlace }>();
+  /** The same for tracepoints. */
+  const traced = new Map<string, Program>();
   const attach = (names: readonly string[], place: CgroupPlace): void => {
     for (const name of names) {
       const program = programs.get(name);
@@ -158,6 +172,23 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     maps,
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
+    attachIdentity() {
+      const tracing = TRACE_PROGRAMS.flatMap((name) => programs.get(name) ?? []);
+      for (const program of tracing) {
+        replaceTraceLink(links, program);
+        traced.set(tracePin(program.name), program);
+      }
+      return tracing.length > 0;
+    },
+    watchCgroupEvents(onEvent, onError) {
+      const path = `${mapDirectory}/cgroup_event_map`;
+      const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
+      try {
+        return watchRingBuffer(fd, cgroupEvent, onEvent, onError);
+      } finally {
+        closeSync(fd);
+      }
+    },
     attachSockets: () => attach(SOCKET_PROGRAMS, options.root),
     attachHandoff: (place) => attach(HANDOFF_PROGRAMS, place),
     detachHandoff(cgroupId) {
@@ -170,13 +201,15 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
     dropOtherLinks() {
-      const others = pinnedLinks(links).filter((link) => !attached.has(`${link.program}@${link.cgroupId}`));
+      const others = pinnedLinks(links).filter((link) => !attached.has(basename(link.pin)) && !traced.has(basename(link.pin)));
       for (const link of others) dropLink(link);
       return others.length;
     },
     repairLinks() {
+      const untraced = [...traced].filter(([, { name }]) => !hasTraceLink(links, name));
+      for (const [, program] of untraced) replaceTraceLink(links, program);
       const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
-      return lost.flatMap(([name, { program, place }]) => {
+      return [...untraced.map(([pin]) => pin), ...lost.flatMap(([name, { program, place }]) => {
         if (!isStill(place)) {
           attached.delete(name);
           dropLinkAt(links, program.name, place.id);
@@ -184,7 +217,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
         }
         ensureLink(links, program, place);
         return [name];
-      });
+      })];
     },
     expireOriginals(olderThanMs = STALE_MS) {
       // The clock that bpf_ktime_get_ns() reads.
@@ -194,6 +227,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     },
     detach() {
       attached.clear();
+      traced.clear();
       removePins(options.bpffsRoot);
     },
     [Symbol.dispose]() {

@@ -44,6 +44,11 @@ export const policy = {
   deny: 1,
 } as const;
 
+export const cgroupChange = {
+  made: 0,
+  removed: 1,
+} as const;
+
 export interface CgroupInfo {
   readonly id: bigint;
   readonly isInMesh: number;
@@ -270,6 +275,40 @@ export const podKey: Layout<PodKey> = {
   },
 };
 
+export interface CgroupEvent {
+  readonly id: bigint;
+  readonly parent: bigint;
+  readonly change: number;
+  readonly name: string;
+}
+
+export const cgroupEvent: Layout<CgroupEvent> = {
+  name: 'cgroup_event',
+  size: 152,
+  fields: [
+    { name: 'id', offset: 0, kind: 'u64', count: 1 },
+    { name: 'parent', offset: 8, kind: 'u64', count: 1 },
+    { name: 'change', offset: 16, kind: 'u32', count: 1 },
+    { name: 'reserved', offset: 20, kind: 'u32', count: 1 },
+    { name: 'name', offset: 24, kind: 'char', count: 128 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.fill(0, at, at + 152);
+    buffer.writeBigUInt64LE(value.id, at + 0);
+    buffer.writeBigUInt64LE(value.parent, at + 8);
+    buffer.writeUInt32LE(value.change, at + 16);
+    writeText(value.name, buffer, at + 24, 128);
+  },
+  decode(buffer, at = 0) {
+    return {
+      id: buffer.readBigUInt64LE(at + 0),
+      parent: buffer.readBigUInt64LE(at + 8),
+      change: buffer.readUInt32LE(at + 16),
+      name: readText(buffer, at + 24, 128),
+    };
+  },
+};
+
 export interface PodInfo {
   readonly slot: number;
   readonly flags: number;
@@ -487,4 +526,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podCounters, podTrees, podKey, podInfo, agentInfo, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;

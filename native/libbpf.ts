@@ -15,6 +15,7 @@ type Pointer<Name extends string> = bigint & { readonly [pointer]: Name };
 export type ObjectPointer = Pointer<'bpf_object'>;
 export type MapPointer = Pointer<'bpf_map'>;
 export type ProgramPointer = Pointer<'bpf_program'>;
+export type RingBufferPointer = Pointer<'ring_buffer'>;
 type LogPointer = Pointer<'char'>;
 
 const openOptions = koffi.struct('bpf_object_open_opts', {
@@ -62,8 +63,14 @@ function bind(lib: LibraryHandle) {
     linkUpdate: lib.func('int bpf_link_update(int link_fd, int prog_fd, const void *opts)') as (link: number, program: number, options: null) => number,
     progQuery: lib.func('int bpf_prog_query(int target_fd, int type, uint32_t flags, _Out_ void *attach_flags, _Out_ void *ids, _Inout_ void *count)') as (target: number, type: number, flags: number, attachFlags: Buffer, ids: Buffer, count: Buffer) => number,
     progFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)') as (id: number) => number,
+    rawTracepointOpen: lib.func('int bpf_raw_tracepoint_open(const char *name, int prog_fd)') as (name: string | null, program: number) => number,
+    ringBufferNew: lib.func('void *ring_buffer__new(int map_fd, void *sample_cb, void *ctx, const void *opts)') as (map: number, callback: bigint, context: null, options: null) => RingBufferPointer | null,
+    ringBufferEpollFd: lib.func('int ring_buffer__epoll_fd(void *rb)') as (ring: RingBufferPointer) => number,
+    ringBufferConsume: lib.func('int ring_buffer__consume(void *rb)') as (ring: RingBufferPointer) => number,
+    ringBufferFree: lib.func('void ring_buffer__free(void *rb)') as (ring: RingBufferPointer) => void,
     enableStats: lib.func('int bpf_enable_stats(int type)') as (type: number) => number,
     progLoad: lib.func('int bpf_prog_load(int type, const char *name, const char *license, const void *insns, size_t count, const void *opts)') as (type: number, name: string | null, license: string, instructions: Buffer, count: number, options: Buffer) => number,
+    findVmlinuxBtfId: lib.func('int libbpf_find_vmlinux_btf_id(const char *name, int attach_type)') as (name: string, attachType: number) => number,
     probeMapType: lib.func('int libbpf_probe_bpf_map_type(int map_type, const void *opts)') as (mapType: number, options: null) => number,
   };
 }

@@ -2,20 +2,26 @@
  * What is running on this host, as facts keyed by cgroup id: the one thing that
  * the rest of the agent uses of this room.
  *
- * Three witnesses (process events, the cgroup watch, the sweep) lead to the same
- * look at the tree, so each can be missing.
+ * Four witnesses (the kernel, process events, the cgroup watch, the sweep) lead to
+ * the same look at the tree, so each can be missing.
  */
 import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { watchCgroups, type CgroupHints, type Subscribe } from './cgroup-watch.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
+import { watchKernel, type CgroupChange, type KernelWatchOptions } from './kernel-watch.ts';
 import { openProc, unifiedPath, type Addresses, type ProcessFact } from './proc.ts';
 import { watchProcesses, type ProcessWatchOptions } from './process-watch.ts';
 import type { SourceState } from './source-state.ts';
 
 /** After lost events the tree is swept at once, but not more often than this. */
 const LOST_SWEEP_MS = 1_000;
+
+/** The kernel tells of a cgroup some microseconds before its directory can be seen. */
+const SECOND_LOOK_MS = 5;
+/** Longer names are cut off in the kernel's events. */
+const WHOLE_NAME = 127;
 
 export interface HostProcess extends ProcessFact {
   readonly cgroupId: bigint;
@@ -41,6 +47,8 @@ export interface HostWatchOptions {
   readonly wantsProcess?: (cgroupId: bigint) => boolean;
   /** Events were lost; a sweep follows by itself. */
   readonly onLost?: () => void;
+  /** The kernel's own events. @default none */
+  readonly cgroupEvents?: KernelWatchOptions['open'] | undefined;
   /** For tests. */
   readonly subscribe?: Subscribe;
   readonly openProcessEvents?: ProcessWatchOptions['open'];
@@ -167,6 +175,20 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     ...(options.subscribe && { subscribe: options.subscribe }),
   });
 
+  const kernel = watchKernel({ logger, open: options.cgroupEvents, onChange: (change) => lookAt(change, true) });
+
+  function lookAt({ id, parent, name }: CgroupChange, again: boolean): void {
+    if (closed) return;
+    const up = tree.cgroups.get(parent);
+    // Its parent's own event is on its way, or was lost.
+    if (up === undefined) return void sweep();
+    const before = tree.cgroups.has(id);
+    const now = tree.ensure(`${up.path === '/' ? '' : up.path}/${name}`);
+    // Told just before it can be seen, or its name is not whole.
+    if (now === undefined && !before && again) setTimeout(() => lookAt({ id, parent, name }, false), SECOND_LOOK_MS).unref();
+    else if (now === undefined && !before && name.length >= WHOLE_NAME) void tree.rescan(up.path);
+  }
+
   /** One sweep at a time; those asked for meanwhile share the one that follows. */
   function sweep(): Promise<void> {
     if (sweeping) {
@@ -226,6 +248,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     ready: start(),
     cgroups: tree.cgroups,
     sources: () => [
+      kernel.state(),
       processes.state(),
       watch.state(),
       { name: 'sweep', state: closed ? 'off' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}` },
@@ -243,6 +266,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       closed = true;
       clearTimeout(timer);
       clearTimeout(lostTimer);
+      kernel[Symbol.dispose]();
       processes[Symbol.dispose]();
       await watch[Symbol.asyncDispose]();
     },

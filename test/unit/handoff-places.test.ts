@@ -160,6 +160,22 @@ test('a refusal is thrown, nothing is told, and the next look tries again', () =
   assert.deepEqual([...told], [2n, 3n]);
 });
 
+test('the root serves while a pod has no cgroup yet, and not a look longer', () => {
+  const { places, steps, told } = setUp();
+  places.podAwaited('a');
+  places.podAwaited('b');
+  places.look(false);
+  assert.deepEqual(steps.splice(0), ['attach /root']);
+  places.podRedirected(POD);
+  places.podArrived('a');
+  places.look(false);
+  assert.deepEqual(steps.splice(0), [`attach /root${POD.path}`]);
+  places.podArrived('b');
+  places.look(false);
+  assert.deepEqual(steps, ['detach 1']);
+  assert.deepEqual([...told], [], 'it was never for host processes');
+});
+
 test('an agent that leaves has the root serve what appears later', () => {
   const { places, steps } = setUp();
   places.leave();

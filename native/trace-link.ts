@@ -1,0 +1,29 @@
+/**
+ * Programs at tracepoints, by links that are pinned. A link of this kind takes no
+ * other program, so a new one is put in the old one's place: both run for a moment.
+ */
+import { closeSync, existsSync, renameSync, unlinkSync } from 'node:fs';
+import type { Program } from './bpf-object.ts';
+import { checked, libbpf } from './libbpf.ts';
+
+/** Like that of a link at a cgroup, of which none has the id 0. */
+export const tracePin = (program: string): string => `${program}@0`;
+
+/** @throws CgrouteError `EBPF`; the link that was there stays */
+export function replaceTraceLink(directory: string, program: Program): void {
+  const pin = `${directory}/${tracePin(program.name)}`;
+  const next = `${pin}_next`;
+  const link = checked(libbpf().rawTracepointOpen(null, program.fd), 'bpf_raw_tracepoint_open', program.name);
+  try {
+    if (existsSync(next)) unlinkSync(next);
+    checked(libbpf().objPin(link, next), 'bpf_obj_pin', next);
+    renameSync(next, pin);
+  } finally {
+    closeSync(link);
+  }
+}
+
+/** Nobody can take such a program away but by its pin. */
+export function hasTraceLink(directory: string, program: string): boolean {
+  return existsSync(`${directory}/${tracePin(program)}`);
+}

@@ -1,0 +1,183 @@
+/** The kernel knows a pod's cgroup when mkdir() returns, believes no name below a pod, and tells of all below the root. */
+import assert from 'node:assert/strict';
+import { mkdirSync, rmdirSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { ownerOf } from '../../mapper/cgroup-path.ts';
+import { unknownEntry } from '../../mapper/pod-entry.ts';
+import { cgroupChange, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layouts.ts';
+import { cgroup2Mount } from '../harness/cgroup.ts';
+import { eventually } from '../harness/process.ts';
+import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { bytesOf, openTestPlane, type TestPlane } from './data-plane.ts';
+
+const UID = '2c48913c-b29f-11e7-9350-020968147796';
+const SLICE_UID = UID.replaceAll('-', '_');
+const OTHER = '9b1c6d3e-0001-4a4b-8c8d-1234567890ab';
+const HASH = '0123456789abcdef0123456789abcdef';
+const C = 'c'.repeat(64);
+
+const POD: PodInfo = {
+  slot: 7, isInMesh: 1, flags: infoFlag.ambient | infoFlag.bypassInbound, detectedFlags: 0xfd,
+  ip4: bytesOf('10.1.2.3'), ip6: bytesOf('fd00::3'), uid: UID, verdict: 'bypass', reason: 'bypass-inbound', podNamespace: 'shop', podName: 'web',
+};
+const fails = (error: unknown): void => void assert.fail(String(error));
+const entryOf = (id: bigint, pod = POD): CgroupInfo => ({
+  id, slot: pod.slot, isInMesh: pod.isInMesh, flags: pod.flags, detectedFlags: pod.detectedFlags, cgroupIp: pod.ip4, cgroupIp6: pod.ip6,
+});
+
+describe('a cgroup that is made', () => {
+  let sandbox: Sandbox;
+  let plane: TestPlane;
+  const events: CgroupEvent[] = [];
+  before(async () => {
+    sandbox = await makeSandbox('mkdir');
+    plane = openTestPlane(sandbox);
+    assert.equal(plane.plane.attachIdentity(), true, plane.plane.notes.join());
+    plane.plane.maps.pods.set({ text: UID }, POD);
+    plane.plane.maps.pods.set({ text: HASH }, { ...POD, slot: 8 });
+  });
+  after(async () => {
+    plane?.[Symbol.dispose]();
+    await sandbox?.[Symbol.asyncDispose]();
+  });
+
+  /** Makes a cgroup and its parents, and says what the map has for it at once. */
+  function make(path: string): { readonly id: bigint; readonly entry: CgroupInfo | undefined } {
+    const absolute = `${sandbox.cgroupRoot}${path}`;
+    mkdirSync(dirname(absolute), { recursive: true });
+    mkdirSync(absolute);
+    const id = statSync(absolute, { bigint: true }).ino;
+    return { id, entry: plane.plane.maps.cgroups.get(id) };
+  }
+  /** With all below it. */
+  function remove(path: string): void {
+    rmdirSync(`${sandbox.cgroupRoot}${path}`);
+  }
+
+  const slice = (qos: string, uid = SLICE_UID, head = ''): string => `/kubepods.slice/${head}kubepods${qos}-pod${uid}.slice`;
+  for (const path of [
+    `/kubepods/pod${UID}`,
+    `/kubepods/burstable/pod${UID}`,
+    `/kubepods/besteffort/pod${UID}`,
+    slice(''),
+    `/kubepods.slice/kubepods-burstable.slice${slice('-burstable').slice('/kubepods.slice'.length)}`,
+    slice('-besteffort'),
+    slice('-besteffort', SLICE_UID, 'kubelet-'),
+    slice('-burstable', SLICE_UID, 'a-root-of-its-own-'),
+    `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`,
+    `/docker/${C}/kubepods/besteffort/pod${UID}`,
+    `/system.slice/docker-${C}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod${SLICE_UID}.slice`,
+  ]) {
+    test(`is the pod's when mkdir() returns: ${path}`, () => {
+      const owner = ownerOf(path);
+      assert.equal(owner.kind === 'pod' && owner.uid, UID, 'as the agent reads it');
+      const { id, entry } = make(path);
+      assert.deepEqual(entry, entryOf(id));
+      remove(path);
+      assert.equal(plane.plane.maps.cgroups.get(id), undefined, 'and is nobody\'s when it is gone');
+    });
+  }
+
+  for (const path of [`/kubepods/burstable/pod${HASH}`, `/kubepods.slice/kubepods-pod${HASH}.slice`]) {
+    test(`is the static pod's by its hash: ${path}`, () => {
+      const { id, entry } = make(path);
+      assert.deepEqual(entry, entryOf(id, { ...POD, slot: 8 }));
+      remove(path);
+    });
+  }
+
+  for (const path of [`/kubepods/pod${OTHER}`, slice('', OTHER.replaceAll('-', '_')), `/kubepods/besteffort/pod${'f'.repeat(32)}`]) {
+    test(`is marked while nobody knows the pod: ${path}`, () => {
+      const { id, entry } = make(path);
+      assert.deepEqual(entry, unknownEntry(id));
+      remove(path);
+    });
+  }
+
+  for (const path of [
+    `/pod${UID}`, `/elsewhere/pod${UID}`, `/kubepods/pod${UID}0`, `/kubepods/pod${UID.slice(1)}`, `/kubepods/pod${SLICE_UID}`, `/kubepods/Pod${UID}`,
+    slice('', UID), slice('-guaranteed'), `/kubepods.slice/xkubepods-pod${SLICE_UID}.slice`, `/kubepods.slice/kubepods-pod${SLICE_UID}.scope`, `/kubepods-pod${SLICE_UID}.slice:other:${C}`,
+    `/user.slice/kubepods/pod${UID}`, `/user.slice/user-1000.slice/kubepods-pod${SLICE_UID}.slice`,
+    '/p', '/pod', '/kubepods-pod.slice', '/.slice', `/${'x'.repeat(255)}`,
+  ]) {
+    test(`is nobody's by a name that no kubelet gives, or in a place that is no kubelet's: ${path.slice(0, 80)}`, () => {
+      assert.equal(make(path).entry, undefined);
+      remove(path);
+    });
+  }
+
+  test('never passes for another pod below one, however deep', () => {
+    const outer = make(`/kubepods/pod${OTHER}`);
+    for (const below of [`/pod${UID}`, `/kubepods/pod${UID}`, `/${C}/kubepods.slice/kubepods-pod${SLICE_UID}.slice`, `/${C}/a/b/c/kubepods/burstable/pod${UID}`]) {
+      assert.equal(make(`/kubepods/pod${OTHER}${below}`).entry, undefined, below);
+    }
+    assert.deepEqual(plane.plane.maps.cgroups.get(outer.id), unknownEntry(outer.id));
+  });
+
+  test('is left to the agent where it lies too deep', () => {
+    const deep = '/1/2/3/4/5/6/7/8';
+    assert.notEqual(make(`${deep}/kubepods/pod${UID}`).entry, undefined, 'the tenth level');
+    assert.equal(make(`${deep}/9/kubepods/pod${UID}`).entry, undefined);
+  });
+
+  test('outside the watched root is none of its business', async () => {
+    await using other = await makeSandbox('beside');
+    const path = `${other.cgroupRoot}/kubepods/pod${UID}`;
+    const heard: CgroupEvent[] = [];
+    using _ = plane.plane.watchCgroupEvents((event) => void heard.push(event), fails);
+    const start = make('/start');
+    mkdirSync(path, { recursive: true });
+    assert.equal(plane.plane.maps.cgroups.get(statSync(path, { bigint: true }).ino), undefined);
+    assert.ok(other.cgroupRoot.startsWith(cgroup2Mount()));
+    const inside = make('/heard');
+    await eventually('what comes after it', () => heard.some(({ id }) => id === inside.id));
+    // What nobody had read before comes first.
+    assert.deepEqual(heard.slice(heard.findIndex(({ id }) => id === start.id)).map(({ name }) => name), ['start', 'heard']);
+  });
+
+  test('and removed, both are told, with their names', async () => {
+    using _ = plane.plane.watchCgroupEvents((event) => void events.push(event), fails);
+    const first = make('/first');
+    const parent = make('/told');
+    const child = make('/told/child');
+    const long = make(`/told/${'y'.repeat(200)}`);
+    remove('/told/child');
+    const told = (): CgroupEvent[] => events.slice(events.findIndex(({ id }) => id === first.id) + 1);
+    await eventually('four events', () => told().length >= 4);
+    assert.deepEqual(told(), [
+      { id: parent.id, parent: statSync(sandbox.cgroupRoot, { bigint: true }).ino, change: cgroupChange.made, name: 'told' },
+      { id: child.id, parent: parent.id, change: cgroupChange.made, name: 'child' },
+      { id: long.id, parent: parent.id, change: cgroupChange.made, name: 'y'.repeat(127) },
+      { id: child.id, parent: parent.id, change: cgroupChange.removed, name: 'child' },
+    ]);
+  });
+
+  test('an entry that is there already is newer', () => {
+    plane.plane.maps.pods.set({ text: UID }, { ...POD, isInMesh: 0 });
+    const { id, entry } = make(`/kubepods/pod${UID}`);
+    assert.equal(entry?.isInMesh, 0, 'as the pod is by now');
+    remove(`/kubepods/pod${UID}`);
+    plane.plane.maps.pods.set({ text: UID }, POD);
+    assert.equal(plane.plane.maps.cgroups.get(id), undefined);
+  });
+
+  test('is known by the pins alone, and by the next agent\'s programs', () => {
+    plane[Symbol.dispose]();
+    {
+      using next = openTestPlane(sandbox);
+      assert.ok(make(`/kubepods/burstable/pod${UID}`).id);
+      const id = statSync(`${sandbox.cgroupRoot}/kubepods/burstable/pod${UID}`, { bigint: true }).ino;
+      assert.deepEqual(next.plane.maps.cgroups.get(id), entryOf(id));
+      next.plane.attachIdentity();
+      assert.deepEqual(next.plane.repairLinks(), []);
+      remove(`/kubepods/burstable/pod${UID}`);
+      assert.equal(next.plane.maps.cgroups.get(id), undefined);
+      next.plane.detach();
+    }
+    using fresh = openTestPlane(sandbox);
+    fresh.plane.maps.pods.set({ text: UID }, POD);
+    mkdirSync(`${sandbox.cgroupRoot}/kubepods/burstable/pod${UID}`);
+    assert.deepEqual(fresh.plane.maps.cgroups.keys(), [], 'nothing of it is left');
+  });
+});
