@@ -8,19 +8,22 @@ import { parseArgs } from 'node:util';
 import { messageOf } from '../../native/error.ts';
 import { makeBenchNode } from './bench-node.ts';
 import { benchConnect, checkWays } from './connect-bench.ts';
+import { benchIdentity } from './identity-bench.ts';
 import { benchLatency } from './latency-bench.ts';
+import { identityResult, stormResult } from './life-sections.ts';
 import { benchMemory } from './memory-bench.ts';
 import { benchEmpty, benchPeerName, benchPrograms } from './program-bench.ts';
 import { isMet, sectionText, verdictText } from './report.ts';
 import { connectResult, latencyResult, memoryResult, programResult, type Result } from './sections.ts';
+import { benchStorm } from './storm-bench.ts';
 
 const USAGE = `usage: npm run bench -- [--rounds N] [--quick] [--only SECTION,...] [--json FILE]
   --rounds N   rounds in which each way of connecting is measured once (default 100, with --quick 15)
   --quick      less of everything: half a minute, noisier figures
-  --only       connect, program, latency, memory: some of the four sections
+  --only       connect, program, latency, memory, mkdir, storm: some of the sections
   --json FILE  the figures as JSON too`;
 
-const SECTIONS = ['connect', 'program', 'latency', 'memory'] as const;
+const SECTIONS = ['connect', 'program', 'latency', 'memory', 'mkdir', 'storm'] as const;
 type SectionName = (typeof SECTIONS)[number];
 
 interface Options {
@@ -69,6 +72,8 @@ const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result
   connect: connectSection,
   program: programSection,
   latency: async ({ quick }) => latencyResult(await benchLatency(quick ? 50 : 200)),
+  mkdir: async ({ quick }) => identityResult(await benchIdentity(quick ? 3 : 9, 200)),
+  storm: async ({ quick }) => stormResult(await benchStorm(quick ? 2 : 5, quick ? 1000 : 2000)),
   memory: async ({ quick }) => memoryResult(await benchMemory(quick)),
 };
 

@@ -34,7 +34,7 @@ export interface MemoryFigures {
 }
 
 /** A field of proc_pid_status(5), in 10^6 bytes. */
-function megabytes(pid: number, field: 'VmRSS' | 'VmHWM'): number {
+export function megabytes(pid: number, field: 'VmRSS' | 'VmHWM'): number {
   const [, kib] = new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? [];
   if (kib === undefined) throw new Error(`/proc/${pid}/status has no ${field}`);
   return (Number(kib) * 1024) / 1e6;
@@ -48,7 +48,7 @@ function cpuMs(pid: number): number {
 }
 
 /** Percent of one CPU that the process used while something was done. */
-async function cpuPercent(pid: number, during: () => Promise<unknown>): Promise<number> {
+export async function cpuPercent(pid: number, during: () => Promise<unknown>): Promise<number> {
   const started = performance.now();
   const before = cpuMs(pid);
   await during();

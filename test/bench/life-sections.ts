@@ -1,0 +1,42 @@
+/** The figures of cgroups and programs that come and go, as sections of the table. */
+import type { IdentityFigures } from './identity-bench.ts';
+import type { Result } from './sections.ts';
+import type { StormFigures } from './storm-bench.ts';
+
+const round = (value: number, digits: number): number => Number(value.toFixed(digits));
+
+export function identityResult({ podNs, unknownNs, containerNs, hostNs, rmdirNs }: IdentityFigures): Result {
+  const slowest = Math.max(podNs, unknownNs, containerNs, hostNs);
+  return {
+    section: {
+      title: 'what mkdir() of a cgroup takes longer', unit: 'ns',
+      rows: [
+        { name: "a pod's, which is known", value: podNs },
+        { name: "a pod's, which is not", value: unknownNs },
+        { name: "a container's", value: containerNs },
+        { name: "a host service's", value: hostNs },
+        { name: 'the slowest of these', value: slowest, goal: { name: 'mkdir_ns', value: slowest, atMost: 3000, unit: ' ns' } },
+        { name: 'rmdir(), all of them', value: rmdirNs },
+      ],
+      notes: ["the kernel's own statistics of the two programs alone, at the depth where kubelets put pods"],
+    },
+    json: {
+      mkdir_ns: round(slowest, 0),
+      mkdir_ns_by: { pod: round(podNs, 0), unknown: round(unknownNs, 0), container: round(containerNs, 0), host: round(hostNs, 0), rmdir: round(rmdirNs, 0) },
+    },
+  };
+}
+
+export function stormResult({ agentPercent, perSecond, slowdown, forkUs }: StormFigures): Result {
+  return {
+    section: {
+      title: 'a storm of programs outside pods', unit: '',
+      rows: [
+        { name: "the agent's CPU, %", value: agentPercent, digits: 2, beside: `${Math.round(perSecond)} forked and exec'd a second`, goal: { name: 'fork_storm_cpu_percent', value: agentPercent, atMost: 1, unit: ' %' } },
+        { name: 'CPU of a fork, exec and exit, us', value: forkUs, digits: 1, beside: `with cgroute ${slowdown.median.toFixed(3)} x  (${slowdown.low.toFixed(3)} to ${slowdown.high.toFixed(3)})`, goal: { name: 'fork_storm_slowdown', value: slowdown.median, atMost: 1.02, unit: ' x' } },
+      ],
+      notes: ['CPU is of one processor; rounds with the agent and without, in another order each; 50 pods known'],
+    },
+    json: { fork_storm_cpu_percent: round(agentPercent, 2), fork_storm_per_second: Math.round(perSecond), fork_storm_slowdown: round(slowdown.median, 3) },
+  };
+}
