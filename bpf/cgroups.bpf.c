@@ -168,40 +168,75 @@ static __always_inline __u64 id_of(struct cgroup *cgroup)
 	return BPF_CORE_READ(cgroup, kn, id);
 }
 
-enum place {
-	OUTSIDE,
-	BELOW_ROOT,
-	BELOW_POD,
+/* Where a cgroup is. */
+struct place {
+	bool below_root;
+	/* Users name their own cgroups as they like. */
+	bool of_users;
+	/* Ancestors that have an entry: the pod's cgroup, its containers'. */
+	int known_above;
+	/* The parent's entry, if it has one. */
+	struct cgroup_info *parent;
+	/* The cgroup right below the watched root on the way here. */
+	__u64 branch;
 };
 
-/*
- * Where a cgroup is. What is made inside a pod never passes for another pod, and
- * users name their own cgroups as they like.
- */
-static __always_inline enum place place_of(struct cgroup *cgroup)
+static __always_inline void find_place(struct cgroup *cgroup, struct place *place)
 {
 	int depth = BPF_CORE_READ(cgroup, level) - root_level;
-	enum place place = BELOW_ROOT;
 	struct cgroup *above = cgroup;
+	struct cgroup_info *info;
 	__u64 id;
 	int i;
 
 	if (depth < 1 || depth > CGROUTE_MAX_DEPTH)
-		return OUTSIDE;
+		return;
 	for (i = 1; i <= CGROUTE_MAX_DEPTH; i++) {
-		if (i == depth && NAMED(above, "user.slice"))
-			place = BELOW_POD;
+		if (i == depth) {
+			place->branch = id_of(above);
+			place->of_users = NAMED(above, "user.slice");
+		}
 		above = parent_of(above);
 		id = id_of(above);
-		if (i == depth)
-			return id == root_id ? place : OUTSIDE;
-		if (bpf_map_lookup_elem(&cgroup_info_map, &id))
-			place = BELOW_POD;
+		if (i == depth) {
+			place->below_root = id == root_id;
+			return;
+		}
+		info = bpf_map_lookup_elem(&cgroup_info_map, &id);
+		if (i == 1)
+			place->parent = info;
+		if (info)
+			place->known_above++;
 	}
-	return OUTSIDE;
 }
 
-static __always_inline void fill(__u64 id, const struct pod_key *key)
+/* That pods live in this branch, so that root_connect looks for them there. */
+static __always_inline void note_branch(__u64 branch)
+{
+	struct pod_trees *trees;
+	__u32 zero = 0, count;
+	int i;
+
+	trees = bpf_map_lookup_elem(&pod_trees_map, &zero);
+	if (!trees)
+		return;
+	count = trees->count;
+	if (count > CGROUTE_MAX_POD_TREES)
+		return;
+	for (i = 0; i < CGROUTE_MAX_POD_TREES; i++) {
+		if (i == count) {
+			trees->id[i] = branch;
+			break;
+		}
+		if (trees->id[i] == branch)
+			return;
+	}
+	/* With one too many they are not listed. */
+	trees->count = count + 1;
+}
+
+/* A pod's cgroup: what the agent thinks of the pod, or that nobody knows it. */
+static __always_inline void fill_pod(__u64 id, const struct pod_key *key)
 {
 	struct cgroup_info info = { .id = id };
 	struct pod_info *pod;
@@ -219,6 +254,41 @@ static __always_inline void fill(__u64 id, const struct pod_key *key)
 		info.detected_flags = CGROUTE_DETECTED_FLAGS;
 	}
 	/* What the agent has written is newer. */
+	bpf_map_update_elem(&cgroup_info_map, &id, &info, BPF_NOEXIST);
+}
+
+#define CONTAINER_LENGTH 64
+
+/*
+ * "cri-containerd-<id>.scope", or the id alone. The agent looks closer, and drops
+ * the entry of what only looks like it.
+ */
+static __always_inline bool is_container(const struct name *name)
+{
+	int at = name->length - CONTAINER_LENGTH;
+
+	if (READS(name, name->length - (int)sizeof(".scope") + 1, ".scope"))
+		at -= (int)sizeof(".scope") - 1;
+	return at == 0 || READS(name, at - 1, "-");
+}
+
+/*
+ * A container's cgroup is as the pod's. CRI-O's monitor beside it is in the host's
+ * network, and never redirected.
+ */
+static __always_inline void fill_container(__u64 id, const struct name *name,
+					   const struct cgroup_info *pod)
+{
+	struct cgroup_info info = *pod;
+
+	info.id = id;
+	if (READS(name, 0, "crio-conmon-") || READS(name, 0, "libpod-conmon-")) {
+		info.is_in_mesh = 0;
+		info.flags = INFO_HOST_NETWORK;
+		info.detected_flags = CGROUTE_DETECTED_FLAGS;
+		__builtin_memset(info.cgroup_ip, 0, sizeof(info.cgroup_ip));
+		__builtin_memset(info.cgroup_ip6, 0, sizeof(info.cgroup_ip6));
+	}
 	bpf_map_update_elem(&cgroup_info_map, &id, &info, BPF_NOEXIST);
 }
 
@@ -243,17 +313,22 @@ static __always_inline struct cgroup_event *tell(struct cgroup *cgroup,
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 {
-	enum place place = place_of(cgroup);
+	struct place place = {};
 	char buffer[NAME_LENGTH];
 	struct pod_key key = {};
 	struct name name;
 
-	if (place == OUTSIDE)
+	find_place(cgroup, &place);
+	if (!place.below_root)
 		return 0;
-	if (place == BELOW_ROOT) {
-		read_name(cgroup, buffer, &name);
-		if (read_key(cgroup, &name, &key))
-			fill(id_of(cgroup), &key);
+	read_name(cgroup, buffer, &name);
+	/* What is made inside a pod never passes for another pod. */
+	if (place.parent && place.known_above == 1 && is_container(&name)) {
+		fill_container(id_of(cgroup), &name, place.parent);
+	} else if (!place.known_above && !place.of_users &&
+		   read_key(cgroup, &name, &key)) {
+		note_branch(place.branch);
+		fill_pod(id_of(cgroup), &key);
 	}
 	tell(cgroup, CGROUP_MADE);
 	return 0;
@@ -262,9 +337,11 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 SEC("tp_btf/cgroup_rmdir")
 int BPF_PROG(cgroup_rmdir, struct cgroup *cgroup, const char *path)
 {
+	struct place place = {};
 	__u64 id;
 
-	if (place_of(cgroup) == OUTSIDE)
+	find_place(cgroup, &place);
+	if (!place.below_root)
 		return 0;
 	id = id_of(cgroup);
 	bpf_map_delete_elem(&cgroup_info_map, &id);

@@ -59,6 +59,11 @@ export class MapMirror<K, V> {
     return true;
   }
 
+  /** Removes what the kernel may have added. */
+  drop(key: K): void {
+    if (!this.delete(key)) this.#map.delete(key);
+  }
+
   delete(key: K): boolean {
     const text = this.#textOf(key);
     if (!this.#held.has(text)) return false;

@@ -60,6 +60,7 @@ export class PodTrees {
   /** The maps say what they should: attaches to the trees that are there, and from now on to new ones at once. */
   attach(): void {
     const trees = this.#waiting;
+    this.#write();
     this.#waiting = undefined;
     for (const place of trees?.values() ?? []) this.#dataPlane.attachPodTree(place);
   }
@@ -71,11 +72,14 @@ export class PodTrees {
     const branch = this.#branches.get(path);
     if (branch?.users.delete(cgroup.id) !== true || branch.users.size > 0) return;
     this.#branches.delete(path);
-    this.#write();
+    this.#write(branch.id);
   }
 
-  #write(): void {
-    const ids = [...this.#branches.values()].map((branch) => branch.id);
+  /** What the kernel noted itself, and the agent has not heard of yet, stays. */
+  #write(gone?: bigint): void {
+    const known = new Set([...this.#branches.values()].map((branch) => branch.id));
+    const { count = 0, id: noted = [] } = this.#waiting === undefined ? (this.#dataPlane.maps.podTrees.get(NO_KEY) ?? {}) : {};
+    const ids = [...known, ...noted.slice(0, count).filter((id) => id !== gone && !known.has(id))];
     // A count beyond what fits tells the programs to search everywhere.
     this.#dataPlane.maps.podTrees.set(NO_KEY, { count: ids.length, id: ids });
   }

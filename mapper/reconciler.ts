@@ -113,7 +113,9 @@ export class Reconciler {
     const owner = ownerOf(cgroup.path);
     this.#options.trees.appeared(cgroup, owner.kind !== 'none', (path) => this.#options.host.cgroupIdAt(path));
     if (owner.kind === 'ambiguous') this.#markUnknown(cgroup, owner.why);
-    if (owner.kind !== 'pod' || owner.nested) return;
+    // What is nobody's, or only nested in a container, the kernel may have taken for more.
+    if (owner.kind === 'none' || (owner.kind === 'pod' && owner.nested)) return this.#attempt('', () => this.#cgroups.drop(cgroup.id));
+    if (owner.kind !== 'pod') return;
     this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner });
     this.#keyOfCgroup.set(cgroup.id, owner.uid);
     this.#queueAll(owner.uid);
@@ -353,12 +355,9 @@ export class Reconciler {
       const text = Buffer.from(word).toString('hex');
       if (owner === undefined) this.#claimedAddresses.delete(text);
       else this.#claimedAddresses.add(text);
-      if (owner?.redirected === true) {
-        this.#options.handoffs.hostRedirected();
-        this.#addresses.set(address, { slot: owner.slot });
-      } else {
-        this.#addresses.delete(address);
-      }
+      if (owner?.redirected === true) this.#options.handoffs.hostRedirected();
+      if (owner?.redirected === true) this.#addresses.set(address, { slot: owner.slot });
+      else this.#addresses.delete(address);
     }
   }
 

@@ -4,7 +4,7 @@ import { mkdirSync, rmdirSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { ownerOf } from '../../mapper/cgroup-path.ts';
-import { unknownEntry } from '../../mapper/pod-entry.ts';
+import { monitorEntry, unknownEntry } from '../../mapper/pod-entry.ts';
 import { cgroupChange, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layouts.ts';
 import { cgroup2Mount } from '../harness/cgroup.ts';
 import { eventually } from '../harness/process.ts';
@@ -106,6 +106,42 @@ describe('a cgroup that is made', () => {
       remove(path);
     });
   }
+
+  for (const name of [C, `cri-containerd-${C}.scope`, `crio-${C}.scope`, `docker-${C}.scope`]) {
+    test(`is its pod's container: ${name.slice(0, 20)}`, () => {
+      const pod = `/kubepods.slice/kubepods-burstable-pod${SLICE_UID}.slice`;
+      make(pod);
+      const owner = ownerOf(`${pod}/${name}`);
+      assert.ok(owner.kind === 'pod' && !owner.nested && owner.container === C);
+      const { id, entry } = make(`${pod}/${name}`);
+      assert.deepEqual(entry, entryOf(id));
+      assert.equal(make(`${pod}/${name}/init.scope`).entry, undefined, 'what is nested has its identity by its ancestors');
+      assert.equal(make(`${pod}/${name}/${C}`).entry, undefined);
+      for (const below of ['/init.scope', `/${C}`, '']) remove(`${pod}/${name}${below}`);
+      remove(pod);
+      assert.equal(plane.plane.maps.cgroups.get(id), undefined);
+    });
+  }
+
+  test("is CRI-O's monitor, which is in the host's network, and is never redirected", () => {
+    const pod = `/kubepods.slice/kubepods-pod${SLICE_UID}.slice`;
+    make(pod);
+    const { id, entry } = make(`${pod}/crio-conmon-${C}.scope`);
+    assert.deepEqual(entry, monitorEntry(id, POD.slot));
+    remove(`${pod}/crio-conmon-${C}.scope`);
+    remove(pod);
+  });
+
+  test('in a branch that is new has pods looked for there', () => {
+    const trees = (): readonly bigint[] => {
+      const { count = 0, id = [] } = plane.plane.maps.podTrees.get(0) ?? {};
+      return id.slice(0, count);
+    };
+    const branchOf = (name: string): bigint => statSync(`${sandbox.cgroupRoot}/${name}`, { bigint: true }).ino;
+    assert.ok(trees().includes(branchOf('kubepods')) && trees().includes(branchOf('kubepods.slice')));
+    assert.ok(!trees().includes(branchOf('user.slice')));
+    assert.equal(new Set(trees()).size, trees().length, 'each once');
+  });
 
   test('never passes for another pod below one, however deep', () => {
     const outer = make(`/kubepods/pod${OTHER}`);
