@@ -31,17 +31,18 @@ enum info_flag {
 	INFO_SIDECAR = 1 << 5,
 	INFO_HOST_NETWORK = 1 << 6,
 	INFO_UNKNOWN_POD = 1 << 7,
+	INFO_OPTIONS = 1 << 8, /* the pod has traffic options */
 };
 
 /* The bits that cgroute decides; what it does not look at stays undetected. */
 #define CGROUTE_DETECTED_FLAGS                                                 \
 	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | \
-	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD)
+	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS)
 
 /* What became of a connect(); indexes pod_counters.count. */
 enum branch {
 	BRANCH_INBOUND_REDIRECTED, /* host process to an enrolled pod */
-	BRANCH_INBOUND_EXEMPT,     /* the same, but the kubelet, or a port of the proxy's */
+	BRANCH_INBOUND_EXEMPT,     /* the same, but the kubelet, a port of the proxy's or an excluded one */
 	BRANCH_HOST_UNTOUCHED,
 	BRANCH_OUT,
 	BRANCH_BYPASSED,
@@ -100,7 +101,55 @@ struct address {
 /* Value of pod_ip_map: an enrolled pod of this node whose inbound side counts. */
 struct pod_address {
 	__u32 slot;
-	__u32 reserved;
+	__u32 has_options; /* of the inbound side */
+};
+
+/* pod_options.flags. A list that is absent has no flag. */
+enum option_flag {
+	OPTION_NOTHING_OUTBOUND = 1 << 0,
+	OPTION_EXEMPT_USER = 1 << 1,
+	OPTION_EXCLUDED_PORTS = 1 << 2,
+	OPTION_EXCLUDED_RANGES = 1 << 3,
+	OPTION_INCLUDED_PORTS = 1 << 4,
+	OPTION_INCLUDED_RANGES = 1 << 5, /* no others but these */
+	OPTION_NOTHING_INBOUND = 1 << 6,
+	OPTION_EXCLUDED_INBOUND = 1 << 7,
+	OPTION_INCLUDED_INBOUND = 1 << 8, /* no others but these */
+};
+
+/* Value of pod_options_map. */
+struct pod_options {
+	__u32 flags;
+	__u32 exempt_user; /* user id as the initial user namespace has it */
+};
+
+enum port_list {
+	PORT_EXCLUDED_OUTBOUND,
+	PORT_INCLUDED_OUTBOUND,
+	PORT_EXCLUDED_INBOUND,
+	PORT_INCLUDED_INBOUND,
+};
+
+/* Key of pod_port_map. */
+struct port_key {
+	__u32 slot;
+	__u16 list; /* enum port_list */
+	__u16 port; /* host order */
+};
+
+enum range_list {
+	RANGE_EXCLUDED_IP4,
+	RANGE_EXCLUDED_IP6,
+	RANGE_INCLUDED_IP4,
+	RANGE_INCLUDED_IP6,
+};
+
+/* Key of pod_range_map, a trie: prefix_length counts the bits after itself. */
+struct range_key {
+	__u32 prefix_length;
+	__u32 slot;
+	__u32 list; /* enum range_list */
+	struct address address;
 };
 
 struct pod_counters {

@@ -14,7 +14,9 @@
 #include "address.bpf.h"
 #include "cgroute.h"
 #include "identity.bpf.h"
+#include "kubelet.bpf.h"
 #include "maps.bpf.h"
+#include "options.bpf.h"
 
 #define ALLOW 1
 #define DENY 0
@@ -71,6 +73,9 @@ const volatile struct vocabulary {
 	enum info_flag info_flag;
 	enum branch branch;
 	enum policy policy;
+	enum option_flag option_flag;
+	enum port_list port_list;
+	enum range_list range_list;
 	struct proxy_ports proxy_ports;
 	struct policies policies;
 } vocabulary;
@@ -85,30 +90,6 @@ static __always_inline bool denies(bool when_proxy_down)
 		return when_proxy_down; /* the defaults of both */
 	return (when_proxy_down ? policies->when_proxy_down :
 				  policies->unknown_pods) == POLICY_DENY;
-}
-
-/* The first eight characters of a name as one number. */
-#define NAME(a, b, c, d, e, f, g, h)                                           \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 |  \
-	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
-
-/* The kubelet's probes must reach the pod itself. */
-static __always_inline bool is_kubelet(void)
-{
-	union {
-		char text[16];
-		__u64 head;
-	} comm = {};
-
-	if (bpf_get_current_comm(comm.text, sizeof(comm.text)))
-		return false;
-	if (comm.head == NAME('k', 'u', 'b', 'e', 'l', 'e', 't', 0))
-		return true;
-	if (comm.head == NAME('k', 'u', 'b', 'e', 'l', 'i', 't', 'e'))
-		return !comm.text[8];
-	/* k3s calls itself "k3s-server" or "k3s-agent". */
-	return comm.text[0] == 'k' && comm.text[1] == '3' && comm.text[2] == 's' &&
-	       (!comm.text[3] || comm.text[3] == '-');
 }
 
 /* Ports of the proxy itself, by Istio's conventions. */
@@ -200,7 +181,9 @@ static __always_inline void decide_host(struct verdict *verdict,
 	if (!pod)
 		return;
 	verdict->slot = pod->slot;
-	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet()) {
+	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet() ||
+	    (pod->has_options &&
+	     is_excluded_inbound(pod->slot, bpf_ntohs(port_be)))) {
 		verdict->branch = BRANCH_INBOUND_EXEMPT;
 		return;
 	}
@@ -244,6 +227,9 @@ static __always_inline void decide_pod(struct verdict *verdict,
 		verdict->branch = BRANCH_BYPASSED;
 	else if (is_loopback(dst) || is_unspecified(dst) || same_address(dst, own))
 		verdict->branch = BRANCH_LOCAL;
+	else if (flags & INFO_OPTIONS &&
+		 is_excluded(info->slot, dst, bpf_ntohs(port_be), ip4))
+		verdict->branch = BRANCH_EXCLUDED;
 	else
 		redirect(verdict, dst, port_be, ip4, false);
 }

@@ -9,6 +9,8 @@ export interface Claim {
   readonly createdAt: number;
   /** Whether host processes reach this pod through the proxy. */
   readonly redirected: boolean;
+  /** Whether its annotations leave some of its ports alone. */
+  readonly hasOptions: boolean;
 }
 
 export class AddressClaims {

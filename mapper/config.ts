@@ -76,10 +76,12 @@ const TABLE = {
       'Whose label `kmesh.net/bypass` counts: `any` pod\'s, only where the `namespace` carries `cgroute.io/allow-bypass=true`, or `never`.',
     ),
   },
+  sidecarUser: integer(0, 4_294_967_294, 1337, "User id of sidecars: in a pod that has one, its own connections are left alone."),
   sweepSeconds: integer(1, 86_400, 30, 'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.'),
   relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
   maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
+  maxTrafficEntries: integer(1024, 16_777_216, 65_536, "Room for this many ports, and as many ranges, of all pods' traffic annotations together."),
   annotate: onOrOff(true, 'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.'),
   events: onOrOff(true, 'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.'),
   log: {

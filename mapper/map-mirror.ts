@@ -9,14 +9,17 @@ import type { BpfMap } from '../native/bpf-map.ts';
 export class MapMirror<K, V> {
   readonly #map: BpfMap<K, V>;
   readonly #textOf: (key: K) => string;
+  readonly #nothing: V | undefined;
   readonly #held = new Map<string, { readonly key: K; readonly value: V }>();
   /** Entries of others at the last repair. */
   #strangers: ReadonlySet<string> = new Set();
 
-  constructor(map: BpfMap<K, V>, textOf: (key: K) => string) {
+  /** @param nothing for an array, which has every key: the value that stands for none */
+  constructor(map: BpfMap<K, V>, textOf: (key: K) => string, nothing?: V) {
     this.#map = map;
     this.#textOf = textOf;
-    for (const [key, value] of map.entries()) this.#held.set(textOf(key), { key, value });
+    this.#nothing = nothing;
+    for (const [key, value] of this.#entries()) this.#held.set(textOf(key), { key, value });
   }
 
   /**
@@ -27,14 +30,14 @@ export class MapMirror<K, V> {
    *   is not put back when `isGone`
    */
   repair(kernel?: { readonly isGone: (key: K) => boolean }): number {
-    const found = new Map(this.#map.entries().map(([key, value]) => [this.#textOf(key), { key, value }]));
+    const found = new Map(this.#entries().map(([key, value]) => [this.#textOf(key), { key, value }]));
     const altered = [...this.#held].filter(([text, { key, value }]) =>
       !isDeepStrictEqual(found.get(text)?.value, value) && !(kernel !== undefined && !found.has(text) && kernel.isGone(key)));
     const strangers = [...found].filter(([text]) => !this.#held.has(text));
     const added = strangers.filter(([text]) => kernel === undefined || this.#strangers.has(text));
     this.#strangers = new Set(strangers.map(([text]) => text));
     for (const [, { key, value }] of altered) this.#map.set(key, value);
-    for (const [, { key }] of added) this.#map.delete(key);
+    for (const [, { key }] of added) this.#remove(key);
     return altered.length + added.length;
   }
 
@@ -61,14 +64,24 @@ export class MapMirror<K, V> {
 
   /** Removes what the kernel may have added. */
   drop(key: K): void {
-    if (!this.delete(key)) this.#map.delete(key);
+    if (!this.delete(key)) this.#remove(key);
   }
 
   delete(key: K): boolean {
     const text = this.#textOf(key);
     if (!this.#held.has(text)) return false;
-    this.#map.delete(key);
+    this.#remove(key);
     this.#held.delete(text);
     return true;
+  }
+
+  #entries(): [K, V][] {
+    const entries = this.#map.entries();
+    return this.#nothing === undefined ? entries : entries.filter(([, value]) => !isDeepStrictEqual(value, this.#nothing));
+  }
+
+  #remove(key: K): void {
+    if (this.#nothing === undefined) this.#map.delete(key);
+    else this.#map.set(key, this.#nothing);
   }
 }

@@ -7,12 +7,15 @@ const CGROUPS_PER_POD = 8;
 const MAX_UNACCEPTED = 8_192;
 
 /** Entries of each map whose size follows from the configuration. */
-export function mapSizes({ maxPods, maxConnections }: Config): Record<string, number> {
+export function mapSizes({ maxPods, maxConnections, maxTrafficEntries }: Config): Record<string, number> {
   return {
     cgroup_info_map: maxPods * CGROUPS_PER_POD,
     pod_ip_map: maxPods * 2,
     pod_info_map: maxPods,
     pod_counters_map: maxPods + 1,
+    pod_options_map: maxPods + 1,
+    pod_port_map: maxTrafficEntries,
+    pod_range_map: maxTrafficEntries,
     // The small one before it is not counted.
     connection_overflow_map: maxConnections,
     // Those that have not been accepted yet; a small map is a fast one.

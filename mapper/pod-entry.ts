@@ -81,8 +81,12 @@ function flagsOf(decision: Decision): number {
     | (isBypassed && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
     | (isBypassed && decision.bypassInbound ? infoFlag.bypassInbound : 0)
     | (decision.sidecar ? infoFlag.sidecar : 0)
+    | (hasOptions(decision) ? infoFlag.options : 0)
     | (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0);
 }
+
+/** Whether connections of the pod are looked at one by one: for its annotations, or for its sidecar's own. */
+export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean => enrolled && (sidecar || traffic !== undefined);
 
 /** The entry of one of the pod's cgroups. */
 export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts): CgroupInfo {

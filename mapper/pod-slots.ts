@@ -35,10 +35,17 @@ export class PodSlots {
     return { slot, isNew: true };
   }
 
-  release(podKey: string): void {
+  /** Those that are some pod's. */
+  taken(): ReadonlySet<number> {
+    return new Set(this.#taken.values());
+  }
+
+  /** Returns the slot that the pod had of its own. */
+  release(podKey: string): number | undefined {
     const slot = this.#taken.get(podKey);
-    if (slot === undefined) return;
+    if (slot === undefined) return undefined;
     this.#taken.delete(podKey);
     this.#free.push(slot);
+    return slot;
   }
 }

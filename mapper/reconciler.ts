@@ -6,9 +6,8 @@
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
-import { infoFlag, type Address, type CgroupInfo } from '../native/layouts.ts';
+import { infoFlag, type CgroupInfo } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
-import { AddressClaims } from './address-claims.ts';
 import { ownerOf, type PodCgroup } from './cgroup-path.ts';
 import type { Config } from './config.ts';
 import { DecisionLog } from './decision-log.ts';
@@ -18,8 +17,10 @@ import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import type { ReconcilerFigures } from './metrics.ts';
 import { isMirror, podKeys, type Pod } from './objects.ts';
-import { addressBytes, addressText, cgroupEntry, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { addressText, cgroupEntry, hasOptions, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { PodAddressMap } from './pod-address-map.ts';
 import { PodCounters } from './pod-counters.ts';
+import { PodOptions } from './pod-options.ts';
 import { PodQueue } from './pod-queue.ts';
 import { PodSlots } from './pod-slots.ts';
 import type { PodTrees } from './pod-trees.ts';
@@ -75,17 +76,15 @@ export class Reconciler {
   readonly #queue: PodQueue;
   readonly #slots: PodSlots;
   readonly #counters: PodCounters;
-  readonly #claims = new AddressClaims();
   readonly #cgroups;
   readonly #podInfos;
-  readonly #addresses;
+  readonly #podOptions: PodOptions;
+  readonly #addresses: PodAddressMap;
   readonly #log: DecisionLog;
   /** Pods whose entries could not be written, to be tried again. */
   readonly #failedKeys = new Set<string>();
   /** Cgroups below the kubelet's root of which nobody can say whose they are. */
   readonly #ambiguous = new Set<bigint>();
-  /** Addresses that some pod claims, as their bytes in hex. */
-  readonly #claimedAddresses = new Set<string>();
   #hasTakenOver = false;
   readonly #errnos = new Map<string, number>();
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
@@ -99,7 +98,8 @@ export class Reconciler {
     this.#slots = new PodSlots(maps.counters.info.maxEntries);
     this.#cgroups = new MapMirror(maps.cgroups, String);
     this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
-    this.#addresses = new MapMirror(maps.podAddresses, ({ word }) => Buffer.from(word).toString('hex'));
+    this.#podOptions = new PodOptions(maps);
+    this.#addresses = new PodAddressMap(maps.podAddresses, () => options.handoffs.hostRedirected());
     this.#log = new DecisionLog(options.logger);
     this.#counters = new PodCounters(maps.counters);
     for (const { key, value } of this.#podInfos.entries()) {
@@ -197,11 +197,9 @@ export class Reconciler {
         this.#slots.release(key.text);
       }
     }
-    for (const { key } of this.#addresses.entries()) {
-      if (this.#claimedAddresses.has(Buffer.from(key.word).toString('hex'))) continue;
-      removed += Number(this.#addresses.delete(key));
-    }
-    return removed;
+    const taken = this.#slots.taken();
+    for (const slot of this.#podOptions.slots()) if (!taken.has(slot)) this.#podOptions.clear(slot);
+    return removed + this.#addresses.removeLeftovers();
   }
 
   /** Undoes what others did to the maps. Returns the number of entries. */
@@ -210,7 +208,7 @@ export class Reconciler {
       const path = this.#pods.get(this.#keyOfCgroup.get(id) ?? '')?.cgroups.get(id)?.path;
       return path !== undefined && this.#options.host.cgroupIdAt(path) !== id;
     };
-    return this.#cgroups.repair({ isGone }) + this.#podInfos.repair() + this.#addresses.repair();
+    return this.#cgroups.repair({ isGone }) + this.#podInfos.repair() + this.#addresses.repair() + this.#podOptions.repair();
   }
 
   /** Tries again what failed, a full map for instance. */
@@ -293,7 +291,8 @@ export class Reconciler {
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
     // When it was made is forgotten, so any pod that is known has the better claim.
-    this.#claim(key, ips, remembered.slot, -1, remembered.isInMesh !== 0 && (remembered.flags & infoFlag.bypassInbound) === 0);
+    const redirected = remembered.isInMesh !== 0 && (remembered.flags & infoFlag.bypassInbound) === 0;
+    this.#addresses.claim(key, ips, { slot: remembered.slot, createdAt: -1, redirected, hasOptions: (remembered.flags & infoFlag.options) !== 0 });
   }
 
   #setEntry(cgroup: Cgroup, entry: CgroupInfo): void {
@@ -308,6 +307,7 @@ export class Reconciler {
     if (isNew) this.#counters.start(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
+    this.#podOptions.set(slot, decision.traffic, decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined);
     const entry = podEntry(pod, facts);
     const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
     if (isAwaited) this.#options.handoffs.podAwaited(key);
@@ -321,7 +321,8 @@ export class Reconciler {
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
     // What a pod shows in its own network namespace never takes an address from one whose status says so.
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
-    this.#claim(key, ended ? [] : ips, slot, since, decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound));
+    const redirected = decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound);
+    this.#addresses.claim(key, ended ? [] : ips, { slot, createdAt: since, redirected, hasOptions: hasOptions(decision) });
   }
 
   /** Those of the pod's status that can be a pod's. */
@@ -346,28 +347,14 @@ export class Reconciler {
     return state.foundIps;
   }
 
-  #claim(key: string, ips: readonly string[], slot: number, createdAt: number, redirected: boolean): void {
-    for (const ip of this.#claims.claim(key, ips, { slot, createdAt, redirected })) {
-      const word = addressBytes(ip);
-      if (word === undefined) continue;
-      const address: Address = { word };
-      const owner = this.#claims.owner(ip);
-      const text = Buffer.from(word).toString('hex');
-      if (owner === undefined) this.#claimedAddresses.delete(text);
-      else this.#claimedAddresses.add(text);
-      if (owner?.redirected === true) this.#options.handoffs.hostRedirected();
-      if (owner?.redirected === true) this.#addresses.set(address, { slot: owner.slot });
-      else this.#addresses.delete(address);
-    }
-  }
-
   #forget(key: string): void {
     const uid = this.#pods.get(key)?.pod?.uid;
     if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#log.forget(uid);
-    this.#claim(key, [], 0, 0, false);
+    this.#addresses.release(key);
     this.#podInfos.delete({ text: key });
     this.#options.handoffs.podArrived(key);
-    this.#slots.release(key);
+    const slot = this.#slots.release(key);
+    if (slot !== undefined) this.#podOptions.clear(slot);
     this.#pods.delete(key);
     this.#changedAt.delete(key);
     this.#failedKeys.delete(key);

@@ -9,6 +9,7 @@
 import type { Config } from './config.ts';
 import { SIDECAR_STATUS } from './objects.ts';
 import type { Labels, Namespace, Pod } from './objects.ts';
+import { trafficOptions, type TrafficOptions } from './traffic-options.ts';
 
 export const MODE_LABEL = 'istio.io/dataplane-mode';
 export const GATEWAY_LABEL = 'gateway.istio.io/managed';
@@ -36,7 +37,7 @@ export type Reason =
 
 /** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
 export interface Note {
-  readonly code: 'unknown-mode' | 'unknown-bypass' | 'bypass-refused' | 'bypass-beside-sidecar';
+  readonly code: 'unknown-mode' | 'unknown-bypass' | 'bypass-refused' | 'bypass-beside-sidecar' | 'traffic-annotation';
   readonly message: string;
 }
 
@@ -68,6 +69,8 @@ export interface Decision {
   readonly sidecar: boolean;
   /** One of the node's ztunnels, also when an earlier rule decides; false for one that has ended. */
   readonly proxy: boolean;
+  /** Of an enrolled pod: what its annotations leave outside the mesh; undefined is nothing. */
+  readonly traffic: TrafficOptions | undefined;
   readonly notes: readonly Note[];
   readonly trace: readonly RuleStep[];
 }
@@ -96,7 +99,7 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
   const terminal = pod.phase === 'Succeeded' || pod.phase === 'Failed';
   const sidecar = valueOf(pod.annotations, SIDECAR_STATUS) !== undefined;
   const proxy = isProxy(pod, config.proxy);
-  const known = { sidecar, proxy: proxy && !terminal, notes, trace: steps };
+  const known = { sidecar, proxy: proxy && !terminal, traffic: undefined, notes, trace: steps };
 
   /** Notes one step and hands its answer on. */
   const asked = (rule: number, condition: string, saw: string, outcome: boolean | 'yes'): boolean => {
@@ -126,11 +129,13 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
     return { ...after, verdict: 'out', reason: enrolment.reason, enrolled: false, mode: undefined };
   }
   const { mode } = enrolment;
+  const { options: traffic, problems } = trafficOptions(pod.annotations);
 
   const shortCircuited = sidecar && mode === 'kmesh';
   const sawSidecar = `annotation ${SIDECAR_STATUS} ${sidecar ? 'present' : 'absent'}, mode ${mode}`;
   asked(8, 'the pod has a sidecar', sawSidecar, sidecar);
   if (sidecar && !shortCircuited) return { ...after, verdict: 'out', reason: 'sidecar', enrolled: false, mode };
+  if (problems.length > 0) notes.push({ code: 'traffic-annotation', message: `pod ${nameOf(pod)}: ${problems.join('; ')}` });
   if (sidecar) {
     if (bypass.reason !== undefined) {
       notes.push({
@@ -138,13 +143,13 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
         message: `pod ${nameOf(pod)} carries ${BYPASS_LABEL}=${JSON.stringify(bypass.value)} and its sidecar is short-circuited as well: the bypass is in force, the reason shown is that of the earlier rule`,
       });
     }
-    return { ...after, verdict: 'in', reason: 'sidecar-short-circuited', enrolled: true, mode };
+    return { ...after, verdict: 'in', reason: 'sidecar-short-circuited', enrolled: true, mode, traffic };
   }
 
   asked(9, 'the pod asks to be bypassed, and may', bypass.saw, bypass.reason !== undefined);
-  if (bypass.reason !== undefined) return { ...after, verdict: 'bypass', reason: bypass.reason, enrolled: true, mode };
+  if (bypass.reason !== undefined) return { ...after, verdict: 'bypass', reason: bypass.reason, enrolled: true, mode, traffic };
   decideLate(steps);
-  return { ...after, verdict: 'in', reason: enrolment.reason, enrolled: true, mode };
+  return { ...after, verdict: 'in', reason: enrolment.reason, enrolled: true, mode, traffic };
 }
 
 /** Whether a pod is one of the node's ztunnels by its labels and namespace. */

@@ -52,6 +52,7 @@ interface Section {
 
 /** `enum bpf_func_id`, <linux/bpf.h>. */
 const HELPER_IDS: Readonly<Record<string, number>> = {
+  bpf_get_current_uid_gid: 15,
   bpf_get_current_comm: 16,
   bpf_get_socket_cookie: 46,
   bpf_sock_ops_cb_flags_set: 59,
@@ -74,6 +75,7 @@ export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 26, 160]);
 const BPF_TRACE_RAW_TP = 23;
 
 const CONNECT = {
+  bpf_get_current_uid_gid: '4.17',
   bpf_get_current_comm: '5.7',
   bpf_get_socket_cookie: '4.19',
   bpf_get_current_cgroup_id: '5.7',
@@ -128,6 +130,7 @@ const MAPS: readonly { readonly name: string; readonly type: number; readonly si
   { name: 'hash', type: 1, since: '3.19' },
   { name: 'array', type: 2, since: '3.19' },
   { name: 'percpu_array', type: 6, since: '4.6' },
+  { name: 'lpm_trie', type: 11, since: '4.11' },
   { name: 'sk_storage', type: 24, since: '5.2' },
   { name: 'ringbuf', type: 27, since: '5.8', without: IDENTITY },
 ];

@@ -8,7 +8,7 @@ import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
-import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podTrees, podKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
+import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
 import { watchRingBuffer } from './ring-buffer.ts';
 import { hasTraceLink, replaceTraceLink, tracePin } from './trace-link.ts';
@@ -41,6 +41,9 @@ function openMaps(directory: string) {
     counters: open('pod_counters_map', u32, podCounters),
     podTrees: open('pod_trees_map', u32, podTrees),
     handoffs: open('handoff_map', u64, u32),
+    podOptions: open('pod_options_map', u32, podOptions),
+    podPorts: open('pod_port_map', portKey, u32),
+    podRanges: open('pod_range_map', rangeKey, u32),
     agent: open('agent_map', u32, agentInfo),
     connections: open('connection_map', u64, connection),
     overflowConnections: open('connection_overflow_map', u64, connection),

@@ -17,6 +17,7 @@ export const infoFlag = {
   sidecar: 32,
   hostNetwork: 64,
   unknownPod: 128,
+  options: 256,
 } as const;
 
 export const branch = {
@@ -42,6 +43,32 @@ export const branch = {
 export const policy = {
   allow: 0,
   deny: 1,
+} as const;
+
+export const optionFlag = {
+  nothingOutbound: 1,
+  exemptUser: 2,
+  excludedPorts: 4,
+  excludedRanges: 8,
+  includedPorts: 16,
+  includedRanges: 32,
+  nothingInbound: 64,
+  excludedInbound: 128,
+  includedInbound: 256,
+} as const;
+
+export const portList = {
+  excludedOutbound: 0,
+  includedOutbound: 1,
+  excludedInbound: 2,
+  includedInbound: 3,
+} as const;
+
+export const rangeList = {
+  excludedIp4: 0,
+  excludedIp6: 1,
+  includedIp4: 2,
+  includedIp6: 3,
 } as const;
 
 export const cgroupChange = {
@@ -189,6 +216,7 @@ export const address: Layout<Address> = {
 
 export interface PodAddress {
   readonly slot: number;
+  readonly hasOptions: number;
 }
 
 export const podAddress: Layout<PodAddress> = {
@@ -196,15 +224,100 @@ export const podAddress: Layout<PodAddress> = {
   size: 8,
   fields: [
     { name: 'slot', offset: 0, kind: 'u32', count: 1 },
-    { name: 'reserved', offset: 4, kind: 'u32', count: 1 },
+    { name: 'has_options', offset: 4, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 8);
     buffer.writeUInt32LE(value.slot, at + 0);
+    buffer.writeUInt32LE(value.hasOptions, at + 4);
   },
   decode(buffer, at = 0) {
     return {
       slot: buffer.readUInt32LE(at + 0),
+      hasOptions: buffer.readUInt32LE(at + 4),
+    };
+  },
+};
+
+export interface PodOptions {
+  readonly flags: number;
+  readonly exemptUser: number;
+}
+
+export const podOptions: Layout<PodOptions> = {
+  name: 'pod_options',
+  size: 8,
+  fields: [
+    { name: 'flags', offset: 0, kind: 'u32', count: 1 },
+    { name: 'exempt_user', offset: 4, kind: 'u32', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value.flags, at + 0);
+    buffer.writeUInt32LE(value.exemptUser, at + 4);
+  },
+  decode(buffer, at = 0) {
+    return {
+      flags: buffer.readUInt32LE(at + 0),
+      exemptUser: buffer.readUInt32LE(at + 4),
+    };
+  },
+};
+
+export interface PortKey {
+  readonly slot: number;
+  readonly list: number;
+  readonly port: number;
+}
+
+export const portKey: Layout<PortKey> = {
+  name: 'port_key',
+  size: 8,
+  fields: [
+    { name: 'slot', offset: 0, kind: 'u32', count: 1 },
+    { name: 'list', offset: 4, kind: 'u16', count: 1 },
+    { name: 'port', offset: 6, kind: 'u16', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value.slot, at + 0);
+    buffer.writeUInt16LE(value.list, at + 4);
+    buffer.writeUInt16LE(value.port, at + 6);
+  },
+  decode(buffer, at = 0) {
+    return {
+      slot: buffer.readUInt32LE(at + 0),
+      list: buffer.readUInt16LE(at + 4),
+      port: buffer.readUInt16LE(at + 6),
+    };
+  },
+};
+
+export interface RangeKey {
+  readonly prefixLength: number;
+  readonly slot: number;
+  readonly list: number;
+  readonly address: Address;
+}
+
+export const rangeKey: Layout<RangeKey> = {
+  name: 'range_key',
+  size: 28,
+  fields: [
+    { name: 'prefix_length', offset: 0, kind: 'u32', count: 1 },
+    { name: 'slot', offset: 4, kind: 'u32', count: 1 },
+    { name: 'list', offset: 8, kind: 'u32', count: 1 },
+    { name: 'address', offset: 12, kind: { struct: 'address' }, count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value.prefixLength, at + 0);
+    buffer.writeUInt32LE(value.slot, at + 4);
+    buffer.writeUInt32LE(value.list, at + 8);
+    address.encode(value.address, buffer, at + 12);
+  },
+  decode(buffer, at = 0) {
+    return {
+      prefixLength: buffer.readUInt32LE(at + 0),
+      slot: buffer.readUInt32LE(at + 4),
+      list: buffer.readUInt32LE(at + 8),
+      address: address.decode(buffer, at + 12),
     };
   },
 };
@@ -526,4 +639,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podOptions, portKey, rangeKey, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;

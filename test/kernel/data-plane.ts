@@ -99,7 +99,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       };
       maps.cgroups.set(cgroup.id, info);
     },
-    captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot }),
+    captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot, hasOptions: 0 }),
     setProxy(addresses = {}) {
       for (const [key, address] of [[setting.proxyIp4, addresses.ip4], [setting.proxyIp6, addresses.ip6]] as const) {
         if (address === undefined) maps.settings.delete(key);
