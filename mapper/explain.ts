@@ -8,6 +8,7 @@ import { readAgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
 import type { Pod } from './objects.ts';
 import { addressText } from './pod-entry.ts';
+import { trafficText } from './traffic-options.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
 import type { Decision, RuleStep } from './verdict.ts';
 
@@ -49,7 +50,7 @@ export interface PodView {
 /** What the agent knows. */
 export interface ExplainView {
   readonly maps: Pick<PinnedMaps, 'pods' | 'counters' | 'settings'>;
-  readonly config: Pick<Config, 'whenProxyDown'>;
+  readonly config: Pick<Config, 'whenProxyDown' | 'sidecarUser'>;
   podsNamed(name: string, namespace: string | undefined): readonly PodView[];
   proxyPod(): Pod | undefined;
 }
@@ -57,7 +58,7 @@ export interface ExplainView {
 const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   redirected: "opened by it, went to the proxy's outbound port",
   inboundRedirected: "opened to it by processes of the host, went to the proxy's inbound port",
-  inboundExempt: 'opened to it by the kubelet or to a port of the proxy, were left as they were',
+  inboundExempt: 'opened to it by the kubelet, to a port of the proxy or to an excluded one, were left as they were',
   hostUntouched: 'opened by processes of the host, were left as they were',
   out: 'opened by it, were left as they were: it is not in the mesh',
   bypassed: 'opened by it, were left as they were: it is bypassed',
@@ -112,8 +113,10 @@ export function explain(text: string, view: ExplainView): Explanation {
   };
 }
 
-function hints({ decision, cgroups, failed }: PodView, isMapped: boolean, hasProxy: boolean, { whenProxyDown }: ExplainView['config']): string[] {
+function hints({ decision, cgroups, failed }: PodView, isMapped: boolean, hasProxy: boolean, { whenProxyDown, sidecarUser }: ExplainView['config']): string[] {
   return [
+    ...(decision.traffic === undefined ? [] : [`its annotations limit what goes to the proxy: ${trafficText(decision.traffic)}`]),
+    ...(decision.enrolled && decision.sidecar ? [`connections of its user ${sidecarUser}, which sidecars run as, are left as they are`] : []),
     ...(failed || !isMapped ? ['its entries in the maps could not be written, so the programs may act otherwise; the agent tries again'] : []),
     ...(cgroups.length === 0 ? ['no cgroup of it has been found: it does not run here yet, or no more'] : []),
     ...(decision.enrolled && !hasProxy ? [`no proxy of this node is ready, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`] : []),

@@ -10,13 +10,14 @@ import { KubeError } from './kube-error.ts';
 import type { Pod } from './objects.ts';
 import type { Note } from './verdict.ts';
 
-export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'NotRedirected';
+export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'NotRedirected';
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {
   'bypass-refused': 'BypassRefused',
   'unknown-mode': 'LabelNotUnderstood',
   'unknown-bypass': 'LabelNotUnderstood',
+  'traffic-annotation': 'AnnotationNotUnderstood',
 };
 
 export interface PodEvents extends Disposable {

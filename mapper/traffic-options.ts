@@ -6,7 +6,7 @@
  */
 import { BlockList, isIP } from 'node:net';
 import type { Labels } from './objects.ts';
-import { addressBytes } from './pod-entry.ts';
+import { addressBytes, addressText } from './pod-entry.ts';
 
 export const TRAFFIC = 'traffic.sidecar.istio.io/';
 
@@ -112,4 +112,23 @@ function masked(family: 4 | 6, address: Uint8Array, prefix: number): Range {
     return byte & (0xff00 >> kept) & 0xff;
   });
   return { family, address: bytes, prefix };
+}
+
+/** In words, for people. */
+export function trafficText(options: TrafficOptions): string {
+  const listed = (list: Listed<number | Range>): string | undefined =>
+    (list === undefined ? undefined : list === 'all' ? 'all' : list.length === 0 ? 'none' : list.map((item) => (typeof item === 'number' ? String(item) : rangeText(item))).join(', '));
+  const parts: readonly (readonly [string, Listed<number | Range>])[] = [
+    ['outbound ports but', options.excludedPorts], ['outbound ranges but', options.excludedRanges],
+    ['only outbound ranges', options.includedRanges], ['whatever the range, outbound ports', options.includedPorts],
+    ['inbound ports but', options.excludedInbound], ['only inbound ports', options.includedInbound],
+  ];
+  return parts.flatMap(([words, list]) => {
+    const text = listed(list);
+    return text === undefined ? [] : [`${words} ${text}`];
+  }).join('; ');
+}
+
+function rangeText({ family, address, prefix }: Range): string {
+  return `${addressText(address) ?? (family === 4 ? '0.0.0.0' : '::')}/${prefix}`;
 }
