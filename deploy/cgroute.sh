@@ -3,7 +3,10 @@
 # Starts the bundle that lies beside this file, with the project's own Node where
 # it is, else with the one on PATH. The agent makes little garbage, so a small
 # young generation costs no time and saves some megabytes on each node.
-here=$(dirname "$(readlink -f "$0")")
+# In the image there is a shell, and no readlink.
+self=$0
+if [ -L "$self" ] || [ "${self%/*}" = "$self" ]; then self=$(readlink -f "$self"); fi
+here=${self%/*}
 node=$here/../node_modules/.bin/node
 [ -x "$node" ] || node=node
 exec "$node" --max-semi-space-size=1 --heap-growing-percent=20 "$here/cgroute.mjs" "$@"

@@ -39,7 +39,7 @@ export interface Container extends AsyncDisposable {
 const BOUND = '/sys/fs/cgroup';
 
 /** The command line of runc, wrapped in a mount namespace where it needs one. */
-function runc(sandbox: Sandbox, args: readonly string[]): Program {
+export function runc(sandbox: Sandbox, args: readonly string[]): Program {
   const line = ['runc', '--root', sandbox.file('runc'), ...args];
   const mount = cgroup2Mount();
   if (mount === BOUND) return { cmd: 'runc', args: line.slice(1) };
