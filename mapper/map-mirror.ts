@@ -9,6 +9,7 @@ import type { BpfMap } from '../native/bpf-map.ts';
 export class MapMirror<K, V> {
   readonly #map: BpfMap<K, V>;
   readonly #textOf: (key: K) => string;
+  #writes = 0;
   readonly #nothing: V | undefined;
   readonly #held = new Map<string, { readonly key: K; readonly value: V }>();
   /** Entries of others at the last repair. */
@@ -45,6 +46,11 @@ export class MapMirror<K, V> {
     return this.#held.size;
   }
 
+  /** So often {@link set} and {@link delete} found something to do. */
+  get writes(): number {
+    return this.#writes;
+  }
+
   get(key: K): V | undefined {
     return this.#held.get(this.#textOf(key))?.value;
   }
@@ -59,6 +65,7 @@ export class MapMirror<K, V> {
     if (isDeepStrictEqual(this.#held.get(text)?.value, value)) return false;
     this.#map.set(key, value);
     this.#held.set(text, { key, value });
+    this.#writes++;
     return true;
   }
 
@@ -72,6 +79,7 @@ export class MapMirror<K, V> {
     if (!this.#held.has(text)) return false;
     this.#remove(key);
     this.#held.delete(text);
+    this.#writes++;
     return true;
   }
 

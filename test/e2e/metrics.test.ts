@@ -1,10 +1,11 @@
 /** `/metrics` of an agent that runs. */
 import assert from 'node:assert/strict';
+import { globSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { test } from 'node:test';
 import { removeCgroup } from '../harness/cgroup.ts';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually, must } from '../harness/process.ts';
 
 async function addressOf(node: TestNode): Promise<string> {
   return String((await node.agent.logged('serving'))['http']);
@@ -34,7 +35,10 @@ test('metrics tell of pods, maps, sources and connections', async () => {
     'cgroute_pods_mapped{verdict="in"}': 1, 'cgroute_pods_mapped{verdict="out"}': 1,
     'cgroute_map_entries{map="cgroup_info_map"}': 4, 'cgroute_map_capacity{map="pod_info_map"}': 4096,
     'cgroute_source_state{source="sweep",state="ok"}': 1,
-    'cgroute_connections_total{branch="redirected"}': 0,
+    'cgroute_connections_total{branch="redirected"}': 0, cgroute_pods_failed: 0,
+    'cgroute_pods_unmapped{verdict="in"}': 1, 'cgroute_cgroups_unresolved_age_seconds': 0,
+    'cgroute_map_entries{map="connection_overflow_map"}': 0, 'cgroute_map_capacity{map="connection_overflow_map"}': 131_072,
+    'cgroute_map_errors_total{errno="E2BIG"}': 0,
   });
   assert.equal([...before.keys()].some((name) => name.includes('secret-name')), false);
 
@@ -49,6 +53,35 @@ test('metrics tell of pods, maps, sources and connections', async () => {
 
   node.sandbox.cgroup('kubepods/burstable/pod99999999-9999-4999-8999-999999999999');
   await eventually('a pod that nobody knows is counted', async () => (await scrape(node)).get('cgroute_cgroups_unresolved') === 1, 5000);
+  const age = await eventually('and for how long', async () => (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') || undefined, 2000);
+  assert.ok(age < 10);
+  const older = await eventually('which grows', async () => {
+    const now = (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') ?? NaN;
+    return now > age ? now : undefined;
+  }, 2000);
+  assert.ok(older < 10);
+});
+
+test('what cannot be written is counted by errno, for pods and for the proxy', async () => {
+  await using node = await startNode('metrics-errors', { agent: false });
+  writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\nmaxPods: 16\n');
+  const { host } = await node.addPod({ name: 'first' });
+  await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+  for (let n = 0; n < 16; n++) await node.addPod({ name: `many-${n}`, host });
+  node.manifest.write();
+  const errors = async (errno: string): Promise<number> => (await scrape(node)).get(`cgroute_map_errors_total{errno="${errno}"}`) ?? NaN;
+  await eventually('the map is full', async () => (await errors('E2BIG')) > 0, 5000);
+  const values = await scrape(node);
+  assert.equal(values.get('cgroute_map_entries{map="pod_info_map"}'), 16);
+  // The proxy and the first are mapped, too.
+  assert.deepEqual([values.get('cgroute_pods_failed'), values.get('cgroute_pods_unmapped{verdict="in"}')], [2, 2]);
+
+  assert.equal(await errors('EPERM'), 0);
+  const [settings = ''] = globSync(`${node.sandbox.bpffs}/cgroute/*/maps/settings`);
+  await must({ cmd: 'bpftool', args: ['map', 'freeze', 'pinned', settings] });
+  node.manifest.change(node.proxyPod.uid, { ready: false });
+  node.manifest.write();
+  await eventually('the proxy could not be forgotten', async () => (await errors('EPERM')) > 0, 5000);
 });
 
 test('connections of a pod that is gone still count, also when another has its place', async () => {

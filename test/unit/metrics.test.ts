@@ -1,23 +1,22 @@
 /** The table of metrics, without an agent. */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { resolve } from 'node:path';
 import { test } from 'node:test';
-import { createMetrics, metricsReference, type MetricsView } from '../../mapper/metrics.ts';
-import type { Verdict } from '../../mapper/verdict.ts';
+import { createMetrics, metricsReference, type IntendedPod, type MetricsView } from '../../mapper/metrics.ts';
+import { CgrouteError } from '../../native/error.ts';
 import { branch } from '../../native/layouts.ts';
 
 type Maps = MetricsView['maps'];
 
 /** A map as far as metrics read it. */
 function fakeMap<K>(name: string, entries: [K, unknown][], maxEntries = 10) {
-  return { name, info: { keySize: 4, valueSize: 4, maxEntries }, keys: () => entries.map(([key]) => key), entries: () => entries, get: (key: K) => entries.find(([of]) => of === key)?.[1] };
+  return { name, info: { keySize: 4, valueSize: 4, maxEntries }, count: () => entries.length, entries: () => entries, get: (key: K) => entries.find(([of]) => of === key)?.[1] };
 }
 
 interface Fake {
   counters: [number, { count: bigint[] }][];
   retired: number[];
-  intended: Verdict[];
+  intended: IntendedPod[];
+  unresolvedSince?: number[];
 }
 
 function counts(values: Partial<Record<keyof typeof branch, bigint>>): { count: bigint[] } {
@@ -31,16 +30,19 @@ function viewOf(fake: Fake): MetricsView {
     version: '1.2.3',
     maps: {
       cgroups: fakeMap<bigint>('cgroup_info_map', [[7n, { slot: 1 }], [8n, { slot: 1 }], [9n, { slot: 0 }]]),
-      pods: fakeMap('pod_info_map', [[{ text: 'a' }, { slot: 1, verdict: 'in' }], [{ text: 'b' }, { slot: 2, verdict: 'in' }], [{ text: 'c' }, { slot: 0, verdict: 'out' }]]),
+      pods: fakeMap('pod_info_map', [[{ text: 'a' }, { uid: 'a', slot: 1, verdict: 'in' }], [{ text: 'b' }, { uid: 'b', slot: 2, verdict: 'in' }], [{ text: 'c' }, { uid: 'c', slot: 0, verdict: 'out' }]]),
       podAddresses: fakeMap('pod_ip_map', []),
       connections: fakeMap('connection_map', [], 1000),
+      // The kernel's own count is believed, whatever a walk would give.
+      overflowConnections: fakeMap('connection_overflow_map', [[1, {}]], 2000),
+      overflowCount: fakeMap<number>('overflow_count_map', [[0, 150n]]),
       originals: fakeMap('original_dst_map', []),
       settings: fakeMap<number>('settings', []),
       get counters() { return fakeMap('pod_counters_map', fake.counters); },
     } as unknown as Maps,
     isReady: () => true,
     intended: () => fake.intended,
-    reconciler: () => ({ tracked: 3, unresolved: 1, errors: new Map([['E2BIG', 2]]), retired: fake.retired, highestSlot: 1 }),
+    reconciler: () => ({ tracked: 3, unresolvedSince: fake.unresolvedSince ?? [], failedPods: 7, errors: new Map([['E2BIG', 2], ['ENOSPC', 1]]), retired: fake.retired, highestSlot: 1 }),
     sources: () => [{ name: 'pods', state: 'degraded', detail: '' }],
     figures: () => ({ requests: 5, restarts: { pods: { expired: 4 } }, lastEventAgeMs: { pods: 1500 } }),
     eventsLost: () => 6,
@@ -48,10 +50,11 @@ function viewOf(fake: Fake): MetricsView {
   };
 }
 
+const pod = (uid: string, verdict: IntendedPod['verdict'], isRunning = true): IntendedPod => ({ uid, verdict, isRunning });
 const lines = (text: string): string[] => text.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
 
 test('each value is where its name says, read when it is asked for', async () => {
-  const fake: Fake = { counters: [], retired: [], intended: ['in', 'in', 'out'] };
+  const fake: Fake = { counters: [], retired: [], intended: [pod('a', 'in'), pod('x', 'in'), pod('y', 'out')], unresolvedSince: [performance.now() - 5000] };
   const metrics = createMetrics(viewOf(fake));
   const has = async (...wanted: string[]): Promise<void> => {
     const found = lines(await metrics.text());
@@ -60,13 +63,13 @@ test('each value is where its name says, read when it is asked for', async () =>
   await has(
     'cgroute_build_info{version="1.2.3"} 1', 'cgroute_ready 1', 'cgroute_proxy_known 0',
     'cgroute_pods_intended{verdict="in"} 2', 'cgroute_pods_intended{verdict="out"} 1', 'cgroute_pods_intended{verdict="bypass"} 0',
-    'cgroute_cgroups_tracked 3', 'cgroute_cgroups_unresolved 1', 'cgroute_map_errors_total{errno="E2BIG"} 2',
-    'cgroute_map_entries{map="cgroup_info_map"} 3', 'cgroute_map_capacity{map="connection_map"} 1000',
+    'cgroute_cgroups_tracked 3', 'cgroute_cgroups_unresolved 1', 'cgroute_map_errors_total{errno="E2BIG"} 2', 'cgroute_pods_failed 7',
+    'cgroute_map_entries{map="cgroup_info_map"} 3', 'cgroute_map_entries{map="connection_overflow_map"} 150', 'cgroute_map_capacity{map="connection_overflow_map"} 2000', 'cgroute_map_capacity{map="connection_map"} 1000',
     'cgroute_source_state{source="pods",state="degraded"} 1', 'cgroute_source_state{source="pods",state="ok"} 0',
     'cgroute_source_restarts_total{source="pods",reason="expired"} 4', 'cgroute_source_last_event_age_seconds{source="pods"} 1.5',
     'cgroute_api_requests_total 5', 'cgroute_events_lost_total 6', 'cgroute_drift_repaired_total 8',
   );
-  fake.intended = ['bypass'];
+  fake.intended = [pod('a', 'bypass')];
   await has('cgroute_pods_intended{verdict="in"} 0', 'cgroute_pods_intended{verdict="bypass"} 1', 'cgroute_map_errors_total{errno="E2BIG"} 2');
 });
 
@@ -74,6 +77,38 @@ test('a pod is mapped when a cgroup leads to it; one without a slot of its own i
   const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [] })).text();
   assert.match(text, /^cgroute_pods_mapped\{verdict="in"\} 1$/m);
   assert.match(text, /^cgroute_pods_mapped\{verdict="out"\} 0$/m);
+});
+
+test('a pod that runs and is not in the maps as it should be is unmapped', async () => {
+  const unmapped = async (...intended: IntendedPod[]): Promise<string[]> =>
+    lines(await createMetrics(viewOf({ counters: [], retired: [], intended })).text()).filter((line) => /^cgroute_pods_unmapped.* [^0]/.test(line));
+  assert.deepEqual(await unmapped(pod('a', 'in')), []);
+  assert.deepEqual(await unmapped(pod('a', 'bypass')), ['cgroute_pods_unmapped{verdict="bypass"} 1'], 'another verdict stands there');
+  assert.deepEqual(await unmapped(pod('b', 'in'), pod('c', 'out')), ['cgroute_pods_unmapped{verdict="in"} 1', 'cgroute_pods_unmapped{verdict="out"} 1'], 'no cgroup, no slot');
+  assert.deepEqual(await unmapped(pod('x', 'in')), ['cgroute_pods_unmapped{verdict="in"} 1'], 'no entry');
+  assert.deepEqual(await unmapped(pod('x', 'in', false)), [], 'it does not run');
+});
+
+test('for how long cgroups have been unresolved is the age of the oldest', async () => {
+  const told = async (unresolvedSince: number[]): Promise<(number | undefined)[]> => {
+    const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [], unresolvedSince })).text();
+    return [/^cgroute_cgroups_unresolved (.*)$/m, /^cgroute_cgroups_unresolved_age_seconds (.*)$/m].map((line) => Math.round(Number(line.exec(text)?.[1])));
+  };
+  const now = performance.now();
+  assert.deepEqual(await told([]), [0, 0]);
+  assert.deepEqual(await told([now - 1000, now - 61_000, now - 2000]), [3, 61]);
+});
+
+test('what is to be expected of a counter is there from the start, and errors of all kinds are in one', async () => {
+  const metrics = createMetrics(viewOf({ counters: [], retired: [], intended: [] }));
+  const errors = async (): Promise<string[]> => lines(await metrics.text()).filter((line) => line.startsWith('cgroute_map_errors_total')).map((line) => line.slice('cgroute_map_errors_total'.length));
+  assert.deepEqual(await errors(), ['{errno="E2BIG"} 2', '{errno="ENOMEM"} 0', '{errno="EPERM"} 0', '{errno="other"} 0', '{errno="ENOSPC"} 1']);
+  metrics.failed(new CgrouteError('EBPF', 'the settings', { errno: 'EPERM' }));
+  metrics.failed(new CgrouteError('EBPF', 'the settings', { errno: 'E2BIG' }));
+  metrics.failed(new Error('no errno'));
+  assert.deepEqual(await errors(), ['{errno="E2BIG"} 3', '{errno="ENOMEM"} 0', '{errno="EPERM"} 1', '{errno="other"} 1', '{errno="ENOSPC"} 1']);
+  const text = await metrics.text();
+  for (const reason of ['cut', 'unreachable', 'idle', 'timeout', 'relist']) assert.ok(text.includes(`cgroute_source_restarts_total{source="pods",reason="${reason}"} 0\n`), reason);
 });
 
 test('connections begin at zero with the agent, and those of a pod that is gone still count', async () => {
@@ -98,20 +133,22 @@ test('the latency is a histogram in seconds', async () => {
   assert.match(text, /^cgroute_enrolment_latency_seconds_sum 0.004$/m);
 });
 
-test('docs/metrics.md is what the table says, and the table is what is served', async () => {
-  const document = readFileSync(resolve(import.meta.dirname, '../../docs/metrics.md'), 'utf8');
-  assert.equal(document, metricsReference());
+test('what is said to be served is served', async () => {
   const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [] })).text();
-  const served = [...text.matchAll(/^# TYPE (\w+)/gm)].map(([, name]) => name);
-  assert.deepEqual([...document.matchAll(/^\| `(\w+)`/gm)].map(([, name]) => name), served);
+  const served = [...text.matchAll(/^# TYPE (\w+) (\w+)/gm)].map(([, name, type]) => ({ name, type }));
+  assert.deepEqual(served, metricsReference.map(({ name, type }) => ({ name, type })));
+  for (const { name, labels } of metricsReference) {
+    const line = lines(text).find((each) => each.startsWith(`${name}{`)) ?? '';
+    assert.deepEqual([...line.matchAll(/(\w+)="/g)].map(([, label]) => label).filter((label) => label !== 'le'), [...labels], name);
+  }
 });
 
 test('names have the prefix, and no label names a pod', () => {
-  const rows = [...metricsReference().matchAll(/^\| `(\w+)` \| (\w+) \| (.*?) \|/gm)];
-  assert.ok(rows.length > 15);
-  for (const [, name = '', type, labels = ''] of rows) {
+  assert.ok(metricsReference.length > 15);
+  for (const { name, type, labels, help } of metricsReference) {
     assert.match(name, /^cgroute_/);
     assert.equal(name.endsWith('_total'), type === 'counter', name);
-    assert.doesNotMatch(labels, /pod|namespace|uid/);
+    assert.doesNotMatch(labels.join(), /pod|namespace|uid/);
+    assert.doesNotMatch(help, /\|/, 'it goes into a table');
   }
 });
