@@ -1,5 +1,5 @@
 /** Which programs are attached to the hooks of a cgroup, whose they are, and in which order they run. */
-import { closeSync, existsSync, openSync, readdirSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, statSync } from 'node:fs';
 import { cString } from './elf.ts';
 import { CgrouteError } from './error.ts';
 import { checked, libbpf } from './libbpf.ts';
@@ -36,7 +36,7 @@ export interface AttachedProgram {
 }
 
 export interface PlacedProgram extends AttachedProgram {
-  /** The cgroup's directory. */
+  /** The cgroup's directory; words, where a cgroup namespace hides it. */
   readonly place: string;
 }
 
@@ -57,6 +57,8 @@ const BPF_F_ALLOW_OVERRIDE = 1;
 const BPF_F_ALLOW_MULTI = 2;
 /** The kernel allows 64 for one cgroup and hook; a path has several cgroups. */
 const MAX_PROGRAMS = 1024;
+/** Inode number of the kernel's own root cgroup. */
+const KERNEL_ROOT = 1n;
 /** Names that nobody else is likely to choose; sock_ops and sock_release are not among them. */
 const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
 
@@ -115,7 +117,8 @@ export function programsAt(cgroupPath: string, pinned: PinnedPrograms): Readonly
 /**
  * For each hook, the programs that a process in the first of `paths` meets, in
  * the kernel's own order: the nearest cgroup's first, but for those attached
- * with BPF_F_PREORDER (Linux 6.15).
+ * with BPF_F_PREORDER (Linux 6.15). Those attached above the last of `paths`,
+ * as seen from inside a cgroup namespace, are placed "a cgroup above" it.
  *
  * @param paths the cgroup and its ancestors, nearest first
  * @throws CgrouteError as {@link programsAt}
@@ -123,14 +126,18 @@ export function programsAt(cgroupPath: string, pinned: PinnedPrograms): Readonly
 export function programsAlong(paths: readonly string[], pinned: PinnedPrograms): HookOrder[] {
   const levels = paths.map((place) => ({ place, programs: programsAt(place, pinned) }));
   const nearest = paths[0];
-  if (nearest === undefined) return [];
+  const top = paths.at(-1);
+  if (nearest === undefined || top === undefined) return [];
+  // What runs here and is attached nowhere in sight; at the kernel's root it is news of this instant.
+  const hidesMore = statSync(top, { bigint: true }).ino !== KERNEL_ROOT;
   return inCgroup(nearest, (fd) =>
     hooks().map(([hook, type]) => {
       const left = levels.flatMap(({ place, programs }) => (programs.get(hook) ?? []).map((program) => ({ ...program, place })));
       const runs = query(fd, type, BPF_F_QUERY_EFFECTIVE, nearest).ids.flatMap((id) => {
         // One program may be attached at several levels: each is taken once, the nearest first.
         const at = left.findIndex((program) => program.id === id);
-        return at < 0 ? [] : left.splice(at, 1);
+        if (at >= 0) return left.splice(at, 1);
+        return hidesMore ? [{ ...describe(id, 'multi', pinned), place: `a cgroup above ${top}` }] : [];
       });
       return { hook, runs, hidden: left };
     }),

@@ -18,6 +18,7 @@ import {
   SO_ATTACH_FILTER, SO_RCVBUF, SO_RCVBUFFORCE, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket,
   SOL_SOCKET, watchReadable,
 } from './libc.ts';
+import { hostNamespaces } from './privilege.ts';
 
 const NETLINK_CONNECTOR = 11;
 const NLMSG_DONE = 3;
@@ -36,6 +37,9 @@ const RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024;
 /** At most this many events in one turn of the event loop. */
 const BATCH = 512;
 const ACKNOWLEDGE_MS = 2_000;
+
+/** There, hostNetwork and hostPID lead to the node's namespaces and no further. */
+const IN_KIND = ', unless this node is itself a container, as in kind';
 
 const little = endianness() === 'LE';
 
@@ -69,6 +73,9 @@ export interface ProcConnector extends Disposable {
  * the host's own network, PID and user namespaces.
  */
 export async function openProcConnector(options: ProcConnectorOptions): Promise<ProcConnector> {
+  const { pid, user } = hostNamespaces();
+  // The kernel would not answer, and the agent's start would wait for that.
+  if (pid === false || user === false) throw elsewhere(pid === false ? 'PID' : 'user');
   const fd = openSocket(options);
   const acknowledged = Promise.withResolvers<void>();
   const token = randomInt(1, 0x7fff_0000);
@@ -217,18 +224,21 @@ function subscription(token: number): Buffer {
 function refused(errno: string, cause?: unknown): CgrouteError {
   const remedy: Readonly<Record<string, string>> = {
     EPERM: 'they need CAP_NET_ADMIN: add NET_ADMIN to the capabilities of the agent',
-    ECONNREFUSED: "they exist in the host's own network namespace only: run the agent there (hostNetwork: true)",
+    ECONNREFUSED: `they exist in the host's own network namespace only: run the agent there (hostNetwork: true)${IN_KIND}`,
     EPROTONOSUPPORT: 'this kernel was built without CONFIG_CONNECTOR: nothing can be done short of another kernel',
   };
   const message = `process events were refused with ${errno || 'an error'}; ${remedy[errno] ?? 'see the cause'}`;
   return new CgrouteError('EPROCEVENTS', message, { cause, ...(errno && { errno }) });
 }
 
+function elsewhere(namespace: string): CgrouteError {
+  return new CgrouteError('EPROCEVENTS', `process events are not told in this ${namespace} namespace; run the agent in the host's PID and user namespaces (hostPID: true)${IN_KIND}`);
+}
+
 function unanswered(): CgrouteError {
   return new CgrouteError(
     'EPROCEVENTS',
-    `the kernel did not answer the subscription to process events within ${ACKNOWLEDGE_MS / 1000} s; ` +
-      "run the agent in the host's PID and user namespaces (hostPID: true), on a kernel with CONFIG_PROC_EVENTS",
+    `the kernel did not answer the subscription to process events within ${ACKNOWLEDGE_MS / 1000} s; this takes a kernel with CONFIG_PROC_EVENTS`,
   );
 }
 

@@ -82,6 +82,11 @@ export function findCgroupMount(procRoot = '/proc', cgroupRoot?: string): Cgroup
   return mount;
 }
 
+/** Does the mount begin at the kernel's own root, whose inode number is 1? False in a cgroup namespace of one's own. */
+export function isWholeHierarchy({ mountPoint }: CgroupMount): boolean {
+  return statSync(mountPoint, { bigint: true }).ino === 1n;
+}
+
 /** `cgroupRoot` without symbolic links, when it is a cgroup2 directory. Throws CgrouteError 'ECGROUPROOT'. */
 export function realCgroupRoot(cgroupRoot: string): string {
   let real: string;
@@ -141,20 +146,6 @@ function findDirectory(directory: string, names: readonly string[], levels: numb
     if (place !== undefined) return place;
   }
   return undefined;
-}
-
-/**
- * The level of the watched root in the kernel's hierarchy, as
- * bpf_get_current_ancestor_cgroup_id() counts: 0 is the kernel's root.
- *
- * Undefined where the mount shows a part of the hierarchy only, since the
- * levels above it cannot be counted from inside. The kernel's own root is told
- * by its inode number, which is 1.
- */
-export function levelOf(cgroupRoot: string, procRoot = '/proc'): number | undefined {
-  const { mountPoint } = findCgroupMount(procRoot, cgroupRoot);
-  if (statSync(mountPoint, { bigint: true }).ino !== 1n) return undefined;
-  return realCgroupRoot(cgroupRoot).slice(mountPoint.length).split('/').filter((name) => name !== '').length;
 }
 
 /** Is `path` the directory `ancestor` or below it? Both absolute, without a trailing slash. */

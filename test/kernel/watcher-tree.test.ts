@@ -3,7 +3,7 @@ import { mkdirSync, rmdirSync, statSync } from 'node:fs';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import { type Cgroup, openCgroupTree } from '../../watcher/cgroup-tree.ts';
-import { levelOf } from '../../watcher/host.ts';
+import { levelOf } from '../../watcher/cgroup-level.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
 
 /** A tree that writes down what it reports: `+/a`, `-/a`. */
