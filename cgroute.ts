@@ -5,11 +5,14 @@ import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { stringify } from 'yaml';
+import { endAgents, isEnding, parseAgentSet } from './mapper/agent-set.ts';
 import { defaultConfig, parseConfig, type Config } from './mapper/config.ts';
 import { doctorExitCode, doctorText, runDoctor } from './mapper/doctor.ts';
 import { askExplanation, parsePodName } from './mapper/explain.ts';
 import { explanationText } from './mapper/explain-text.ts';
 import { parseListenAddress, serveHttp } from './mapper/http-server.ts';
+import { kubeAccess } from './mapper/kube-access.ts';
+import { openKubeClient } from './mapper/kube-client.ts';
 import { startNodeAgent } from './mapper/node-agent.ts';
 import { objectSource } from './mapper/object-source.ts';
 import { readStatus } from './mapper/status.ts';
@@ -32,7 +35,7 @@ const FLAGS = {
   'bpffs-root': { type: 'string', default: '/sys/fs/bpf/cgroute', help: 'where maps and links are pinned', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
   http: { type: 'string', default: '127.0.0.1:15270', help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain', verbs: ['run'] },
   config: { type: 'string', help: 'configuration file (YAML)', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
-  'on-exit': { type: 'string', default: 'keep', help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed', verbs: ['run'] },
+  'on-exit': { type: 'string', default: 'keep', help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed; daemonset:NAMESPACE/NAME: detach when that is deleted, else keep', verbs: ['run'] },
   output: { type: 'string', short: 'o', default: 'table', help: 'table, json or yaml', verbs: ['status', 'explain', 'doctor'] },
 } as const;
 
@@ -53,6 +56,7 @@ const VERBS: Readonly<Record<string, Verb>> = {
   explain: { help: 'why a pod of this node is redirected or not: explain NAMESPACE/NAME', argument: 'a pod as NAMESPACE/NAME or NAME', run: explain },
   doctor: { help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks', run: doctor },
   cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
+  uninstall: { help: 'delete the DaemonSet of the agents and wait until they have left: uninstall NAMESPACE/NAME', argument: 'a DaemonSet as NAMESPACE/NAME', run: uninstall },
   version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
   help: { help: 'print this', run: async () => print(helpText()) },
 };
@@ -137,11 +141,15 @@ function nodeName(flags: Flags): string {
 async function run(flags: Flags): Promise<number> {
   const config = readConfig(flags);
   const node = nodeName(flags);
-  const onExit = oneOf(flags, 'on-exit', ['keep', 'detach']);
+  const onExit = valueOf(flags, 'on-exit');
+  const agentSet = onExit.startsWith('daemonset:') ? parseAgentSet(onExit.slice('daemonset:'.length), '--on-exit daemonset:') : undefined;
+  if (agentSet === undefined) oneOf(flags, 'on-exit', ['keep', 'detach', 'daemonset:NAMESPACE/NAME']);
   const http = valueOf(flags, 'http');
   parseListenAddress(http);
   const logger = pino({ level: config.log.level, base: { node }, formatters: { level: (label) => ({ level: label }) }, timestamp: pino.stdTimeFunctions.isoTime });
   const source = objectSource(valueOf(flags, 'source'), { node, version: VERSION, config, logger: logger.child({ component: 'source' }) });
+
+  if (agentSet !== undefined && source.client === undefined) throw usage(`--on-exit ${onExit} asks the API server: expected --source kube with it`);
 
   const signal = new Promise<NodeJS.Signals>((resolve) => {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
@@ -158,8 +166,10 @@ async function run(flags: Flags): Promise<number> {
   agent.listening(server.address);
   logger.info({ http: server.address, version: VERSION }, 'serving');
   const received = await signal;
-  logger.info({ signal: received, onExit }, onExit === 'detach' ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on');
-  await agent.stop(onExit === 'detach');
+  const asked = agentSet === undefined || source.client === undefined ? undefined : await isEnding(source.client, agentSet);
+  const detach = asked?.ends ?? onExit === 'detach';
+  logger.info({ signal: received, onExit, why: asked?.why }, detach ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on');
+  await agent.stop(detach);
   return EXIT.fine;
 }
 
@@ -210,6 +220,13 @@ async function cleanup(flags: Flags): Promise<number> {
   }
   const removed = removePins(root);
   return print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
+}
+
+async function uninstall(_flags: Flags, argument: string): Promise<number> {
+  const agentSet = parseAgentSet(argument, 'cgroute uninstall');
+  using client = openKubeClient({ access: kubeAccess(), userAgent: `cgroute/${VERSION}` });
+  const isGone = await endAgents(client, agentSet);
+  return print(isGone ? `the agents of ${argument} have left\n` : `DaemonSet ${argument} is deleted, and some of its pods are still there: on nodes that come back, \`cgroute cleanup\` does the rest\n`);
 }
 
 async function main(): Promise<number> {

@@ -1,12 +1,13 @@
 /** Doctor's look at the host: kernel, file systems, settings, namespaces, memory, iptables. */
 import { existsSync, readFileSync, statfsSync } from 'node:fs';
 import { machine, release } from 'node:os';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { isOlder, leastKernel } from '../native/capability.ts';
-import { messageOf } from '../native/error.ts';
+import { CgrouteError, messageOf } from '../native/error.ts';
 import type { IptablesBackend } from '../native/iptables.ts';
 import type { HostNamespaces } from '../native/privilege.ts';
-import { findCgroupMount, levelOf, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
+import { levelOf } from '../watcher/cgroup-level.ts';
+import { findCgroupMount, isWholeHierarchy, namespacePath, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
 import { unifiedPath } from '../watcher/proc.ts';
 import { fail, ok, warn, type DoctorLine, type DoctorPlaces } from './doctor-line.ts';
 
@@ -41,11 +42,13 @@ export function cgroupLine({ cgroupRoot, procRoot }: DoctorPlaces): DoctorLine {
     refuseV1Only(KUBELET_CGROUPS, procRoot);
     const mount = findCgroupMount(procRoot, cgroupRoot);
     const root = realCgroupRoot(cgroupRoot ?? mount.mountPoint);
-    if (levelOf(root, procRoot) === undefined) {
-      return fail('cgroup2', `${root} is seen from inside a cgroup namespace, so its depth on this host is unknown`, "mount the host's /sys/fs/cgroup into the container and give its path as --cgroup-root");
-    }
-    return ok('cgroup2', root === mount.mountPoint ? `mounted at ${root}` : `${root}, mounted at ${mount.mountPoint}`);
+    const level = levelOf(root, procRoot);
+    const where = root === mount.mountPoint ? `mounted at ${root}` : `${root}, mounted at ${mount.mountPoint}`;
+    return ok('cgroup2', isWholeHierarchy(mount) ? where : `${where}, a part of the hierarchy; the root is at level ${level} of the whole`);
   } catch (error) {
+    if (error instanceof CgrouteError && error.code === 'ECGROUPLEVEL') {
+      return fail('cgroup2', messageOf(error), "run as root or with CAP_BPF, or mount the host's /sys/fs/cgroup into the container and give its path as --cgroup-root");
+    }
     return fail('cgroup2', messageOf(error), 'boot with systemd.unified_cgroup_hierarchy=1, or give the cgroup2 mount as --cgroup-root');
   }
 }
@@ -101,7 +104,8 @@ export function memoryLine({ procRoot }: DoctorPlaces): DoctorLine {
   try {
     const mount = findCgroupMount(procRoot);
     const own = unifiedPath(read(`${procRoot}/self/cgroup`) ?? '') ?? '/';
-    for (let path = own; ; path = dirname(path)) {
+    // In a container with the host's mount, `own` begins at the container's cgroup and the mount above it.
+    for (let path = resolve(`${namespacePath(mount, own) ?? ''}${own}`); ; path = dirname(path)) {
       const limit = Number(read(`${mount.mountPoint}${path}/memory.max`) ?? 'max');
       if (limit < least) [least, at] = [limit, path];
       if (path === '/' || !path.startsWith('/')) break;
@@ -114,15 +118,18 @@ export function memoryLine({ procRoot }: DoctorPlaces): DoctorLine {
   return least >= ENOUGH_MEMORY ? ok('memory', text) : warn('memory', `${text}, which the agent and its maps may exceed`, `a limit of ${ENOUGH_MEMORY / 1024 / 1024} MiB, or smaller maxPods and maxConnections in the configuration`);
 }
 
+/** There, hostPID leads to the node's namespace, which holds all of its pods' processes. */
+const IN_KIND = ', unless this node is itself a container, as in kind';
+
 export function namespaceLines({ pid, user, net }: HostNamespaces): DoctorLine[] {
   const lines: DoctorLine[] = [];
   const line = (check: string, is: boolean | undefined, lost: string, remedy: string): void => {
     if (is === undefined) lines.push(warn(check, "cannot be told: it takes a look at PID 1's", 'run as root, with CAP_SYS_PTRACE'));
     else lines.push(is ? ok(check, "the host's") : warn(check, `not the host's: ${lost}`, remedy));
   };
-  line('PID namespace', pid, 'processes of the host cannot be found by their PIDs', 'hostPID: true');
+  line('PID namespace', pid, 'there are no process events, and processes outside it cannot be found by their PIDs', `hostPID: true${IN_KIND}`);
   line('user namespace', user, "capabilities count for this namespace's own resources only", "run the agent in the host's user namespace (hostUsers: true)");
-  line('network namespace', net, 'there are no process events, and the iptables rules below are not the host\'s', 'hostNetwork: true');
+  line('network namespace', net, 'there are no process events, and the iptables rules below are not the host\'s', `hostNetwork: true${IN_KIND}`);
   return lines;
 }
 

@@ -77,7 +77,7 @@ async function processEvents(): Promise<DoctorLine[]> {
     return [ok('process events', 'the kernel tells of every program that is started')];
   } catch (error) {
     const [what, remedy] = messageOf(error).split('; ', 2);
-    return [warn('process events', `${what ?? ''}: new processes are found by the sweep, later`, remedy ?? 'run as root')];
+    return [warn('process events', `${what ?? ''}: new processes are found by the cgroup watch and the sweep, later`, remedy ?? 'run as root')];
   }
 }
 

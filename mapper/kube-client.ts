@@ -36,6 +36,8 @@ export interface KubeClientOptions {
 
 /** Longer than this, a connection that nobody uses is closed. */
 const UNUSED_MS = 60_000;
+/** As many as write at one time: a label on a namespace of many pods would else cost a TLS handshake for most of its patches. */
+const MOST_UNUSED = 10;
 const LONGEST_ERROR = 64 * 1024;
 
 export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_000 }: KubeClientOptions): KubeClient {
@@ -49,7 +51,7 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
     if (agent?.key === key) return agent.agent;
     closeUnused();
     const proxyEnv = access.proxyUrl === undefined ? {} : { proxyEnv: { HTTP_PROXY: access.proxyUrl, HTTPS_PROXY: access.proxyUrl } };
-    const options = { keepAlive: true, keepAliveMsecs: 15_000, maxFreeSockets: 2, timeout: UNUSED_MS, ...proxyEnv };
+    const options = { keepAlive: true, keepAliveMsecs: 15_000, maxFreeSockets: MOST_UNUSED, timeout: UNUSED_MS, ...proxyEnv };
     agent = { key, agent: isTls ? new HttpsAgent({ ...options, ...tls, maxCachedSessions: 2 }) : new HttpAgent(options) };
     return agent.agent;
   };

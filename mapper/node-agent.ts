@@ -8,13 +8,14 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
 import type { CgroupPlace } from '../native/cgroup-link.ts';
-import { pinnedPrograms, programsAt } from '../native/cgroup-query.ts';
+import { pinnedPrograms, programsAlong } from '../native/cgroup-query.ts';
 import { linkDirectory, makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
 import { attachProgram } from '../native/proc-connector.ts';
-import { findCgroupMount, levelOf, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
+import { levelOf } from '../watcher/cgroup-level.ts';
+import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
 import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
@@ -69,9 +70,6 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     refuseV1Only(KUBELET_CGROUPS, procRoot);
     const cgroupRoot = realCgroupRoot(options.cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
     const rootLevel = levelOf(cgroupRoot, procRoot);
-    if (rootLevel === undefined) {
-      throw new CgrouteError('ECGROUPLEVEL', `--cgroup-root ${cgroupRoot} is seen from inside a cgroup namespace: expected a mount of the host's whole cgroup2 hierarchy`);
-    }
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
     if (lock.note !== undefined) logger.warn(lock.note);
@@ -116,16 +114,17 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
  */
 function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string): void {
   const pinned = pinnedPrograms(linkDirectory(bpffsRoot)) ?? new Map();
-  for (let place = cgroupRoot; place.startsWith(mountPoint); place = dirname(place)) {
-    let programs;
-    try {
-      programs = [...programsAt(place, pinned).values()].flat();
-    } catch {
-      return; // without the privilege to look there is none to attach either, which has its own sentence
-    }
-    if (!programs.some(({ owner }) => owner === 'unpinned')) continue;
-    throw new CgrouteError('ELOCKED', `programs of another cgroute are attached at ${place}: expected none at --cgroup-root or above it; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`);
+  const places = [cgroupRoot];
+  for (let place = cgroupRoot; place !== mountPoint && place !== '/'; ) places.push((place = dirname(place)));
+  let programs;
+  try {
+    programs = programsAlong(places, pinned).flatMap(({ runs, hidden }) => [...runs, ...hidden]);
+  } catch {
+    return; // without the privilege to look there is none to attach either, which has its own sentence
   }
+  const other = programs.find(({ owner }) => owner === 'unpinned');
+  if (other === undefined) return;
+  throw new CgrouteError('ELOCKED', `programs of another cgroute are attached at ${other.place}: expected none at --cgroup-root or above it; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`);
 }
 
 /** So long the programs of a fresh start wait for the API server; what an earlier agent attached works meanwhile. */
@@ -227,7 +226,7 @@ class RunningAgent implements AsyncDisposable {
       version: options.version,
       maps: dataPlane.maps,
       isReady: () => this.isReady,
-      intended: () => [...inventory.pods()].map((pod) => decide(pod, inventory.namespace(pod.namespace), config).verdict),
+      intended: () => [...inventory.pods()].map((pod) => ({ uid: pod.uid, isRunning: pod.phase === 'Running', verdict: decide(pod, inventory.namespace(pod.namespace), config).verdict })),
       reconciler: () => this.#reconciler.figures,
       sources: () => this.sources(),
       figures: () => options.source.figures(),
@@ -317,6 +316,7 @@ class RunningAgent implements AsyncDisposable {
         if (!this.#isStopped) this.#becomeReady(this.#takeOver());
         return;
       } catch (error) {
+        this.metrics.failed(error);
         this.#options.logger.error({ err: error }, `the first reconcile failed, and is tried again: ${messageOf(error)}`);
         await delay(RETRY_MS, undefined, { ref: false });
       }
@@ -345,6 +345,7 @@ class RunningAgent implements AsyncDisposable {
       this.#follows = false;
       this.#proxy.follow();
     } catch (error) {
+      this.metrics.failed(error);
       this.#options.logger.error({ err: error }, `the proxy's address could not be written: ${messageOf(error)}`);
     }
   }
@@ -369,6 +370,7 @@ class RunningAgent implements AsyncDisposable {
       const expired = this.#dataPlane.expireOriginals();
       if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
     } catch (error) {
+      this.metrics.failed(error);
       logger.error({ err: error }, `the periodic check failed: ${messageOf(error)}`);
     }
   }

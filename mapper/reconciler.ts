@@ -51,9 +51,7 @@ export interface ReconcilerOptions {
   readonly onMapped: (seconds: number) => void;
 }
 
-interface KnownCgroup extends Cgroup {
-  readonly owner: PodCgroup;
-}
+type KnownCgroup = Cgroup & { readonly owner: PodCgroup; readonly seenAt: number };
 
 interface PodState {
   readonly cgroups: Map<bigint, KnownCgroup>;
@@ -83,8 +81,8 @@ export class Reconciler {
   readonly #log: DecisionLog;
   /** Pods whose entries could not be written, to be tried again. */
   readonly #failedKeys = new Set<string>();
-  /** Cgroups below the kubelet's root of which nobody can say whose they are. */
-  readonly #ambiguous = new Set<bigint>();
+  /** Cgroups below the kubelet's root of which nobody can say whose they are, and when they were seen. */
+  readonly #ambiguous = new Map<bigint, number>();
   #hasTakenOver = false;
   readonly #errnos = new Map<string, number>();
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
@@ -116,7 +114,7 @@ export class Reconciler {
     // What is nobody's, or only nested in a container, the kernel may have taken for more.
     if (owner.kind === 'none' || (owner.kind === 'pod' && owner.nested)) return this.#attempt('', () => this.#cgroups.drop(cgroup.id));
     if (owner.kind !== 'pod') return;
-    this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner });
+    this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner, seenAt: performance.now() });
     this.#keyOfCgroup.set(cgroup.id, owner.uid);
     this.#queueAll(owner.uid);
   }
@@ -230,9 +228,8 @@ export class Reconciler {
   }
 
   get figures(): ReconcilerFigures {
-    let unresolved = this.#ambiguous.size;
-    for (const { pod, cgroups } of this.#pods.values()) if (pod === undefined) unresolved += cgroups.size;
-    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolved, errors: this.#errnos, retired: this.#counters.retired, highestSlot: this.#counters.highestSlot };
+    const unknown = [...this.#pods.values()].flatMap(({ pod, cgroups }) => (pod === undefined ? [...cgroups.values()].map(({ seenAt }) => seenAt) : []));
+    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolvedSince: [...this.#ambiguous.values(), ...unknown], failedPods: this.#failedKeys.size, errors: this.#errnos, retired: this.#counters.retired, highestSlot: this.#counters.highestSlot };
   }
 
   /** Those too that the API has forgotten, as long as they run. */
@@ -272,11 +269,12 @@ export class Reconciler {
       state.decision = decide(state.pod, inventory.namespace(state.pod.namespace), config);
       this.#log.decided(state.pod, before, state.decision);
     }
+    const writes = this.#podInfos.writes + this.#cgroups.writes;
     this.#write(key, state, state.pod, state.decision);
     this.#failedKeys.delete(key);
     const changedAt = this.#changedAt.get(key);
     this.#changedAt.delete(key);
-    if (changedAt !== undefined && state.cgroups.size > 0) this.#options.onMapped((performance.now() - changedAt) / 1000);
+    if (changedAt !== undefined && state.cgroups.size > 0 && this.#podInfos.writes + this.#cgroups.writes > writes) this.#options.onMapped((performance.now() - changedAt) / 1000);
     this.#options.onReconciled();
   }
 
@@ -363,7 +361,7 @@ export class Reconciler {
 
   /** Nobody's verdict may be applied where the path does not say whose it is. */
   #markUnknown(cgroup: Cgroup, why: string): void {
-    this.#ambiguous.add(cgroup.id);
+    this.#ambiguous.set(cgroup.id, performance.now());
     this.#attempt('', () => this.#cgroups.set(cgroup.id, unknownEntry(cgroup.id)));
     this.#options.logger.warn({ cgroupId: String(cgroup.id), path: cgroup.path }, `a cgroup's path does not say whose it is: ${why}`);
   }

@@ -47,6 +47,7 @@ function openMaps(directory: string) {
     agent: open('agent_map', u32, agentInfo),
     connections: open('connection_map', u64, connection),
     overflowConnections: open('connection_overflow_map', u64, connection),
+    overflowCount: open('overflow_count_map', u32, u64),
     originals: open('original_dst_map', tuple, originalDst),
   };
 }

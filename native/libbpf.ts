@@ -56,6 +56,7 @@ function bind(lib: LibraryHandle) {
     mapLookup: lib.func('int bpf_map_lookup_elem(int fd, const void *key, _Out_ void *value)') as (fd: number, key: Buffer, value: Buffer) => number,
     mapDelete: lib.func('int bpf_map_delete_elem(int fd, const void *key)') as (fd: number, key: Buffer) => number,
     mapNextKey: lib.func('int bpf_map_get_next_key(int fd, const void *key, _Out_ void *next)') as (fd: number, key: Buffer | null, next: Buffer) => number,
+    mapLookupBatch: lib.func('int bpf_map_lookup_batch(int fd, const void *in_batch, _Out_ void *out_batch, _Out_ void *keys, _Out_ void *values, _Inout_ void *count, const void *opts)') as (fd: number, from: Buffer | null, next: Buffer, keys: Buffer, values: Buffer, count: Buffer, options: null) => number,
     objPin: lib.func('int bpf_obj_pin(int fd, const char *path)') as (fd: number, path: string) => number,
     objGet: lib.func('int bpf_obj_get(const char *path)') as (path: string) => number,
     objGetInfo: lib.func('int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *len)') as (fd: number, info: Buffer, length: Buffer) => number,
@@ -70,6 +71,7 @@ function bind(lib: LibraryHandle) {
     ringBufferFree: lib.func('void ring_buffer__free(void *rb)') as (ring: RingBufferPointer) => void,
     enableStats: lib.func('int bpf_enable_stats(int type)') as (type: number) => number,
     progLoad: lib.func('int bpf_prog_load(int type, const char *name, const char *license, const void *insns, size_t count, const void *opts)') as (type: number, name: string | null, license: string, instructions: Buffer, count: number, options: Buffer) => number,
+    progTestRun: lib.func('int bpf_prog_test_run_opts(int prog_fd, void *opts)') as (program: number, options: Buffer) => number,
     findVmlinuxBtfId: lib.func('int libbpf_find_vmlinux_btf_id(const char *name, int attach_type)') as (name: string, attachType: number) => number,
     probeMapType: lib.func('int libbpf_probe_bpf_map_type(int map_type, const void *opts)') as (mapType: number, options: null) => number,
   };

@@ -20,6 +20,8 @@ const LOST_SWEEP_MS = 1_000;
 
 /** The kernel tells of a cgroup some microseconds before its directory can be seen. */
 const SECOND_LOOK_MS = 5;
+/** Without process events, so long after a cgroup was made its first process is looked for. */
+const FIRST_PROCESS_MS = [250, 2_000];
 /** Longer names are cut off in the kernel's events. */
 const WHOLE_NAME = 127;
 
@@ -184,6 +186,9 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     if (up === undefined) return void sweep();
     const before = tree.cgroups.has(id);
     const now = tree.ensure(`${up.path === '/' ? '' : up.path}/${name}`);
+    if (now !== undefined && !before && processes.state().state !== 'ok') {
+      for (const ms of FIRST_PROCESS_MS) setTimeout(() => closed || reportAny(now), ms).unref();
+    }
     // Told just before it can be seen, or its name is not whole.
     if (now === undefined && !before && again) setTimeout(() => lookAt({ id, parent, name }, false), SECOND_LOOK_MS).unref();
     else if (now === undefined && !before && name.length >= WHOLE_NAME) void tree.rescan(up.path);

@@ -12,7 +12,7 @@ export interface Result {
   readonly json: Readonly<Record<string, unknown>>;
 }
 
-const rounded = (value: number, digits = 0): number => Number(value.toFixed(digits));
+export const rounded = (value: number, digits = 0): number => Number(value.toFixed(digits));
 
 const mapped = <K extends string, V, W>(record: Readonly<Record<K, V>>, change: (value: V) => W): Record<K, W> =>
   Object.fromEntries(Object.entries<V>(record).map(([key, value]) => [key, change(value)])) as Record<K, W>;

@@ -66,7 +66,7 @@ describe('cgroute refuses', () => {
     ['an address without a port', ['run', '--http', 'localhost'], /--http expects ADDR:PORT such as 127\.0\.0\.1:15270, got "localhost"/],
     ['a port beyond 65535', ['run', '--http', '127.0.0.1:70000'], /--http expects ADDR:PORT .*got "127\.0\.0\.1:70000"/],
     ['a port that is no number', ['run', '--http', '127.0.0.1:http'], /--http expects ADDR:PORT/],
-    ['a way to leave that there is not', ['run', '--on-exit', 'explode'], /--on-exit expects keep or detach, got "explode"/],
+    ['a way to leave that there is not', ['run', '--on-exit', 'explode'], /--on-exit expects keep or detach or daemonset:NAMESPACE\/NAME, got "explode"/],
     ['an output that there is not', ['status', '-o', 'xml'], /--output expects table or json or yaml, got "xml"/],
     ['an output without a name', ['status', '-o'], /-o expects a value, got none/],
   ];

@@ -7,8 +7,8 @@ const root = resolve(import.meta.dirname, '../..');
 const PROGRAM = resolve(root, 'dist/cgroute');
 
 export interface AgentOptions {
-  /** The manifest file with namespaces and pods. */
-  readonly manifest: string;
+  /** The manifest file with namespaces and pods; without it, the source is `kube`. */
+  readonly manifest?: string;
   /** Default `node-a`. */
   readonly node?: string;
   /** Default the sandbox's. */
@@ -22,6 +22,8 @@ export interface AgentOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Default: the sandbox's host cgroup. */
   readonly cgroup?: Program['cgroup'];
+  /** What starts it there, in a container say. Default: the bundle itself. */
+  readonly start?: (args: readonly string[]) => Program;
 }
 
 /** A line of the agent's log. */
@@ -70,16 +72,16 @@ function parse(line: string): LogEntry[] {
 
 /** Starts the agent; {@link Agent.ready} waits for it. */
 export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
+  const args = [
+    'run',
+    '--source', options.manifest === undefined ? 'kube' : `file:${options.manifest}`,
+    '--node', options.node ?? 'node-a',
+    ...roots(sandbox, options),
+    '--http', options.http ?? '127.0.0.1:0',
+    ...(options.args ?? []),
+  ];
   const running = sandbox.spawn({
-    cmd: PROGRAM,
-    args: [
-      'run',
-      '--source', `file:${options.manifest}`,
-      '--node', options.node ?? 'node-a',
-      ...roots(sandbox, options),
-      '--http', options.http ?? '127.0.0.1:0',
-      ...(options.args ?? []),
-    ],
+    ...(options.start?.(args) ?? { cmd: PROGRAM, args }),
     ...(options.env === undefined ? {} : { env: options.env }),
     ...(options.cgroup === undefined ? {} : { cgroup: options.cgroup }),
   });

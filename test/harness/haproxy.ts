@@ -73,15 +73,28 @@ backend original
 `;
 }
 
-/** Starts HAProxy and waits until it listens. */
-export async function startHaproxy(sandbox: Sandbox, options: HaproxyOptions = {}): Promise<Haproxy> {
-  const { addresses = ['0.0.0.0', '::'], ports = [15001, 15006], name = 'haproxy', ...place } = options;
+const ADDRESSES = ['0.0.0.0', '::'];
+export const HAPROXY_PORTS: readonly number[] = [15001, 15006];
+
+/** Writes the configuration; gives the command line for who runs it himself, as a pod's container for instance. */
+export function haproxyCommand(sandbox: Sandbox, name: string, addresses: readonly string[] = ADDRESSES, ports: readonly number[] = HAPROXY_PORTS): readonly [string, ...string[]] {
   const file = sandbox.file(`${name}.cfg`);
   writeFileSync(file, configuration(addresses, ports));
-  const running = sandbox.spawn({ ...place, cmd: 'haproxy', args: ['-db', '-f', file] });
+  return ['haproxy', '-db', '-f', file];
+}
+
+/** The connections in the lines of its output. */
+export function proxiedConnections(lines: readonly string[]): ProxiedConnection[] {
+  return lines.filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as ProxiedConnection);
+}
+
+/** Starts HAProxy and waits until it listens. */
+export async function startHaproxy(sandbox: Sandbox, options: HaproxyOptions = {}): Promise<Haproxy> {
+  const { addresses, ports = HAPROXY_PORTS, name = 'haproxy', ...place } = options;
+  const [cmd, ...args] = haproxyCommand(sandbox, name, addresses, ports);
+  const running = sandbox.spawn({ ...place, cmd, args });
   await waitListening(running, ports);
-  const connections = (): ProxiedConnection[] =>
-    running.stdout.filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as ProxiedConnection);
+  const connections = (): ProxiedConnection[] => proxiedConnections(running.stdout);
   return {
     running,
     connections,

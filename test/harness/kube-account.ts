@@ -21,6 +21,8 @@ export interface ServiceAccountOptions {
   readonly rules?: readonly PolicyRule[];
   /** How long a token is good, seconds; the API server takes no less than 600. Default 3600. */
   readonly tokenSeconds?: number;
+  /** The pod that its tokens are for, as a kubelet asks for them: the API server then knows the pod's node, too. */
+  readonly pod?: { readonly name: string; readonly uid: string };
 }
 
 export interface ServiceAccount {
@@ -58,7 +60,7 @@ export function writeKubeconfig(file: string, endpoint: Endpoint, user: Readonly
 export async function makeServiceAccount(
   api: KubeApi, endpoint: Endpoint, directory: string, options: ServiceAccountOptions,
 ): Promise<ServiceAccount> {
-  const { name, namespace = 'kube-system', rules, tokenSeconds = 3600 } = options;
+  const { name, namespace = 'kube-system', rules, tokenSeconds = 3600, pod } = options;
   const rbac = 'rbac.authorization.k8s.io';
   const role = `test:${namespace}:${name}`;
   const account: KubeObject = { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name, namespace } };
@@ -81,7 +83,8 @@ export async function makeServiceAccount(
   let kubeconfigs = 0;
 
   async function renewToken(): Promise<string> {
-    const body = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: tokenSeconds } };
+    const boundObjectRef = pod === undefined ? undefined : { apiVersion: 'v1', kind: 'Pod', ...pod };
+    const body = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: tokenSeconds, boundObjectRef } };
     const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${name}/token`;
     const { status } = await api.request<{ status: { token: string } }>('POST', path, body);
     replaceFile(tokenFile, status.token);

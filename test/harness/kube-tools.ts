@@ -1,7 +1,8 @@
 /** Where a real kube-apiserver, etcd and kubectl come from: KUBEBUILDER_ASSETS, else built from test/kube/tools. */
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
-import { type Say, buildTools, hasGo } from '../kube/tools/build.ts';
+import { buildTools } from '../kube/tools/build.ts';
+import { hasGo, type Say } from './go-programs.ts';
 
 export interface KubeTools {
   /** The directory of the three, fit for KUBEBUILDER_ASSETS. */

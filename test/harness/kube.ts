@@ -7,8 +7,8 @@ import { mkdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type FaultProxy, type Faults, startFaultProxy } from './fault-proxy.ts';
 import { type ServiceAccount, type ServiceAccountOptions, makeServiceAccount, writeKubeconfig } from './kube-account.ts';
-import { type Endpoint, type Identity, type KubeApi, KubeApiError, makeKubeApi } from './kube-api.ts';
-import { makeAuthority, makeSigningKey } from './kube-certificates.ts';
+import { type Endpoint, type KubeApi, KubeApiError, makeKubeApi } from './kube-api.ts';
+import { type KeyPair, makeAuthority, makeSigningKey } from './kube-certificates.ts';
 import type { KubeObject, Pod } from './kube-objects.ts';
 import { type RecordedRequest, type ServerOptions, makeApiServer, requestsIn, startEtcd } from './kube-server.ts';
 import { kubeTools } from './kube-tools.ts';
@@ -44,12 +44,16 @@ export interface Cluster extends AsyncDisposable {
   proxied(faults?: Faults): Promise<FaultProxy & { readonly url: string }>;
   serviceAccount(options: ServiceAccountOptions): Promise<ServiceAccount>;
   /** A client certificate of this user in these groups; a kubelet's is `system:node:NAME` in `system:nodes`. */
-  certificate(user: string, ...groups: readonly string[]): Promise<Identity>;
+  certificate(user: string, ...groups: readonly string[]): Promise<KeyPair>;
+  /** Another certificate of the API server, by the same authority; it is not put in place. */
+  serverCertificate(): Promise<KeyPair>;
   /** Every request so far, of a cluster started with `audit: true`. */
   requests(): RecordedRequest[];
   /** The last lines of the API server's log. */
   log(lines?: number): string;
 }
+
+const SERVER_NAMES = 'IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc';
 
 /** Starts etcd and an API server, which takes three to four seconds. Goes away with `await using`, and with the sandbox. */
 export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}): Promise<Cluster> {
@@ -58,8 +62,7 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
   mkdirSync(directory, { recursive: true });
   const files = async () => {
     const authority = await makeAuthority(directory);
-    const names = 'IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc';
-    const server = await authority.issue('kube-apiserver', '/CN=kube-apiserver', names);
+    const server = await authority.issue('kube-apiserver', '/CN=kube-apiserver', SERVER_NAMES);
     const admin = await authority.issue('admin', '/O=system:masters/CN=admin');
     return { authority, server, admin };
   };
@@ -151,6 +154,7 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
     serviceAccount: (account) => makeServiceAccount(api, endpoint, join(directory, `account-${account.name}`), account),
     certificate: (user, ...groups) =>
       authority.issue(`client-${++issued}`, `/${groups.map((group) => `O=${group}/`).join('')}CN=${user}`),
+    serverCertificate: () => authority.issue(`kube-apiserver-${++issued}`, '/CN=kube-apiserver', SERVER_NAMES),
     requests: () => requestsIn(directory),
     log: (lines) => apiServer.log(lines),
     async [Symbol.asyncDispose]() {

@@ -136,7 +136,11 @@ export function startPodWorker(
       slot.current = undefined;
       const line = [...command, ...args];
       const container = await startContainer(line.length > 0 ? line : undefined);
-      if (again) slot.restarts++;
+      if (again) {
+        slot.restarts++;
+        // What the probe said of the one before counts no more.
+        if (slot.spec.readinessProbe !== undefined) slot.probed = false;
+      }
       delete slot.ended;
       delete slot.waiting;
       Object.assign(slot, { current: container, id: container.id, startedAt: new Date().toISOString() });

@@ -93,16 +93,32 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   const pathOf = ({ metadata }: Pod): string => `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
   const problem = (what: string, error: unknown): void => void (closed.aborted || problems.push(`${what}: ${String(error)}`));
 
-  /** Repeats a request until the API server has answered it, be it by an answer in `codes`, which means that it is done too. */
-  async function persist<T>(what: string, codes: readonly number[], request: () => Promise<T>): Promise<T | undefined> {
-    for (;;) {
+  /** Whether the API server has this very pod no more. One of its name on another node may not be read. */
+  async function isGone(pod: Pod): Promise<boolean> {
+    try {
+      return (await api.get<Pod>(pathOf(pod))).metadata.uid !== pod.metadata.uid;
+    } catch (error) {
+      return isStatus(error, 403, 404);
+    }
+  }
+
+  /**
+   * Repeats a request until the API server has answered it, be it by an answer in
+   * `codes`, which means that it is done too. About a pod that is there such an
+   * answer may be wrong: what the server remembers of a name can be a moment old.
+   */
+  async function persist<T>(what: string, codes: readonly number[], request: () => Promise<T>, about?: Pod): Promise<T | undefined> {
+    for (let tries = 1; ; tries++) {
       if (closed.aborted) return undefined;
       try {
         return await request();
       } catch (error) {
-        if (isStatus(error, ...codes)) return undefined;
-        problem(what, error);
-        await delay(500, undefined, { ref: false });
+        if (isStatus(error, ...codes)) {
+          if (about === undefined || (tries > 3 && await isGone(about))) return undefined;
+        } else {
+          problem(what, error);
+        }
+        await delay(about === undefined || tries > 3 ? 500 : 100, undefined, { ref: false });
       }
     }
   }
@@ -140,14 +156,14 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
     entry.dirty = false;
     const status = entry.worker.status(entry.reported ?? object.status);
     const body = { metadata: { uid: object.metadata.uid }, status };
-    // 404: deleted meanwhile. 409: another pod of that name.
-    await persist(`status of ${object.metadata.name}`, [404, 409], () => api.patch(`${pathOf(object)}/status`, 'strategic-merge-patch+json', body));
+    // 404: deleted meanwhile. The others: another pod of that name, here or on another node.
+    await persist(`status of ${object.metadata.name}`, [403, 404, 409, 422], () => api.patch(`${pathOf(object)}/status`, 'strategic-merge-patch+json', body), object);
     entry.reported = status;
   }
 
   function deleteObject(pod: Pod): Promise<unknown> {
     const body = { kind: 'DeleteOptions', apiVersion: 'v1', gracePeriodSeconds: 0, preconditions: { uid: pod.metadata.uid } };
-    return persist(`deletion of ${pod.metadata.name}`, [404, 409], () => api.request('DELETE', pathOf(pod), body));
+    return persist(`deletion of ${pod.metadata.name}`, [403, 404, 409], () => api.request('DELETE', pathOf(pod), body), pod);
   }
 
   /** Containers first, then the last report, then the cgroup, then the API's object. */
@@ -163,6 +179,7 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   }
 
   function see(pod: Pod): void {
+    if (closed.aborted) return; // an answer that was on its way
     const { annotations = {}, uid = '', deletionTimestamp, deletionGracePeriodSeconds = 30 } = pod.metadata;
     const mirrorOf = annotations[MIRROR];
     if (mirrorOf !== undefined) return seeMirror(pod, mirrorOf);

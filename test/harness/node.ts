@@ -289,7 +289,9 @@ function plain(address: string): string {
 }
 
 /** Tells how a connection travelled, and refuses one of which client, proxy and server do not say the same. */
-async function travelOf(result: Connected, to: { readonly ip: string; readonly port: number }, proxy: Haproxy | undefined): Promise<Travel> {
+export async function travelOf(
+  result: Connected, to: { readonly ip: string; readonly port: number }, proxy: Pick<Haproxy, 'connections'> | undefined,
+): Promise<Travel> {
   if (!result.ok) return result.errno;
   const asked = to.ip.includes(':') ? `[${to.ip}]:${to.port}` : `${to.ip}:${to.port}`;
   const [kind, , peer = ''] = result.reply.split(' ');

@@ -102,7 +102,9 @@ test('a verdict that flips counts from the next connect of a running process on'
   await eventually('it is redirected', () => (plane.counters(pod.slot).redirected ?? 0) > 5);
   for (const [inMesh, on, off] of [[false, 'server', 'proxy'], [true, 'proxy', 'server']] as const) {
     for (const cgroup of [pod.podCgroup, pod.cgroup]) plane.enrol(cgroup, { slot: pod.slot, ip4: pod.ip4, ip6: pod.ip6, inMesh });
-    await totals(); // one connection may have been under way
+    // One connection may have been under way, and take its time on a busy machine.
+    const first = await totals();
+    await eventually('it is through', async () => (await totals())[on] > first[on]);
     const before = await totals();
     await eventually('it has gone on', async () => (await totals())[on] > before[on] + 5);
     assert.equal((await totals())[off], before[off]);

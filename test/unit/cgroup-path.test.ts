@@ -29,6 +29,8 @@ const PODS: readonly (readonly [string, string, Expected])[] = [
   ["the same below containerd's service", `/system.slice/containerd.service/kubepods-pod${UID_}.slice:cri-containerd:${C}/init.scope`, { container: C, qos: 'guaranteed', podDepth: 3, nested: true }],
   ['kind, cgroupfs', `/docker/${C2}/kubepods/besteffort/pod${UID}/${C}`, { container: C, qos: 'besteffort', podDepth: 5, runtime: 'unknown', nested: false }],
   ['kind, systemd', `/system.slice/docker-${C2}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod${UID_}.slice/cri-containerd-${C}.scope`, { container: C, qos: 'besteffort', runtime: 'containerd', podDepth: 6, nested: false }],
+  ['kind, cgroupfs, seen from the node', `/kubelet/kubepods/burstable/pod${UID}/${C}`, { container: C, qos: 'burstable', podDepth: 4, runtime: 'unknown', nested: false }],
+  ['kind, systemd, seen from the node', `/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod${UID_}.slice/cri-containerd-${C}.scope`, { container: C, qos: 'guaranteed', runtime: 'containerd', podDepth: 3, nested: false }],
   ['from a private cgroup namespace', `/../../pod${UID}/${C}`, { container: C, qos: undefined, podDepth: 3 }],
   ['a static pod', `/kubepods/burstable/pod${HASH}/${C}`, { uid: HASH, isConfigHash: true, container: C }],
   ['a static pod, systemd', `/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${HASH}.slice/cri-containerd-${C}.scope`, { uid: HASH, isConfigHash: true, container: C }],
@@ -163,7 +165,7 @@ describe('the owner of a cgroup path', () => {
 });
 
 describe('the root of the pods', () => {
-  const yes = ['/kubepods', '/kubepods.slice', 'kubepods.slice', '/system.slice/docker-x.scope/kubelet.slice/kubelet-kubepods.slice', `/docker/${C}/kubepods`, '/custom.slice/custom-kubepods.slice'];
+  const yes = ['/kubepods', '/kubepods.slice', 'kubepods.slice', '/kubelet/kubepods', '/kubelet.slice/kubelet-kubepods.slice', '/system.slice/docker-x.scope/kubelet.slice/kubelet-kubepods.slice', `/docker/${C}/kubepods`, '/custom.slice/custom-kubepods.slice'];
   const no = ['', '/', '/kubepods/burstable', '/kubepods.slice/kubepods-burstable.slice', `/kubepods/pod${UID}`, `/kubepods/pod${UID}/${C}/kubepods`, `/kubepods/pododd/${C}/kubepods.slice`, '/mykubepods', '/kubepodsx.slice', '/kubepods (deleted)', '/kubepods\n'];
   for (const path of yes) test(`is ${path}`, () => assert.equal(isPodTree(path), true));
   for (const path of no) test(`is not ${JSON.stringify(path.slice(0, 80))}`, () => assert.equal(isPodTree(path), false));

@@ -5,19 +5,12 @@ import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
+import { parse } from 'yaml';
+import { anchorsOf } from './markdown.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const read = (path: string): string => readFileSync(join(root, path), 'utf8');
-const documents = ['README.md', 'CHANGELOG.md', ...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')).map((name) => `docs/${name}`)];
-
-/** A heading's anchor as GitHub makes it. */
-function anchorOf(heading: string): string {
-  return heading.trim().toLowerCase().replaceAll(/[^\p{L}\p{N}\s_-]/gu, '').replaceAll(' ', '-');
-}
-
-function anchorsOf(text: string): string[] {
-  return [...text.replaceAll(/^```[^]*?^```/gm, '').matchAll(/^#+ (.*)$/gm)].map(([, heading]) => anchorOf(heading ?? ''));
-}
+const documents = ['README.md', 'CHANGELOG.md', 'deploy/README.md', ...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')).map((name) => `docs/${name}`)];
 
 /** Relative links and images of a document, without titles. */
 function linksOf(text: string): string[] {
@@ -38,7 +31,7 @@ function named(text: string, pattern: RegExp): string[] {
   return [...new Set([...text.matchAll(pattern)].map((match) => match[1] ?? ''))];
 }
 
-test('docs/configuration.md is what the generator writes today', async () => {
+test('what is generated of the documents is what the generator writes today', async () => {
   const run = promisify(execFile)(process.execPath, ['deploy/docs.ts', '--check'], { cwd: root });
   const { stderr } = await run.catch((error: { stderr: string }) => error);
   assert.equal(stderr, '');
@@ -105,8 +98,26 @@ test('docs/operations.md explains every reason of a verdict that leaves a pod ou
 test('every long flag that a document gives to cgroute is one of its own', () => {
   const own = named(read('docs/configuration.md'), /(--[a-z-]+)/g);
   const found = documents.flatMap((document) =>
+    // Beside a command of cgroute there may be one of kubectl.
     read(document).split('\n').filter((line) => /\bcgroute (?:run|status|doctor|cleanup)\b|npm start --silent --/.test(line))
-      .flatMap((line) => named(line.replaceAll('--silent', ''), /(?<=[\s`])(--[a-z-]+)/g))
+      .flatMap((line) => line.split('`')).filter((piece) => /^--|\bcgroute [a-z]+|npm start/.test(piece))
+      .flatMap((piece) => named(` ${piece.replaceAll('--silent', '')}`, /(?<=\s)(--[a-z-]+)/g))
       .filter((flag) => !own.includes(flag)).map((flag) => `${document} names ${flag}`));
   assert.deepEqual(found, []);
+});
+
+/** `a.b` of `--set a.b=value` on the command lines of a document. */
+function setKeys(text: string): string[] {
+  return named(text, /--set '?([\w.]+)=/g);
+}
+
+test('every value that deploy/README.md sets is one of the chart, and every setting below config one of the agent', () => {
+  const values = parse(read('deploy/chart/values.yaml')) as Readonly<Record<string, unknown>>;
+  const settings = named(read('docs/configuration.md'), /^\| `([\w.]+)` \|/gm);
+  const isThere = (key: string): boolean => (key.startsWith('config.') ? settings.includes(key.slice('config.'.length))
+    : key.split('.').reduce<unknown>((at, part) => (at as Readonly<Record<string, unknown>> | undefined)?.[part], values) !== undefined);
+  const keys = ['deploy/README.md', 'deploy/examples/haproxy.yaml'].flatMap((document) => setKeys(read(document)));
+  assert.ok(keys.length > 5);
+  assert.deepEqual(keys.filter((key) => !isThere(key)), []);
+  assert.deepEqual(setKeys("--set 'config.nothing={a}' --set http.nothing=1").filter(isThere), []);
 });

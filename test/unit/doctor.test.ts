@@ -78,6 +78,12 @@ test('the least memory limit from the own cgroup upwards counts', (t) => {
   assert.match(look().detail, /no limit/);
 });
 
+test("a container's own limit is found in the node's mount, which begins above it", (t) => {
+  const root = tree(t, { 'proc/self/cgroup': '0::/\n', 'cg/memory.max': 'max\n', 'cg/cgroup.procs': '', 'cg/pods/cgroup.procs': '', 'cg/pods/agent/memory.max': `${256 << 20}\n`, 'cg/pods/agent/cgroup.procs': `${process.pid}\n` });
+  writeFileSync(`${root}/proc/self/mountinfo`, `41 31 0:38 /../.. ${root}/cg rw - cgroup2 cgroup2 rw\n`);
+  assert.equal(memoryLine({ procRoot: `${root}/proc`, bpffsRoot: '/x' }).detail, '256 MiB for /pods/agent');
+});
+
 test('capabilities are read from the status file, and CAP_SYS_ADMIN stands for the two that came out of it', (t) => {
   const held = (hex: string) => [...effectiveCapabilities(tree(t, { 'self/status': `Name:\tx\nCapPrm:\tffff\nCapEff:\t${hex}\nCapBnd:\tffff\n` }))].sort();
   assert.deepEqual(held('000000c000081000'), ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'CAP_SYS_PTRACE']);

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { CgrouteError } from '../../native/error.ts';
 import { topmost } from '../../watcher/cgroup-watch.ts';
+import { mountLevel } from '../../watcher/cgroup-level.ts';
 import { findCgroupMount, parseMountinfo, refuseV1Only } from '../../watcher/host.ts';
 
 const UNIFIED = '31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n';
@@ -70,6 +71,19 @@ test('a hybrid host whose containers are on v1 alone is refused', (t) => {
   refuseV1Only(['machine.slice'], proc);
   mkdirSync(join(tree, 'unified/kubepods.slice'));
   refuseV1Only(['kubepods.slice'], proc);
+});
+
+test("a mount's level follows from the reader's own level and the two paths", () => {
+  const rows: readonly (readonly [mountRoot: string, ownPath: string, ownLevel: number, level: number])[] = [
+    ['/', '/system.slice/a.service', 2, 0], // the host
+    ['/', '/', 3, 3], // a node, in its root
+    ['/', '/kubelet.slice/agent', 5, 3], // a node, and the reader further down
+    ['/../../..', '/', 6, 3], // a pod with the node's mount
+    ['/../../..', '/inner', 7, 3], // the same in a cgroup that the container has made
+    ['/', '/../../user.slice/shell', 3, 3], // entered from outside: the common ancestor is at level 1
+    ['/../../x', '/', 4, 3], // the mount of a branch beside
+  ];
+  for (const [mountRoot, ownPath, ownLevel, level] of rows) assert.equal(mountLevel(mountRoot, ownPath, ownLevel), level, `${mountRoot} ${ownPath}`);
 });
 
 test('hints below another hint are left out', () => {

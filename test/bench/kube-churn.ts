@@ -1,0 +1,87 @@
+/** What the agent's memory comes to while pods come and go without end. */
+import { setTimeout as delay } from 'node:timers/promises';
+import PQueue from 'p-queue';
+import { eventually } from '../harness/process.ts';
+import { type BenchPod, each, type KubeBenchCluster, numbers } from './kube-pods.ts';
+import { megabytes } from './memory-bench.ts';
+import { median } from './statistics.ts';
+
+/** As many as a kubelet runs by default. */
+const PODS = 110;
+const CONTAINERS = 2;
+const NAMESPACE = 'churned';
+/** Pods that are being made or deleted at one time. */
+const AT_ONCE = 8;
+const SAMPLES = 40;
+/** As after the churn of the section `memory`: memory is given back when nothing happens. */
+const REST_MS = 3000;
+
+export interface ChurnFigures {
+  readonly pods: number;
+  readonly perSecond: number;
+  /** VmRSS in 10^6 bytes: before the first has gone, then in the middle and at the end, each after a rest. */
+  readonly readyMb: number;
+  readonly halfMb: number;
+  readonly rssMb: number;
+  readonly peakMb: number;
+  /** By all samples of the second half, taken while pods come and go: 10^6 bytes in 1,000 pods. */
+  readonly slopeMb: number;
+}
+
+interface Sample {
+  readonly pods: number;
+  readonly mb: number;
+}
+
+/** The median of the slopes between all pairs (Theil and Sen): single samples that are off don't count. */
+function slope(samples: readonly Sample[]): number {
+  return median(samples.flatMap((a, i) => samples.slice(i + 1).map((b) => (b.mb - a.mb) / (b.pods - a.pods))));
+}
+
+/** `count` pods come, and each goes when 110 younger ones are there. */
+export async function benchChurn(bench: KubeBenchCluster, count: number): Promise<ChurnFigures> {
+  const node = await bench.addNode('node-churned');
+  await bench.addNamespace(NAMESPACE);
+  const pods: BenchPod[] = await each(numbers(PODS), (i) => node.run(NAMESPACE, `first-${i}`, CONTAINERS));
+  await using agent = await node.start();
+  using maps = node.maps();
+  const { pid } = agent.running;
+  const isMapped = (): boolean => {
+    const ids = new Set(maps.cgroups.keys());
+    return ids.size === PODS * (CONTAINERS + 1) && pods.every(({ cgroups }) => cgroups.every(({ id }) => ids.has(id)));
+  };
+  /** Nothing of pods that are gone is left, and those that run are there. */
+  const settled = async (): Promise<number> => {
+    await eventually('the maps hold the pods that run, and no others', isMapped, 60_000);
+    await delay(REST_MS);
+    return megabytes(pid, 'VmRSS');
+  };
+
+  const readyMb = await settled();
+  const samples: Sample[] = [];
+  let done = 0;
+  const churn = async (until: number): Promise<void> => {
+    const queue = new PQueue({ concurrency: AT_ONCE });
+    const started = Array.from({ length: until - done }, (_, i) => done + i);
+    await Promise.all(started.map((i) => queue.add(async () => {
+      const young = await node.run(NAMESPACE, `pod-${i}`, CONTAINERS);
+      const old = pods.shift();
+      pods.push(young);
+      if (old !== undefined) await node.end(old);
+      if (++done % Math.ceil(count / SAMPLES) === 0) samples.push({ pods: done, mb: megabytes(pid, 'VmRSS') });
+    })));
+  };
+  const half = Math.floor(count / 2);
+  let busyMs = -performance.now();
+  await churn(half);
+  busyMs += performance.now();
+  const halfMb = await settled();
+  busyMs -= performance.now();
+  await churn(count);
+  busyMs += performance.now();
+  const rssMb = await settled();
+  return {
+    pods: count, perSecond: count / (busyMs / 1000), readyMb, halfMb, rssMb, peakMb: megabytes(pid, 'VmHWM'),
+    slopeMb: slope(samples.filter(({ pods: at }) => at > half)) * 1000,
+  };
+}

@@ -1,0 +1,94 @@
+/**
+ * How long until a label on a namespace is in the kernel's maps for all its pods,
+ * seen from outside: from the first byte of the event on its way to the agent, to
+ * the last entry that is as it should be.
+ */
+import { setImmediate, setTimeout as delay } from 'node:timers/promises';
+import { addressBytes } from '../../mapper/pod-entry.ts';
+import type { PinnedMaps } from '../../native/data-plane.ts';
+import type { FaultProxy } from '../harness/fault-proxy.ts';
+import { eventually } from '../harness/process.ts';
+import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers } from './kube-pods.ts';
+import { quantile } from './statistics.ts';
+
+const PODS = 100;
+const CONTAINERS = 2;
+const NAMESPACE = 'labelled';
+const MODE = 'istio.io/dataplane-mode';
+const TIMEOUT_MS = 10_000;
+/** Between two looks at the maps, so that the processor is the agent's and the API server's. */
+const LOOK_MS = 0.2;
+/** Nothing has come from the API server for so long: annotations are written, and their events are through. */
+const QUIET_MS = 200;
+
+export interface LabelLatencies {
+  /** Milliseconds, of all flips: until the last pod is as it should be. */
+  readonly p50: number;
+  readonly p99: number;
+  readonly flips: number;
+  /** Medians of one direction: into the mesh, and out of it, where the annotation goes first. */
+  readonly inP50: number;
+  readonly outP50: number;
+  readonly worst: number;
+}
+
+/** Sleeps on this thread: a timer would be late by up to a millisecond. */
+const pause = (milliseconds: number): unknown => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+
+/** Whether nothing is left to write for this pod: each of its cgroups, and its address, which comes last. */
+function isMapped(maps: PinnedMaps, pod: BenchPod, isInMesh: boolean): boolean {
+  const word = addressBytes(pod.ip);
+  if (word === undefined) throw new Error(`${pod.ip} is no address`);
+  return pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === Number(isInMesh)) && (maps.podAddresses.get({ word }) !== undefined) === isInMesh;
+}
+
+async function untilQuiet(proxy: FaultProxy): Promise<void> {
+  for (let bytes = -1; bytes !== proxy.bytes; ) {
+    bytes = proxy.bytes;
+    await delay(QUIET_MS);
+  }
+}
+
+/** Changes the label, and gives the milliseconds until all pods are so. */
+async function flip({ cluster }: KubeBenchCluster, { proxy }: KubeNodeBench, maps: PinnedMaps, pods: readonly BenchPod[], isInMesh: boolean): Promise<number> {
+  await untilQuiet(proxy);
+  const before = proxy.bytes;
+  let failure: unknown;
+  cluster.api.patch(`/api/v1/namespaces/${NAMESPACE}`, 'merge-patch+json', { metadata: { labels: { [MODE]: isInMesh ? 'ambient' : null } } })
+    .catch((error: unknown) => (failure = error));
+  const until = performance.now() + TIMEOUT_MS;
+  let arrived: number | undefined;
+  for (let mapped = 0; mapped < pods.length; ) {
+    // The proxy is in this process, so it says at once what has come.
+    if (arrived === undefined && proxy.bytes > before) arrived = performance.now();
+    for (let pod = pods[mapped]; pod !== undefined && isMapped(maps, pod, isInMesh); pod = pods[mapped]) mapped++;
+    if (failure !== undefined) throw failure;
+    if (performance.now() > until) throw new Error(`${TIMEOUT_MS} ms passed, and ${pods.length - mapped} of ${pods.length} pods are not as the label says`);
+    pause(LOOK_MS);
+    await setImmediate();
+  }
+  if (arrived === undefined) throw new Error('the maps changed before the API server had told of the label');
+  return performance.now() - arrived;
+}
+
+/** @param flips of the label, one in and one out by turns */
+export async function benchLabels(bench: KubeBenchCluster, flips: number): Promise<LabelLatencies> {
+  const node = await bench.addNode('node-labels');
+  await bench.addNamespace(NAMESPACE);
+  const pods = await each(numbers(PODS), (i) => node.run(NAMESPACE, `web-${i}`, CONTAINERS));
+  await using _agent = await node.start();
+  using maps = node.maps();
+  await eventually('all pods are mapped', () => pods.every((pod) => isMapped(maps, pod, true)));
+  const into: number[] = [];
+  const out: number[] = [];
+  // The first of each direction runs code that is not compiled yet, as in an agent that has just been started: it counts.
+  for (let i = 0; i < flips; i++) {
+    const isInMesh = i % 2 === 1;
+    (isInMesh ? into : out).push(await flip(bench, node, maps, pods, isInMesh));
+  }
+  const all = [...into, ...out];
+  return {
+    p50: quantile(all, 0.5), p99: quantile(all, 0.99), worst: Math.max(...all), flips,
+    inP50: quantile(into, 0.5), outP50: quantile(out, 0.5),
+  };
+}

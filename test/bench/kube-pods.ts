@@ -1,0 +1,166 @@
+/**
+ * Nodes of a real API server for the agent to follow, without processes: the
+ * pods are objects with a status, and cgroups as a kubelet makes them.
+ */
+import PQueue from 'p-queue';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
+import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
+import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
+import type { FaultProxy } from '../harness/fault-proxy.ts';
+import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';
+import { AGENT_RULES } from '../harness/kube-mesh.ts';
+import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harness/kube-objects.ts';
+import type { RecordedRequest } from '../harness/kube-server.ts';
+import { type Cluster, startCluster } from '../harness/kube.ts';
+import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cgroups.ts';
+import { containerId, ENROLLED } from '../harness/node.ts';
+import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+
+/** Of the requests that make and delete pods. */
+const AT_ONCE = 12;
+
+export interface BenchPod {
+  readonly name: string;
+  readonly namespace: string;
+  readonly uid: string;
+  readonly ip: string;
+  /** The pod's own, then its containers'. */
+  readonly cgroups: readonly Cgroup[];
+}
+
+export interface KubeNodeBench {
+  readonly name: string;
+  readonly bpffsRoot: string;
+  /** Between the agent and the API server; counts what the server says. */
+  readonly proxy: FaultProxy;
+  /** Starts the agent as it is shipped, and waits until it is ready. */
+  start(): Promise<Agent>;
+  /** Nothing of an agent is pinned any more. */
+  cleanUp(): Promise<void>;
+  /** The maps of an agent that has started. */
+  maps(): PinnedMaps;
+  /** A pod that runs: its object, its cgroups, then its status. */
+  run(namespace: string, name: string, containers: number): Promise<BenchPod>;
+  /** Its cgroups go, then its object. */
+  end(pod: BenchPod): Promise<void>;
+  /** The agent's requests so far. */
+  requests(): RecordedRequest[];
+}
+
+export interface KubeBenchCluster extends AsyncDisposable {
+  readonly cluster: Cluster;
+  addNode(name: string): Promise<KubeNodeBench>;
+  /** Makes an enrolled namespace. */
+  addNamespace(name: string): Promise<void>;
+  /** Makes the objects of pods that run on other nodes, a hundred on each. */
+  fillElsewhere(count: number): Promise<void>;
+  /** Changes a label of so many of them. */
+  changeElsewhere(count: number): Promise<void>;
+}
+
+/** Runs one piece of work for each item, some at a time. */
+export async function each<T, R>(items: readonly T[], work: (item: T) => Promise<R>): Promise<R[]> {
+  const queue = new PQueue({ concurrency: AT_ONCE });
+  return Promise.all(items.map((item) => queue.add(() => work(item))));
+}
+
+export const numbers = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
+
+/** As long as those of a usual cluster: some kilobytes, most of which the agent has no use for. */
+function realisticPod(name: string, namespace: string, node: string, containers: number): Pod {
+  const env = numbers(20).map((i) => ({ name: `SETTING_${i}`, value: `http://service-${i}.${namespace}.svc.cluster.local:8080/` }));
+  return podObject(name, {
+    node, namespace,
+    labels: { app: name.replace(/-\d+$/, ''), 'pod-template-hash': '6d4b75cb6d', 'app.kubernetes.io/managed-by': 'Helm' },
+    annotations: { 'checksum/config': containerId(name), 'prometheus.io/scrape': 'true' },
+    spec: {
+      containers: numbers(containers).map((i) => ({
+        name: `container-${i}`, image: `registry.example/team/${name}:1.2.${i}`, env,
+        resources: { requests: { cpu: '10m', memory: '32Mi' }, limits: { memory: '64Mi' } },
+      })),
+      tolerations: [{ key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 300 }],
+    },
+  });
+}
+
+function statusOf(ip: string): object {
+  const conditions = ['PodScheduled', 'Initialized', 'ContainersReady', 'Ready'].map((type) => ({ type, status: 'True' }));
+  return { status: { phase: 'Running', podIP: ip, podIPs: [{ ip }], hostIP: '10.0.0.1', conditions } };
+}
+
+/** Starts etcd and an API server that records each request. */
+export async function startBenchCluster(): Promise<KubeBenchCluster> {
+  const stack = new AsyncDisposableStack();
+  try {
+    const sandbox = stack.use(await makeSandbox('bench-kube'));
+    const cluster = stack.use(await startCluster(sandbox, { audit: true }));
+    let ips = 0;
+    const nextIp = (): string => `10.${128 + (++ips >> 16)}.${(ips >> 8) & 255}.${ips & 255}`;
+
+    async function create(namespace: string, name: string, node: string, containers: number): Promise<Pod> {
+      return cluster.api.request<Pod>('POST', `/api/v1/namespaces/${namespace}/pods`, realisticPod(name, namespace, node, containers));
+    }
+
+    return {
+      cluster,
+      addNode: (name) => addNode(sandbox, cluster, name, create, nextIp),
+      addNamespace: (name) => cluster.apply(namespaceObject(name, ENROLLED)),
+      async fillElsewhere(count) {
+        await cluster.apply(namespaceObject('elsewhere', ENROLLED));
+        await each(numbers(count), (i) => create('elsewhere', `other-${i}`, `other-node-${Math.floor(i / 100)}`, 2));
+      },
+      async changeElsewhere(count) {
+        await each(numbers(count), (i) => cluster.api.patch(`/api/v1/namespaces/elsewhere/pods/other-${i}`, 'merge-patch+json', { metadata: { labels: { changed: 'yes' } } }));
+      },
+      [Symbol.asyncDispose]: () => stack.disposeAsync(),
+    };
+  } catch (error) {
+    await stack.disposeAsync();
+    throw error;
+  }
+}
+
+async function addNode(
+  sandbox: Sandbox, cluster: Cluster, node: string,
+  create: (namespace: string, name: string, node: string, containers: number) => Promise<Pod>, nextIp: () => string,
+): Promise<KubeNodeBench> {
+  const bpffsRoot = `${sandbox.bpffs}/${node}`;
+  const proxy = await cluster.proxied();
+  const account: ServiceAccount = await makeServiceAccount(cluster.api, cluster.endpoint, sandbox.file(`account-${node}`), { name: node, rules: AGENT_RULES });
+  sandbox.cgroup(`${node}/kubepods.slice`);
+  const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
+  return {
+    name: node, bpffsRoot, proxy,
+    async start() {
+      const agent = startAgent(sandbox, {
+        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { KUBECONFIG: account.kubeconfig(proxy.url) },
+      });
+      await agent.ready(60_000);
+      return agent;
+    },
+    async cleanUp() {
+      const { code, stderr } = await cgroute(sandbox, ['cleanup'], { bpffsRoot });
+      if (code !== 0) throw new Error(`cgroute cleanup exited with ${code}\n${stderr}`);
+    },
+    maps() {
+      const maps = openPinnedMaps(bpffsRoot);
+      if (maps === undefined) throw new Error(`the agent of ${node} is ready and has pinned no maps`);
+      return maps;
+    },
+    async run(namespace, name, containers) {
+      const pod = await create(namespace, name, node, containers);
+      const uid = pod.metadata.uid ?? '';
+      const ip = nextIp();
+      const podPath = podCgroupPath('systemd', qosOf(pod.spec), uid);
+      const paths = [podPath, ...numbers(containers).map((i) => containerCgroupPath('systemd', podPath, containerId(`${uid} ${i}`)))];
+      const cgroups = paths.map((path) => sandbox.cgroup(`${node}/${path}`));
+      await cluster.api.patch(`${pathOf({ namespace, name })}/status`, 'strategic-merge-patch+json', statusOf(ip));
+      return { name, namespace, uid, ip, cgroups };
+    },
+    async end(pod) {
+      for (const { absolute } of pod.cgroups.toReversed()) removeCgroup(absolute);
+      await cluster.api.request('DELETE', pathOf(pod), { gracePeriodSeconds: 0 });
+    },
+    requests: () => cluster.requests().filter(({ user }) => user === account.user),
+  };
+}

@@ -1,0 +1,164 @@
+/** Whatever becomes of the API server and the way to it: no verdict that stands changes, and the state converges by itself. */
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { eventually } from '../harness/process.ts';
+import { agree } from './agreement.ts';
+import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
+
+const HOUR = 3_600_000;
+const YEAR = 365 * 24 * HOUR;
+
+describe('with the API server', { skip: KUBE_MISSING }, () => {
+  let f: FaultNode;
+
+  before(async () => {
+    f = await startFaultNode('api-faults');
+    await f.start();
+    await agree(f.mesh, f.node);
+  });
+  after(() => f?.[Symbol.asyncDispose]());
+
+  const age = async (): Promise<number> => (await f.node.metrics()).get('cgroute_source_last_event_age_seconds{source="pods"}') ?? NaN;
+  const verdictOf = async (name: string): Promise<string | undefined> => (await f.node.status()).pods.find((pod) => pod.name === name)?.reason;
+
+  test('killed, and back after a while', async () => {
+    const stands = await f.standing();
+    await f.mesh.cluster.stopApiServer('SIGKILL');
+    await f.isCutOff(/cannot be reached/);
+    const before = await age();
+    await delay(1000);
+    assert.ok(await age() >= before + 1);
+    await stands();
+    await f.mesh.cluster.startApiServer();
+    await f.change();
+    await f.isBack();
+    assert.ok(await f.restarts('unreachable') > 0);
+    assert.ok(await age() < 30);
+  });
+
+  test('stopped in order, and back', async () => {
+    const stands = await f.standing();
+    await f.mesh.cluster.stopApiServer('SIGTERM');
+    await f.isCutOff(/cannot be reached|ended/);
+    await stands();
+    await f.mesh.cluster.startApiServer();
+    await f.change();
+    await f.isBack();
+  });
+
+  test('away for an hour, by the clocks of the agent, while pods change', async () => {
+    const stands = await f.standing();
+    f.proxy.set({ refuse: true });
+    f.proxy.cut();
+    await f.isCutOff(/cannot be reached/);
+    const tries = await f.restarts('unreachable');
+    for (let passed = 0; passed < HOUR; passed += 20_000) {
+      await f.pass(20_000);
+      await delay(10); // for a try that fails at once
+    }
+    await stands();
+    assert.ok(await age() >= 3600, String(await age()));
+    await f.isCutOff(/not followed since .*\((3[6-9]\d\d) s\)/);
+    const more = await f.restarts('unreachable') - tries;
+    // Ever later, up to half a minute: some two hundred in an hour.
+    assert.ok(more > 60 && more < 400, `${more} tries in an hour`);
+    await f.change();
+    await f.travels();
+    f.proxy.set({});
+    await f.isBack();
+  });
+
+  test('cut off in the middle of events, time and again', async () => {
+    const broken = async (): Promise<number> => await f.restarts('cut') + await f.restarts('unreachable');
+    const before = await broken();
+    for (let i = 0; i < 6; i++) {
+      // Each connection lives for its handshake and a few events, and is cut wherever it is then.
+      f.proxy.set({ cutAfterBytes: 5000 + i * 777 });
+      f.proxy.cut();
+      await f.mesh.cluster.kubectl('-n', 'shop', 'annotate', 'pod', '--all', `x=${'y'.repeat(3000)}${i}`, '--overwrite');
+      await f.mesh.cluster.kubectl('-n', 'shop', 'label', 'pod', 'flip', '--overwrite', `${MODE}=${i % 2 === 0 ? 'none' : 'ambient'}`);
+    }
+    assert.deepEqual([(await f.node.http('healthz')).status, (await f.node.http('readyz')).status], [200, 200]);
+    f.proxy.set({});
+    await f.change();
+    await f.isBack();
+    assert.ok(await broken() - before >= 3, `${await broken() - before} of 6`);
+  });
+
+  test('compacted behind the version that the agent knows (410)', async () => {
+    const stands = await f.standing();
+    f.proxy.set({ refuse: true });
+    f.proxy.cut();
+    await f.isCutOff(/cannot be reached/);
+    await stands();
+    await f.change();
+    await f.mesh.cluster.compact();
+    f.proxy.set({});
+    await f.isBack();
+    assert.ok(await f.restarts('expired') > 0);
+  });
+
+  test('slow', async () => {
+    f.proxy.set({ delayMs: 2000 });
+    await f.change();
+    await f.isBack();
+    f.proxy.cut();
+    await f.change();
+    assert.deepEqual([(await f.node.http('healthz')).status, (await f.node.http('readyz')).status], [200, 200]);
+    await f.isBack();
+    // Slower than the agent's patience at its start: it attaches with what the maps hold, and is ready later.
+    await f.node.agent.stop();
+    f.proxy.set({ delayMs: 2500 });
+    f.launch();
+    await f.node.agent.logged('serving', 15_000);
+    assert.equal((await f.node.http('healthz')).status, 200);
+    assert.equal((await f.node.http('readyz')).status, 503);
+    await f.node.agent.ready(30_000);
+    f.proxy.set({});
+    await f.isBack();
+  });
+
+  test('and the wall clock jumps: a year ahead, two back, beyond the end of all certificates', async () => {
+    const restarts = async (): Promise<number> => await f.restarts('unreachable') + await f.restarts('cut') + await f.restarts('idle');
+    const before = await restarts();
+    for (const years of [1, -1, 0]) {
+      const stands = await f.standing();
+      f.jump(years * YEAR);
+      await delay(300);
+      await stands();
+      assert.ok(await age() < 120, 'the age is not by the wall clock');
+      await f.change();
+      await f.isBack();
+    }
+    assert.equal(await restarts(), before, 'the watches went on');
+    f.jump(20 * YEAR);
+    const stands = await f.standing();
+    f.proxy.cut();
+    await f.isCutOff(/cannot be reached: .*expired/);
+    await stands();
+    await f.change();
+    f.jump(0);
+    await f.isBack();
+  });
+
+  test('away when the agent starts for the first time: it attaches, and is not ready before the lists are in', async () => {
+    await f.node.agent.stop();
+    await f.node.cleanUp();
+    f.proxy.set({ refuse: true });
+    f.launch({ config: 'unknownPods: deny' });
+    await f.node.agent.logged('serving', 15_000);
+    assert.deepEqual([(await f.node.http('healthz')).status, (await f.node.http('readyz')).status], [200, 503]);
+    assert.match((await f.node.http('readyz')).text, /not ready/);
+    assert.match((await f.node.status()).sources.find(({ name }) => name === 'pods')?.detail ?? '', /never listed; since .*cannot be reached/);
+    const enrolled = await f.node.kubelet.started('shop', 'enrolled');
+    assert.equal(await f.node.travel(enrolled.place()), 'EPERM', 'unknownPods: deny');
+    f.proxy.set({});
+    await f.node.agent.ready(40_000);
+    assert.equal((await f.node.http('readyz')).status, 200);
+    await f.isBack();
+    assert.equal(await verdictOf('enrolled'), 'namespace-label');
+    await eventually('it is annotated', async () => (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.['ambient.istio.io/redirection'] === 'enabled');
+  });
+});
