@@ -235,8 +235,19 @@ static __always_inline void note_branch(__u64 branch)
 	trees->count = count + 1;
 }
 
-/* A pod's cgroup: what the agent thinks of the pod, or that nobody knows it. */
-static __always_inline void fill_pod(__u64 id, const struct pod_key *key)
+static __always_inline bool is_handed_over(__u64 branch)
+{
+	__u64 root = root_id;
+
+	return bpf_map_lookup_elem(&handoff_map, &branch) ||
+	       bpf_map_lookup_elem(&handoff_map, &root);
+}
+
+/*
+ * A pod's cgroup: what the agent thinks of the pod, or that nobody knows it. Where
+ * no agent was told to expect it, its connections have to wait for one.
+ */
+static __always_inline void fill_pod(__u64 id, const struct pod_key *key, __u64 branch)
 {
 	struct cgroup_info info = { .id = id };
 	struct pod_info *pod;
@@ -247,6 +258,10 @@ static __always_inline void fill_pod(__u64 id, const struct pod_key *key)
 		info.is_in_mesh = pod->is_in_mesh;
 		info.flags = pod->flags;
 		info.detected_flags = pod->detected_flags;
+		if (info.is_in_mesh && !is_handed_over(branch)) {
+			info.flags |= INFO_NO_HANDOFF;
+			info.detected_flags |= INFO_NO_HANDOFF;
+		}
 		__builtin_memcpy(info.cgroup_ip, pod->ip4, sizeof(info.cgroup_ip));
 		__builtin_memcpy(info.cgroup_ip6, pod->ip6, sizeof(info.cgroup_ip6));
 	} else {
@@ -328,7 +343,7 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 	} else if (!place.known_above && !place.of_users &&
 		   read_key(cgroup, &name, &key)) {
 		note_branch(place.branch);
-		fill_pod(id_of(cgroup), &key);
+		fill_pod(id_of(cgroup), &key, place.branch);
 	}
 	tell(cgroup, CGROUP_MADE);
 	return 0;

@@ -32,12 +32,20 @@ enum info_flag {
 	INFO_HOST_NETWORK = 1 << 6,
 	INFO_UNKNOWN_POD = 1 << 7,
 	INFO_OPTIONS = 1 << 8, /* the pod has traffic options */
+	INFO_NO_HANDOFF = 1 << 9, /* made while sock_ops was attached nowhere around it */
 };
 
 /* The bits that cgroute decides; what it does not look at stays undetected. */
 #define CGROUTE_DETECTED_FLAGS                                                 \
 	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | \
-	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS)
+	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS | \
+	 INFO_NO_HANDOFF)
+
+/* Value of handoff_map. */
+enum handoff {
+	HANDOFF_ALL = 1,
+	HANDOFF_PODS = 2, /* for pods that have no cgroup yet */
+};
 
 /* What became of a connect(); indexes pod_counters.count. */
 enum branch {

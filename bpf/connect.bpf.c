@@ -57,17 +57,6 @@ struct {
 	__type(value, __u64);
 } handled_map SEC(".maps");
 
-/*
- * The cgroups of host processes where sock_ops is attached: branches below the
- * watched root or, where it runs for all, the root itself.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 128);
-	__type(key, __u64);
-	__type(value, __u32);
-} handoff_map SEC(".maps");
-
 /* Unread: it puts into the object's BTF what the agent must know by name. */
 const volatile struct vocabulary {
 	enum info_flag info_flag;
@@ -76,6 +65,7 @@ const volatile struct vocabulary {
 	enum option_flag option_flag;
 	enum port_list port_list;
 	enum range_list range_list;
+	enum handoff handoff;
 	struct proxy_ports proxy_ports;
 	struct policies policies;
 } vocabulary;
@@ -165,9 +155,12 @@ static __always_inline bool is_handed_over(void)
 {
 	__u64 branch = bpf_get_current_ancestor_cgroup_id(root_level + 1);
 	__u64 root = bpf_get_current_ancestor_cgroup_id(root_level);
+	enum handoff *handoff;
 
-	return bpf_map_lookup_elem(&handoff_map, &branch) ||
-	       bpf_map_lookup_elem(&handoff_map, &root);
+	if (bpf_map_lookup_elem(&handoff_map, &branch))
+		return true;
+	handoff = bpf_map_lookup_elem(&handoff_map, &root);
+	return handoff && *handoff == HANDOFF_ALL;
 }
 
 static __always_inline void decide_host(struct verdict *verdict,
@@ -232,6 +225,11 @@ static __always_inline void decide_pod(struct verdict *verdict,
 		verdict->branch = BRANCH_EXCLUDED;
 	else
 		redirect(verdict, dst, port_be, ip4, false);
+	if (verdict->redirected && (flags & INFO_NO_HANDOFF)) {
+		verdict->redirected = false;
+		verdict->denied = true;
+		verdict->branch = BRANCH_ERROR_DENIED;
+	}
 }
 
 /* Keeps the original destination; what is no longer so is overwritten. */

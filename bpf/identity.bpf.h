@@ -29,6 +29,17 @@ struct {
 	__type(value, struct pod_trees);
 } pod_trees_map SEC(".maps");
 
+/*
+ * The cgroups where sock_ops is attached for more than one pod: branches of host
+ * processes right below the watched root or, where it runs for all, the root itself.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 128);
+	__type(key, __u64);
+	__type(value, enum handoff);
+} handoff_map SEC(".maps");
+
 /* True also when that cannot be told. */
 static __always_inline bool in_pod_tree(void)
 {

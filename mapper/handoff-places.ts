@@ -7,7 +7,7 @@
 import type { Logger } from 'pino';
 import type { CgroupPlace } from '../native/cgroup-link.ts';
 import type { DataPlane } from '../native/data-plane.ts';
-import { branch } from '../native/layouts.ts';
+import { branch, handoff } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { isPodTree, ownerOf } from './cgroup-path.ts';
 import { MapMirror } from './map-mirror.ts';
@@ -89,8 +89,10 @@ export class HandoffPlaces {
    */
   podAwaited(key: string): void {
     if (this.#awaited.has(key)) return;
-    this.#attach(this.#options.root);
+    const { root } = this.#options;
+    this.#attach(root);
     this.#awaited.add(key);
+    if (this.#told.get(root.id) === undefined) this.#told.set(root.id, handoff.pods);
   }
 
   /** It has one by now, or will not be redirected. */
@@ -166,14 +168,17 @@ export class HandoffPlaces {
   #follow(): void {
     for (const place of this.#hostPlaces()) {
       this.#attach(place);
-      this.#told.set(place.id, 1);
+      this.#told.set(place.id, handoff.all);
     }
     const wanted = this.#wanted();
     for (const place of wanted.values()) this.#attach(place);
     if (!this.#isSettled) return;
     // Where only pods were awaited at the root, each has a place of its own by now.
-    const since = this.#told.get(this.#options.root.id) === undefined ? -Infinity : this.#now();
+    const { root } = this.#options;
+    const since = this.#told.get(root.id) === handoff.all ? this.#now() : -Infinity;
     const told = new Set(this.#hostPlaces().map(({ id }) => id));
+    if (this.#awaited.size > 0 && !told.has(root.id)) this.#told.set(root.id, handoff.pods);
+    if (this.#awaited.size > 0) told.add(root.id);
     for (const { key } of this.#told.entries()) if (!told.has(key)) this.#told.delete(key);
     for (const id of this.#attached.keys()) {
       if (!wanted.has(id) && !this.#released.has(id)) this.#released.set(id, id === this.#options.root.id ? since : this.#now());

@@ -18,6 +18,12 @@ export const infoFlag = {
   hostNetwork: 64,
   unknownPod: 128,
   options: 256,
+  noHandoff: 512,
+} as const;
+
+export const handoff = {
+  all: 1,
+  pods: 2,
 } as const;
 
 export const branch = {

@@ -144,25 +144,38 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
     const seen = refresh(up, name);
     yield;
     if (!seen) return;
-    for (const child of [...seen.node.children.keys()]) yield* visit(seen.node, child);
-    yield* visitUnknown(seen.node, seen.nlink);
+    const visited = new Set<string>();
+    yield* visitKnown(seen.node, visited);
+    yield* visitUnknown(seen.node, seen.nlink, visited);
+  }
+
+  /** Those children that the tree knows, also by a look-up meanwhile, which says nothing of what is below them. */
+  function* visitKnown(node: Node, visited: Set<string>): Generator<void> {
+    for (const child of [...node.children.keys()]) {
+      if (visited.has(child)) continue;
+      visited.add(child);
+      yield* visit(node, child);
+    }
   }
 
   /**
-   * Looks at those children of `node` that the tree doesn't know.
+   * Looks at those children of `node` that were not visited.
    *
    * A cgroup directory has two links and one more for each subdirectory, so a
    * directory whose children are all known needs no listing.
    */
-  function* visitUnknown(node: Node, links: number): Generator<void> {
+  function* visitUnknown(node: Node, links: number, visited: Set<string>): Generator<void> {
     // Unequal may be old news, as something was found in between: the count of now decides.
-    if (node.dead || (node.children.size + 2 !== links && refresh(node.up, node.name)?.nlink === node.children.size + 2)) return;
-    if (node.children.size + 2 === links) return;
-    for (const child of unknownChildren(node)) {
-      if (child !== undefined) yield* visit(node, child);
-      yield;
-      if (node.dead) return;
+    const isWhole = (count: number | undefined): boolean => node.children.size + 2 === count;
+    if (!node.dead && !isWhole(links) && !isWhole(refresh(node.up, node.name)?.nlink)) {
+      for (const child of unknownChildren(node)) {
+        if (child !== undefined) visited.add(child);
+        if (child !== undefined) yield* visit(node, child);
+        yield;
+        if (node.dead) return;
+      }
     }
+    while (!node.dead && [...node.children.keys()].some((child) => !visited.has(child))) yield* visitKnown(node, visited);
   }
 
   /** As {@link visit}, for a place whose name came from a hint. */
@@ -184,8 +197,9 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
 
   /** Looks at `name` in `up`, and where that doesn't exist, at what else may be new in `up`. */
   function* visitNew(up: Node | undefined, name: string, links: number): Generator<void> {
+    const before = new Set(up?.children.keys());
     yield* visit(up, name);
-    if (up && !up.children.has(name)) yield* visitUnknown(up, links);
+    if (up && !up.children.has(name)) yield* visitUnknown(up, links, before);
   }
 
   async function inSlices(work: Generator<void>): Promise<void> {

@@ -5,7 +5,7 @@ import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { ownerOf } from '../../mapper/cgroup-path.ts';
 import { monitorEntry, unknownEntry } from '../../mapper/pod-entry.ts';
-import { cgroupChange, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layouts.ts';
+import { cgroupChange, handoff, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layouts.ts';
 import { cgroup2Mount } from '../harness/cgroup.ts';
 import { eventually } from '../harness/process.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
@@ -34,6 +34,7 @@ describe('a cgroup that is made', () => {
     sandbox = await makeSandbox('mkdir');
     plane = openTestPlane(sandbox);
     assert.equal(plane.plane.attachIdentity(), true, plane.plane.notes.join());
+    plane.plane.maps.handoffs.set(plane.root.id, handoff.pods);
     plane.plane.maps.pods.set({ text: UID }, POD);
     plane.plane.maps.pods.set({ text: HASH }, { ...POD, slot: 8 });
   });
@@ -196,6 +197,28 @@ describe('a cgroup that is made', () => {
     remove(`/kubepods/pod${UID}`);
     plane.plane.maps.pods.set({ text: UID }, POD);
     assert.equal(plane.plane.maps.cgroups.get(id), undefined);
+  });
+
+  test('says so where nobody attached what tells the proxy destinations, as do its containers', () => {
+    const { handoffs } = plane.plane.maps;
+    const branchOf = (): bigint => statSync(`${sandbox.cgroupRoot}/kubepods`, { bigint: true }).ino;
+    handoffs.delete(plane.root.id);
+    const withFlag = (id: bigint): CgroupInfo => ({ ...entryOf(id), flags: POD.flags | infoFlag.noHandoff, detectedFlags: POD.detectedFlags | infoFlag.noHandoff });
+    const pod = make(`/kubepods/pod${UID}`);
+    assert.deepEqual(pod.entry, withFlag(pod.id));
+    const container = make(`/kubepods/pod${UID}/${C}`);
+    assert.deepEqual(container.entry, withFlag(container.id));
+    for (const path of [`/kubepods/pod${UID}/${C}`, `/kubepods/pod${UID}`]) remove(path);
+    plane.plane.maps.pods.set({ text: UID }, { ...POD, isInMesh: 0 });
+    assert.equal((make(`/kubepods/pod${UID}`).entry?.flags ?? 0) & infoFlag.noHandoff, 0, 'a pod that is out has nothing to hand over');
+    remove(`/kubepods/pod${UID}`);
+    plane.plane.maps.pods.set({ text: UID }, POD);
+    handoffs.set(branchOf(), handoff.all);
+    const covered = make(`/kubepods/pod${UID}`);
+    assert.deepEqual(covered.entry, entryOf(covered.id), 'or its branch is served as host processes are');
+    remove(`/kubepods/pod${UID}`);
+    handoffs.delete(branchOf());
+    handoffs.set(plane.root.id, handoff.pods);
   });
 
   test('is known by the pins alone, and by the next agent\'s programs', () => {

@@ -155,6 +155,18 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
     }
   });
 
+  test(`${name}: what could not be handed over is denied, and only that`, async () => {
+    const fresh = mesh.sandbox.cgroup('kubepods/podfresh/c');
+    const place = { cgroup: fresh, netns: app.netns };
+    plane.enrol(fresh, { slot: app.slot, flags: infoFlag.ambient | infoFlag.noHandoff });
+    const [denied, counts] = await dial(place, of(server));
+    assertFailed(denied, 'EPERM');
+    assert.deepEqual(counts, { 'app errorDenied': 1 });
+    plane.enrol(fresh, { slot: app.slot, flags: infoFlag.ambient | infoFlag.noHandoff | infoFlag.bypassOutbound });
+    const [bypassed] = await dial(place, of(server));
+    await assertDirect(mesh, bypassed, spell(of(server), PORT));
+  });
+
   test(`${name}: a pod that nobody knows yet is allowed, or denied by policy`, async () => {
     const marked = mesh.sandbox.cgroup('kubepods/podmarked/c');
     plane.enrol(marked, { slot: 0, inMesh: false, flags: infoFlag.unknownPod });

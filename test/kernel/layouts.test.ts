@@ -113,7 +113,7 @@ test('cgroup_info_map begins as its readers expect it', async () => {
 test('flags have the bits that BEHAVIOUR gives them', () => {
   assert.deepEqual(infoFlag, {
     ambient: 1 << 0, dnsCapture: 1 << 1, proxy: 1 << 2, bypassOutbound: 1 << 3, bypassInbound: 1 << 4,
-    sidecar: 1 << 5, hostNetwork: 1 << 6, unknownPod: 1 << 7, options: 1 << 8,
+    sidecar: 1 << 5, hostNetwork: 1 << 6, unknownPod: 1 << 7, options: 1 << 8, noHandoff: 1 << 9,
   });
 });
 

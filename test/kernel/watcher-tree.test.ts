@@ -39,6 +39,19 @@ test('the first sweep reports all cgroups with their ids, parents first', async 
   assert.equal(tree.at('/a/b')?.parent, tree.at('/a')?.id);
 });
 
+test('a sweep goes into what a look-up finds first, as that sees nothing of what is below', async () => {
+  for (const look of ['sweep', 'rescan'] as const) {
+    await using sandbox = await makeSandbox('tree');
+    for (const path of ['/t/a/1/2', '/t/b/1/2', '/t/c/1/2']) sandbox.cgroup(path);
+    // While the first of them is being looked at, events of processes name the others.
+    const { tree } = recorded(sandbox, ({ path }) => {
+      if (/^\/t\/.$/.test(path)) for (const other of 'abc') tree.ensure(`/t/${other}`);
+    });
+    await (look === 'sweep' ? tree.sweep() : tree.rescan('/t'));
+    for (const child of 'abc') assert.notEqual(tree.at(`/t/${child}/1/2`), undefined, `${look}: /t/${child}`);
+  }
+});
+
 test('a sweep without changes reports nothing', async () => {
   await using sandbox = await makeSandbox('tree');
   sandbox.cgroup('/a/b');

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import { HandoffPlaces, type HandoffOptions } from '../../mapper/handoff-places.ts';
-import { branch } from '../../native/layouts.ts';
+import { branch, handoff } from '../../native/layouts.ts';
 import type { Cgroup } from '../../watcher/cgroup-tree.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
@@ -20,6 +20,7 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
   const steps: string[] = [];
   const attached = new Set<string>();
   const told = new Set<bigint>(given.told ?? []);
+  const values = new Map<bigint, number>([...told].map((id) => [id, 1]));
   const kernel = { denied: 0n, rootProcesses: false, refuses: '' };
   const dataPlane = {
     attachHandoff({ path }: { path: string }) {
@@ -31,8 +32,8 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
     maps: {
       handoffs: {
         entries: () => [...told].map((id) => [id, 1]),
-        set: (id: bigint) => void (told.add(id), steps.push(`tell ${id}`)),
-        delete: (id: bigint) => (steps.push(`untell ${id}`), told.delete(id)),
+        set: (id: bigint, value: number) => void (told.add(id), values.set(id, value), steps.push(`tell ${id}`)),
+        delete: (id: bigint) => (steps.push(`untell ${id}`), values.delete(id), told.delete(id)),
       },
       counters: { get: () => ({ count: Object.assign([], { [branch.errorDenied]: kernel.denied }) }) },
     },
@@ -42,7 +43,7 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
     hasRootProcesses: () => kernel.rootProcesses, now: () => clock.ms,
   });
   for (const each of [...HOST, TREE, POD, CONTAINER]) places.cgroupAppeared(each);
-  return { places, steps, told, kernel, clock };
+  return { places, steps, told, values, kernel, clock };
 }
 
 test('nothing is attached while nothing is redirected', () => {
@@ -165,15 +166,31 @@ test('the root serves while a pod has no cgroup yet, and not a look longer', () 
   places.podAwaited('a');
   places.podAwaited('b');
   places.look(false);
-  assert.deepEqual(steps.splice(0), ['attach /root']);
+  assert.deepEqual(steps.splice(0), ['attach /root', 'tell 1'], 'attached before it is told');
   places.podRedirected(POD);
   places.podArrived('a');
   places.look(false);
   assert.deepEqual(steps.splice(0), [`attach /root${POD.path}`]);
   places.podArrived('b');
   places.look(false);
-  assert.deepEqual(steps, ['detach 1']);
-  assert.deepEqual([...told], [], 'it was never for host processes');
+  assert.deepEqual(steps, ['untell 1', 'detach 1']);
+  assert.deepEqual([...told], []);
+});
+
+test('what the root serves is told: awaited pods alone, or host processes, too', () => {
+  const { places, values, kernel } = setUp();
+  places.podAwaited('a');
+  assert.deepEqual([...values], [[1n, handoff.pods]]);
+  kernel.rootProcesses = true;
+  places.look(true);
+  assert.deepEqual([...values], [[1n, handoff.all]]);
+  places.podAwaited('b');
+  assert.deepEqual([...values], [[1n, handoff.all]]);
+  kernel.rootProcesses = false;
+  const next = setUp({ told: [1n] });
+  next.places.podAwaited('a');
+  next.places.look(false);
+  assert.deepEqual([...next.values], [[1n, handoff.pods]], 'what an earlier agent told for host processes is no longer so');
 });
 
 test('an agent that leaves has the root serve what appears later', () => {
