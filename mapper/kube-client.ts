@@ -39,6 +39,8 @@ const UNUSED_MS = 60_000;
 /** As many as write at one time: a label on a namespace of many pods would else cost a TLS handshake for most of its patches. */
 const MOST_UNUSED = 10;
 const LONGEST_ERROR = 64 * 1024;
+/** Nobody reads the object that a write gives back, and a pod's is many kilobytes. A server that doesn't know this sends it whole. */
+const METADATA_ALONE = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json';
 
 export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_000 }: KubeClientOptions): KubeClient {
   const isTls = access.server.startsWith('https:');
@@ -79,7 +81,7 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
     const options = {
       method,
       agent: agentFor(tls),
-      headers: { accept: 'application/json', 'user-agent': userAgent, ...(body === undefined ? {} : { 'content-type': body.type }), ...headers },
+      headers: { accept: method === 'GET' ? 'application/json' : METADATA_ALONE, 'user-agent': userAgent, ...(body === undefined ? {} : { 'content-type': body.type }), ...headers },
       ...(signal === undefined ? {} : { signal }),
     };
     requests++;

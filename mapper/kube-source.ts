@@ -1,5 +1,6 @@
 /** The API server as the source: the pods of this node, and all namespaces. */
 import type { Logger } from 'pino';
+import { releaseMemory } from '../native/memory.ts';
 import type { KubeClient } from './kube-client.ts';
 import { defaultTiming, KubeResource, type KubeTiming, type Restart } from './kube-resource.ts';
 import type { ObjectHandlers, ObjectSource, SourceFigures } from './object-source.ts';
@@ -10,6 +11,31 @@ export interface KubeSourceOptions {
   readonly node: string;
   readonly logger: Logger;
   readonly timing?: Partial<KubeTiming>;
+}
+
+/** After so many objects their garbage is worth a pause, which waits until nothing has come for a while. */
+const GARBAGE_OBJECTS = 100;
+const STILL_MS = 3000;
+
+/** Gives the memory back that many objects took; call it for each. */
+function releaser(): { readonly taken: () => void } & Disposable {
+  let objects = 0;
+  let lastAt = 0;
+  let timer: NodeJS.Timeout | undefined;
+  const look = (): void => {
+    const left = lastAt + STILL_MS - performance.now();
+    timer = left > 0 ? setTimeout(look, left).unref() : undefined;
+    if (timer !== undefined) return;
+    objects = 0;
+    releaseMemory();
+  };
+  return {
+    taken() {
+      lastAt = performance.now();
+      if (++objects >= GARBAGE_OBJECTS) timer ??= setTimeout(look, STILL_MS).unref();
+    },
+    [Symbol.dispose]: () => clearTimeout(timer),
+  };
 }
 
 /**
@@ -23,6 +49,7 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
     async follow(handlers) {
       const synced = Promise.withResolvers<void>();
       const both = joined(handlers, synced.resolve);
+      const memory = releaser();
       const common = { client, timing: { ...defaultTiming, ...timing }, logger };
       resources.push(
         new KubeResource<Namespace>({
@@ -30,7 +57,7 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
           name: 'namespaces',
           path: '/api/v1/namespaces',
           keyOf: ({ name }) => text(name),
-          project: namespaceOf,
+          project: (raw) => (memory.taken(), namespaceOf(raw)),
           onUpsert: (_, namespace) => both.namespace(namespace),
           onRemove: (name) => both.namespaceGone(name),
           onListed: () => both.listed('namespaces'),
@@ -42,7 +69,7 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
           fieldSelector: `spec.nodeName=${node}`,
           // By UID: a pod that is made again under its name is another pod.
           keyOf: ({ uid }) => text(uid)?.toLowerCase(),
-          project: podOf,
+          project: (raw) => (memory.taken(), podOf(raw)),
           onUpsert: (_, pod) => both.pod(pod),
           onRemove: (uid) => both.podGone(uid),
           onListed: () => both.listed('pods'),
@@ -53,6 +80,7 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
         async [Symbol.asyncDispose]() {
           await Promise.all(resources.map((resource) => resource[Symbol.asyncDispose]()));
           client[Symbol.dispose]();
+          memory[Symbol.dispose]();
         },
       };
     },

@@ -1,11 +1,9 @@
 /** Work queued per pod: ten changes of one pod in a row are one piece of work. */
-import PQueue from 'p-queue';
-
 export class PodQueue {
-  readonly #queue = new PQueue({ concurrency: 1 });
   readonly #waiting = new Set<string>();
   readonly #work: (podKey: string) => void;
   readonly #onError: (podKey: string, error: unknown) => void;
+  #running: Promise<void> | undefined;
 
   /** @param onError gets what `work` throws; the rest of the queue goes on */
   constructor(work: (podKey: string) => void, onError: (podKey: string, error: unknown) => void) {
@@ -13,21 +11,24 @@ export class PodQueue {
     this.#onError = onError;
   }
 
-  /** A pod that waits already is not queued twice. */
+  /** A pod that waits already is not queued twice. Nothing is done before the caller is through. */
   add(podKey: string): void {
-    if (this.#waiting.has(podKey)) return;
     this.#waiting.add(podKey);
-    void this.#queue.add(() => this.#run(podKey));
+    this.#running ??= this.#run();
   }
 
-  #run(podKey: string): void {
-    // Before the work: a change that arrives in the middle of it queues it again.
-    this.#waiting.delete(podKey);
-    try {
-      this.#work(podKey);
-    } catch (error) {
-      this.#onError(podKey, error);
+  async #run(): Promise<void> {
+    await undefined;
+    for (const podKey of this.#waiting) {
+      // Before the work: a change that arrives in the middle of it queues it again, at the end of this very loop.
+      this.#waiting.delete(podKey);
+      try {
+        this.#work(podKey);
+      } catch (error) {
+        this.#onError(podKey, error);
+      }
     }
+    this.#running = undefined;
   }
 
   get size(): number {
@@ -35,11 +36,10 @@ export class PodQueue {
   }
 
   idle(): Promise<void> {
-    return this.#queue.onIdle();
+    return this.#running ?? Promise.resolve();
   }
 
   clear(): void {
-    this.#queue.clear();
     this.#waiting.clear();
   }
 }

@@ -13,8 +13,8 @@ const NAMESPACE = 'churned';
 /** Pods that are being made or deleted at one time. */
 const AT_ONCE = 8;
 const SAMPLES = 40;
-/** As after the churn of the section `memory`: memory is given back when nothing happens. */
-const REST_MS = 3000;
+/** The agent gives memory back when it has heard of nothing for three seconds. */
+const REST_MS = 5000;
 
 export interface ChurnFigures {
   readonly pods: number;
@@ -24,25 +24,17 @@ export interface ChurnFigures {
   readonly halfMb: number;
   readonly rssMb: number;
   readonly peakMb: number;
-  /** By all samples of the second half, taken while pods come and go: 10^6 bytes in 1,000 pods. */
-  readonly slopeMb: number;
-}
-
-interface Sample {
-  readonly pods: number;
-  readonly mb: number;
-}
-
-/** The median of the slopes between all pairs (Theil and Sen): single samples that are off don't count. */
-function slope(samples: readonly Sample[]): number {
-  return median(samples.flatMap((a, i) => samples.slice(i + 1).map((b) => (b.mb - a.mb) / (b.pods - a.pods))));
+  /** RssAnon at the end less that in the middle: without the pages of programs, which come and go. */
+  readonly growthMb: number;
+  /** Medians while pods come and go, in the third quarter and in the last one. */
+  readonly busyMb: readonly [third: number, last: number];
 }
 
 /** `count` pods come, and each goes when 110 younger ones are there. */
 export async function benchChurn(bench: KubeBenchCluster, count: number): Promise<ChurnFigures> {
   const node = await bench.addNode('node-churned');
   await bench.addNamespace(NAMESPACE);
-  const pods: BenchPod[] = await each(numbers(PODS), (i) => node.run(NAMESPACE, `first-${i}`, CONTAINERS));
+  const pods: BenchPod[] = await each(numbers(PODS), (i) => node.runPod(NAMESPACE, `first-${i}`, CONTAINERS));
   await using agent = await node.start();
   using maps = node.maps();
   const { pid } = agent.running;
@@ -51,23 +43,23 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
     return ids.size === PODS * (CONTAINERS + 1) && pods.every(({ cgroups }) => cgroups.every(({ id }) => ids.has(id)));
   };
   /** Nothing of pods that are gone is left, and those that run are there. */
-  const settled = async (): Promise<number> => {
+  const settled = async (): Promise<{ readonly all: number; readonly anonymous: number }> => {
     await eventually('the maps hold the pods that run, and no others', isMapped, 60_000);
     await delay(REST_MS);
-    return megabytes(pid, 'VmRSS');
+    return { all: megabytes(pid, 'VmRSS'), anonymous: megabytes(pid, 'RssAnon') };
   };
 
-  const readyMb = await settled();
-  const samples: Sample[] = [];
+  const ready = await settled();
+  const samples: { readonly pods: number; readonly mb: number }[] = [];
   let done = 0;
   const churn = async (until: number): Promise<void> => {
     const queue = new PQueue({ concurrency: AT_ONCE });
     const started = Array.from({ length: until - done }, (_, i) => done + i);
     await Promise.all(started.map((i) => queue.add(async () => {
-      const young = await node.run(NAMESPACE, `pod-${i}`, CONTAINERS);
+      const young = await node.runPod(NAMESPACE, `pod-${i}`, CONTAINERS);
       const old = pods.shift();
       pods.push(young);
-      if (old !== undefined) await node.end(old);
+      if (old !== undefined) await node.endPod(old);
       if (++done % Math.ceil(count / SAMPLES) === 0) samples.push({ pods: done, mb: megabytes(pid, 'VmRSS') });
     })));
   };
@@ -75,13 +67,15 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
   let busyMs = -performance.now();
   await churn(half);
   busyMs += performance.now();
-  const halfMb = await settled();
+  const middle = await settled();
   busyMs -= performance.now();
   await churn(count);
   busyMs += performance.now();
-  const rssMb = await settled();
+  const end = await settled();
+  const busy = (from: number, to: number): number => median(samples.filter(({ pods: at }) => at > from * count && at <= to * count).map(({ mb }) => mb));
   return {
-    pods: count, perSecond: count / (busyMs / 1000), readyMb, halfMb, rssMb, peakMb: megabytes(pid, 'VmHWM'),
-    slopeMb: slope(samples.filter(({ pods: at }) => at > half)) * 1000,
+    pods: count, perSecond: count / (busyMs / 1000),
+    readyMb: ready.all, halfMb: middle.all, rssMb: end.all, peakMb: megabytes(pid, 'VmHWM'),
+    growthMb: end.anonymous - middle.anonymous, busyMb: [busy(0.5, 0.75), busy(0.75, 1)],
   };
 }

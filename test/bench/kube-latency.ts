@@ -7,8 +7,8 @@ import { setImmediate, setTimeout as delay } from 'node:timers/promises';
 import { addressBytes } from '../../mapper/pod-entry.ts';
 import type { PinnedMaps } from '../../native/data-plane.ts';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
-import { eventually } from '../harness/process.ts';
-import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers } from './kube-pods.ts';
+import { eventually, run } from '../harness/process.ts';
+import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers, PRIORITY } from './kube-pods.ts';
 import { quantile } from './statistics.ts';
 
 const PODS = 100;
@@ -42,6 +42,13 @@ function isMapped(maps: PinnedMaps, pod: BenchPod, isInMesh: boolean): boolean {
   return pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === Number(isInMesh)) && (maps.podAddresses.get({ word }) !== undefined) === isInMesh;
 }
 
+/** Until it is disposed of, this process is ahead, too: it must see at once what changes. Not longer, as what it starts would inherit that. */
+async function goAhead(): Promise<AsyncDisposable> {
+  const pid = String(process.pid);
+  await run({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, pid] });
+  return { [Symbol.asyncDispose]: async () => void (await run({ cmd: 'chrt', args: ['-o', '-p', '0', pid] })) };
+}
+
 async function untilQuiet(proxy: FaultProxy): Promise<void> {
   for (let bytes = -1; bytes !== proxy.bytes; ) {
     bytes = proxy.bytes;
@@ -71,14 +78,18 @@ async function flip({ cluster }: KubeBenchCluster, { proxy }: KubeNodeBench, map
   return performance.now() - arrived;
 }
 
-/** @param flips of the label, one in and one out by turns */
-export async function benchLabels(bench: KubeBenchCluster, flips: number): Promise<LabelLatencies> {
+/**
+ * @param flips of the label, one in and one out by turns
+ * @param isAhead whether the agent gets real-time priority; the API server has none
+ */
+export async function benchLabels(bench: KubeBenchCluster, flips: number, isAhead: boolean): Promise<LabelLatencies> {
   const node = await bench.addNode('node-labels');
   await bench.addNamespace(NAMESPACE);
-  const pods = await each(numbers(PODS), (i) => node.run(NAMESPACE, `web-${i}`, CONTAINERS));
-  await using _agent = await node.start();
+  const pods = await each(numbers(PODS), (i) => node.runPod(NAMESPACE, `web-${i}`, CONTAINERS));
+  await using _agent = await node.start(isAhead);
   using maps = node.maps();
   await eventually('all pods are mapped', () => pods.every((pod) => isMapped(maps, pod, true)));
+  await using _ahead = isAhead ? await goAhead() : undefined;
   const into: number[] = [];
   const out: number[] = [];
   // The first of each direction runs code that is not compiled yet, as in an agent that has just been started: it counts.

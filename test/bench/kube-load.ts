@@ -40,7 +40,7 @@ async function live(bench: KubeBenchCluster, name: string, changeOthers: () => P
   const node = await bench.addNode(name);
   const namespace = `on-${name}`;
   await bench.addNamespace(namespace);
-  const pods: BenchPod[] = await each(numbers(PODS), (i) => node.run(namespace, `web-${i}`, CONTAINERS));
+  const pods: BenchPod[] = await each(numbers(PODS), (i) => node.runPod(namespace, `web-${i}`, CONTAINERS));
   await using agent = await node.start();
   await untilQuiet(node);
   await each(pods, (pod) => cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${pod.name}`, 'merge-patch+json', { metadata: { labels: { 'kmesh.net/bypass': 'enabled' } } }));

@@ -2,6 +2,7 @@
  * Nodes of a real API server for the agent to follow, without processes: the
  * pods are objects with a status, and cgroups as a kubelet makes them.
  */
+import { resolve } from 'node:path';
 import PQueue from 'p-queue';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
 import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
@@ -14,8 +15,12 @@ import type { RecordedRequest } from '../harness/kube-server.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cgroups.ts';
 import { containerId, ENROLLED } from '../harness/node.ts';
+import { run } from '../harness/process.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
 
+const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
+/** As the section `connect` has it: ahead of whatever else the machine does (SCHED_FIFO), or its neighbours are what is measured. */
+export const PRIORITY = '10';
 /** Of the requests that make and delete pods. */
 const AT_ONCE = 12;
 
@@ -33,16 +38,16 @@ export interface KubeNodeBench {
   readonly bpffsRoot: string;
   /** Between the agent and the API server; counts what the server says. */
   readonly proxy: FaultProxy;
-  /** Starts the agent as it is shipped, and waits until it is ready. */
-  start(): Promise<Agent>;
+  /** Starts the agent as it is shipped, with real-time priority if that is wanted, and waits until it is ready. */
+  start(isAhead?: boolean): Promise<Agent>;
   /** Nothing of an agent is pinned any more. */
   cleanUp(): Promise<void>;
   /** The maps of an agent that has started. */
   maps(): PinnedMaps;
   /** A pod that runs: its object, its cgroups, then its status. */
-  run(namespace: string, name: string, containers: number): Promise<BenchPod>;
+  runPod(namespace: string, name: string, containers: number): Promise<BenchPod>;
   /** Its cgroups go, then its object. */
-  end(pod: BenchPod): Promise<void>;
+  endPod(pod: BenchPod): Promise<void>;
   /** The agent's requests so far. */
   requests(): RecordedRequest[];
 }
@@ -56,6 +61,11 @@ export interface KubeBenchCluster extends AsyncDisposable {
   fillElsewhere(count: number): Promise<void>;
   /** Changes a label of so many of them. */
   changeElsewhere(count: number): Promise<void>;
+}
+
+/** Whether this process may give real-time priority to others; a container may lack the right to. */
+export async function hasPriority(): Promise<boolean> {
+  return (await run({ cmd: 'chrt', args: ['-f', PRIORITY, 'true'] })).code === 0;
 }
 
 /** Runs one piece of work for each item, some at a time. */
@@ -131,8 +141,9 @@ async function addNode(
   const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
   return {
     name: node, bpffsRoot, proxy,
-    async start() {
+    async start(isAhead = false) {
       const agent = startAgent(sandbox, {
+        ...(isAhead && { start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }) }),
         node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { KUBECONFIG: account.kubeconfig(proxy.url) },
       });
       await agent.ready(60_000);
@@ -147,7 +158,7 @@ async function addNode(
       if (maps === undefined) throw new Error(`the agent of ${node} is ready and has pinned no maps`);
       return maps;
     },
-    async run(namespace, name, containers) {
+    async runPod(namespace, name, containers) {
       const pod = await create(namespace, name, node, containers);
       const uid = pod.metadata.uid ?? '';
       const ip = nextIp();
@@ -157,7 +168,7 @@ async function addNode(
       await cluster.api.patch(`${pathOf({ namespace, name })}/status`, 'strategic-merge-patch+json', statusOf(ip));
       return { name, namespace, uid, ip, cgroups };
     },
-    async end(pod) {
+    async endPod(pod) {
       for (const { absolute } of pod.cgroups.toReversed()) removeCgroup(absolute);
       await cluster.api.request('DELETE', pathOf(pod), { gracePeriodSeconds: 0 });
     },

@@ -34,7 +34,7 @@ export interface MemoryFigures {
 }
 
 /** A field of proc_pid_status(5), in 10^6 bytes. */
-export function megabytes(pid: number, field: 'VmRSS' | 'VmHWM'): number {
+export function megabytes(pid: number, field: 'VmRSS' | 'VmHWM' | 'RssAnon'): number {
   const [, kib] = new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? [];
   if (kib === undefined) throw new Error(`/proc/${pid}/status has no ${field}`);
   return (Number(kib) * 1024) / 1e6;

@@ -4,6 +4,7 @@ import { createPrivateKey, sign } from 'node:crypto';
 import { copyFileSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { connect } from 'node:tls';
 import { writeKubeconfig } from '../harness/kube-account.ts';
 import { type KeyPair, makeAuthority } from '../harness/kube-certificates.ts';
@@ -58,14 +59,19 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
   test('is taken away by RBAC, and given back', async () => {
     const stands = await f.standing();
     await f.account.revoke();
-    await eventually('it is refused', async () => {
-      f.proxy.cut();
-      return await f.restarts('refused') > 0;
-    });
-    await f.isCutOff(/403.*forbidden.*expected a role/i);
-    await stands();
-    await f.change();
-    await f.account.grant();
+    try {
+      await eventually('it is refused', async () => {
+        // The API server learns of it some time later, and lets a watch go on that it once allowed.
+        f.proxy.cut();
+        await delay(1000);
+        return await f.restarts('refused') > 0;
+      }, 20_000);
+      await f.isCutOff(/403.*forbidden.*expected a role/i);
+      await stands();
+      await f.change();
+    } finally {
+      await f.account.grant();
+    }
     await f.isBack();
   });
 

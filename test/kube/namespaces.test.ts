@@ -36,7 +36,7 @@ describe('with a thousand namespaces', { skip: KUBE_MISSING }, () => {
     const started = performance.now();
     await f.start();
     const ms = Math.round(performance.now() - started);
-    assert.ok(ms < 5000, `ready after ${ms} ms`);
+    assert.ok(ms < 10_000, `ready after ${ms} ms`);
     assert.ok(await asked() <= 4 + pods, String(await asked()));
     await f.isBack();
   });
