@@ -29,7 +29,7 @@ interface Part {
 const PARTS: readonly Part[] = [
   { name: 'unit', concurrency: availableParallelism(), timeout: 120_000 },
   { name: 'kernel', concurrency: 2, timeout: 300_000 },
-  { name: 'kube', concurrency: 1, timeout: 300_000, prepare: prepareKube },
+  { name: 'kube', concurrency: 2, timeout: 600_000, prepare: prepareKube },
   { name: 'e2e', concurrency: 1, timeout: 600_000 },
 ];
 
