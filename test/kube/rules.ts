@@ -22,7 +22,7 @@ export interface Expected {
   readonly inbound: Travel;
 }
 
-const FLAG = { inMesh: 1, proxy: 4, bypassOutbound: 8, bypassInbound: 16, sidecar: 32, hostNetwork: 64 } as const;
+const FLAG = { inMesh: 1, proxy: 4, bypassOutbound: 8, bypassInbound: 16, sidecar: 32, hostNetwork: 64, options: 256 } as const;
 const MESH_MODES: readonly string[] = ['ambient', 'kmesh'];
 const GATEWAYS: readonly string[] = ['istio.io-mesh-controller', 'istio.io-gateway-controller', 'istio.io-eastwest-controller'];
 const BYPASSES: Readonly<Record<string, string>> = { enabled: 'bypass', outbound: 'bypass-outbound', inbound: 'bypass-inbound' };
@@ -68,6 +68,8 @@ export function expected(pod: Pod, namespaces: NamespaceLabels, allowed: Allowed
     | (verdict === 'bypass' && !goesOut ? FLAG.bypassOutbound : 0)
     | (verdict === 'bypass' && !comesIn ? FLAG.bypassInbound : 0)
     | (annotations['sidecar.istio.io/status'] === undefined ? 0 : FLAG.sidecar)
+    // A sidecar's own user is left alone, so its pod's connections are looked at one by one.
+    | (verdict !== 'out' && annotations['sidecar.istio.io/status'] !== undefined ? FLAG.options : 0)
     | (pod.spec.hostNetwork === true ? FLAG.hostNetwork : 0);
   return { verdict, reason, flags, outbound: goesOut ? 'redirected' : 'direct', inbound: comesIn ? 'inbound' : 'direct' };
 }
