@@ -25,8 +25,8 @@ export interface LoadFigures {
 }
 
 async function untilQuiet(node: KubeNodeBench): Promise<void> {
-  for (let bytes = -1; bytes !== node.proxy.bytes; ) {
-    bytes = node.proxy.bytes;
+  for (let bytes = -1; bytes !== node.relay.bytes; ) {
+    bytes = node.relay.bytes;
     await delay(QUIET_MS);
   }
 }
@@ -45,14 +45,14 @@ async function live(bench: KubeBenchCluster, name: string, changeOthers: () => P
   await untilQuiet(node);
   await each(pods, (pod) => cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${pod.name}`, 'merge-patch+json', { metadata: { labels: { 'kmesh.net/bypass': 'enabled' } } }));
   await untilQuiet(node);
-  node.proxy.cut();
+  node.relay.cut();
   await eventually('both watches are back', () => agent.log().filter(({ msg }) => msg === 'the API server is followed again').length === 2, 30_000);
   await changeOthers();
   await untilQuiet(node);
   const requests = node.requests();
   const byKind: Record<string, number> = {};
   for (const request of requests) byKind[kindOf(request)] = (byKind[kindOf(request)] ?? 0) + 1;
-  return { requests: requests.length, bytes: node.proxy.bytes, byKind };
+  return { requests: requests.length, bytes: node.relay.bytes, byKind };
 }
 
 /** Two nodes in turn, of names equally long: the second has 5,000 pods beside it. */

@@ -7,7 +7,6 @@ import PQueue from 'p-queue';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
 import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
 import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
-import type { FaultProxy } from '../harness/fault-proxy.ts';
 import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';
 import { AGENT_RULES } from '../harness/kube-mesh.ts';
 import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harness/kube-objects.ts';
@@ -17,6 +16,7 @@ import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cg
 import { containerId, ENROLLED } from '../harness/node.ts';
 import { run } from '../harness/process.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { type Relay, startRelay } from './kube-relay.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 /** As the section `connect` has it: ahead of whatever else the machine does (SCHED_FIFO), or its neighbours are what is measured. */
@@ -36,8 +36,8 @@ export interface BenchPod {
 export interface KubeNodeBench {
   readonly name: string;
   readonly bpffsRoot: string;
-  /** Between the agent and the API server; counts what the server says. */
-  readonly proxy: FaultProxy;
+  /** Between the agent and the API server. */
+  readonly relay: Relay;
   /** Starts the agent as it is shipped, with real-time priority if that is wanted, and waits until it is ready. */
   start(isAhead?: boolean): Promise<Agent>;
   /** Nothing of an agent is pinned any more. */
@@ -113,7 +113,9 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
 
     return {
       cluster,
-      addNode: (name) => addNode(sandbox, cluster, name, create, nextIp),
+      async addNode(name) {
+        return addNode(sandbox, cluster, stack.use(await startRelay(cluster.endpoint.url)), name, create, nextIp);
+      },
       addNamespace: (name) => cluster.apply(namespaceObject(name, ENROLLED)),
       async fillElsewhere(count) {
         await cluster.apply(namespaceObject('elsewhere', ENROLLED));
@@ -131,20 +133,19 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
 }
 
 async function addNode(
-  sandbox: Sandbox, cluster: Cluster, node: string,
+  sandbox: Sandbox, cluster: Cluster, relay: Relay, node: string,
   create: (namespace: string, name: string, node: string, containers: number) => Promise<Pod>, nextIp: () => string,
 ): Promise<KubeNodeBench> {
   const bpffsRoot = `${sandbox.bpffs}/${node}`;
-  const proxy = await cluster.proxied();
   const account: ServiceAccount = await makeServiceAccount(cluster.api, cluster.endpoint, sandbox.file(`account-${node}`), { name: node, rules: AGENT_RULES });
   sandbox.cgroup(`${node}/kubepods.slice`);
   const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
   return {
-    name: node, bpffsRoot, proxy,
+    name: node, bpffsRoot, relay,
     async start(isAhead = false) {
       const agent = startAgent(sandbox, {
         ...(isAhead && { start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }) }),
-        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { KUBECONFIG: account.kubeconfig(proxy.url) },
+        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { KUBECONFIG: account.kubeconfig(relay.url) },
       });
       await agent.ready(60_000);
       return agent;

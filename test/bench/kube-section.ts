@@ -30,7 +30,7 @@ export function kubeResult({ labels, start, churn, load: { alone, withOthers }, 
       ],
       notes: [
         "from the event's first byte on its way to the agent, to the last entry of the last pod in the kernel's maps; the label goes and comes by turns",
-        isAhead ? 'for these and for the start the agent has real-time priority, so that neighbours on the machine are left out; the API server has not' : 'without real-time priority, which this machine refuses: noisy',
+        isAhead ? 'for that, the agent has real-time priority, so that neighbours on the machine are left out; the API server has not' : 'without real-time priority, which this machine refuses: noisy',
         'pods are objects of a real kube-apiserver, with cgroups and without processes; 1,000 containers at the start, from exec to ready',
         `${thousands(churn.pods)} pods one after the other with 110 at any time; memory is VmRSS in 10^6 bytes, after 5 s of rest where nothing else is said`,
         `requests of a start, of a label on each of 20 pods, after a broken connection, and while 200 pods of other nodes change: ${kinds(alone)}`,
