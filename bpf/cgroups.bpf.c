@@ -325,6 +325,12 @@ static __always_inline struct cgroup_event *tell(struct cgroup *cgroup,
 	return event;
 }
 
+/* What a container makes inside itself is nobody's news, however much it is. */
+static __always_inline bool is_nested(const struct place *place)
+{
+	return place->known_above > 1;
+}
+
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 {
@@ -345,7 +351,8 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 		note_branch(place.branch);
 		fill_pod(id_of(cgroup), &key, place.branch);
 	}
-	tell(cgroup, CGROUP_MADE);
+	if (!is_nested(&place))
+		tell(cgroup, CGROUP_MADE);
 	return 0;
 }
 
@@ -360,7 +367,8 @@ int BPF_PROG(cgroup_rmdir, struct cgroup *cgroup, const char *path)
 		return 0;
 	id = id_of(cgroup);
 	bpf_map_delete_elem(&cgroup_info_map, &id);
-	tell(cgroup, CGROUP_REMOVED);
+	if (!is_nested(&place))
+		tell(cgroup, CGROUP_REMOVED);
 	return 0;
 }
 

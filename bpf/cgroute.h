@@ -164,6 +164,12 @@ struct pod_counters {
 	__u64 count[16]; /* by enum branch */
 };
 
+/* What a pod's connections take up of maps that all pods share. */
+struct pod_share {
+	__u64 connections; /* in connection_overflow_map */
+	__u64 originals;   /* in original_dst_map */
+};
+
 /* The cgroups right below the watched root under which pods live. */
 struct pod_trees {
 	__u32 count; /* more than CGROUTE_MAX_POD_TREES: they are not listed */

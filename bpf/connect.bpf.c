@@ -25,6 +25,9 @@
 const volatile __u32 outbound_port = 15001;
 const volatile __u32 inbound_port = 15006;
 
+/* Entries of connection_overflow_map that one pod may have. */
+const volatile __u32 connection_share = 32768;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16);
@@ -243,7 +246,7 @@ static __always_inline bool remember(__u64 cookie, const struct verdict *verdict
 	connection.original.slot = verdict->slot;
 	connection.proxy = verdict->proxy;
 	connection.proxy_port_be = verdict->proxy_port_be;
-	return put_connection(cookie, &connection);
+	return put_connection(cookie, connection_share, &connection);
 }
 
 /* True when a program of ours wrote this destination for this very socket. */

@@ -52,6 +52,38 @@ struct {
 	__type(value, struct pod_counters);
 } pod_counters_map SEC(".maps");
 
+/*
+ * By slot, so that no pod takes all the room. The first connections of the node
+ * are not counted: what costs nothing needs no quota.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct pod_share);
+} pod_share_map SEC(".maps");
+
+static __always_inline struct pod_share *find_share(__u32 slot)
+{
+	return bpf_map_lookup_elem(&pod_share_map, &slot);
+}
+
+static __always_inline void add_connections(__u32 slot, __s64 more)
+{
+	struct pod_share *share = find_share(slot);
+
+	if (share)
+		__sync_fetch_and_add(&share->connections, more);
+}
+
+static __always_inline void add_originals(__u32 slot, __s64 more)
+{
+	struct pod_share *share = find_share(slot);
+
+	if (share)
+		__sync_fetch_and_add(&share->originals, more);
+}
+
 static __always_inline __s64 *overflow_count(void)
 {
 	__u32 zero = 0;
@@ -76,33 +108,55 @@ static __always_inline struct connection *find_connection(__u64 cookie)
 	return connection ? connection : find_overflow(cookie);
 }
 
-/* False when there is no room. What the socket had before is replaced. */
-static __always_inline bool put_connection(__u64 cookie,
-					   const struct connection *connection)
+/* A socket that was redirected before; its pod may be another one now. */
+static __always_inline bool replace_overflow(__u64 cookie, __u32 slot_before,
+					     const struct connection *connection)
 {
-	__s64 *overflow;
-
-	if (find_overflow(cookie))
-		return !bpf_map_update_elem(&connection_overflow_map, &cookie,
-					    connection, BPF_ANY);
-	if (!bpf_map_update_elem(&connection_map, &cookie, connection, BPF_ANY))
-		return true;
-	overflow = overflow_count();
-	if (!overflow || bpf_map_update_elem(&connection_overflow_map, &cookie,
-					     connection, BPF_NOEXIST))
+	if (bpf_map_update_elem(&connection_overflow_map, &cookie, connection, BPF_ANY))
 		return false;
-	__sync_fetch_and_add(overflow, 1);
+	if (slot_before != connection->original.slot) {
+		add_connections(slot_before, -1);
+		add_connections(connection->original.slot, 1);
+	}
 	return true;
 }
 
-static __always_inline void delete_connection(__u64 cookie)
+/*
+ * False when there is no room, or the pod has its share of it. What the socket
+ * had before is replaced.
+ */
+static __always_inline bool put_connection(__u64 cookie, __u32 share_limit,
+					   const struct connection *connection)
+{
+	struct connection *before = find_overflow(cookie);
+	struct pod_share *share;
+	__s64 *overflow;
+
+	if (before)
+		return replace_overflow(cookie, before->original.slot, connection);
+	if (!bpf_map_update_elem(&connection_map, &cookie, connection, BPF_ANY))
+		return true;
+	overflow = overflow_count();
+	share = find_share(connection->original.slot);
+	if (!overflow || !share || (__s64)share->connections >= share_limit)
+		return false;
+	if (bpf_map_update_elem(&connection_overflow_map, &cookie, connection, BPF_NOEXIST))
+		return false;
+	__sync_fetch_and_add(overflow, 1);
+	__sync_fetch_and_add(&share->connections, 1);
+	return true;
+}
+
+static __always_inline void delete_connection(__u64 cookie, __u32 slot)
 {
 	__s64 *overflow = overflow_count();
 
 	if (!bpf_map_delete_elem(&connection_map, &cookie))
 		return;
-	if (overflow && !bpf_map_delete_elem(&connection_overflow_map, &cookie))
-		__sync_fetch_and_add(overflow, -1);
+	if (!overflow || bpf_map_delete_elem(&connection_overflow_map, &cookie))
+		return;
+	__sync_fetch_and_add(overflow, -1);
+	add_connections(slot, -1);
 }
 
 static __always_inline void count(__u32 slot, enum branch branch)

@@ -19,6 +19,10 @@
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define SO_ORIGINAL_DST 80 /* and IP6T_SO_ORIGINAL_DST */
+#define EEXIST 17
+
+/* Entries of original_dst_map that one pod may have. */
+const volatile __u32 original_share = 4096;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -58,6 +62,29 @@ static __always_inline bool in_one_netns(const struct address *client,
 	return is_loopback(proxy) || same_address(client, proxy);
 }
 
+/* False when there is no room, or the pod has its share of it. */
+static __always_inline bool put_original(const struct tuple *tuple,
+					 const struct original_dst *original)
+{
+	struct pod_share *share = find_share(original->slot);
+	long error;
+
+	if (!share || (__s64)share->originals >= original_share)
+		return false;
+	error = bpf_map_update_elem(&original_dst_map, tuple, original, BPF_NOEXIST);
+	if (!error)
+		__sync_fetch_and_add(&share->originals, 1);
+	else if (error == -EEXIST)
+		error = bpf_map_update_elem(&original_dst_map, tuple, original, BPF_EXIST);
+	return !error;
+}
+
+static __always_inline void delete_original(const struct tuple *tuple, __u32 slot)
+{
+	if (!bpf_map_delete_elem(&original_dst_map, tuple))
+		add_originals(slot, -1);
+}
+
 static __always_inline void file_original(struct connection *connection,
 					  const struct ends *ends, __u32 isn,
 					  __u64 netns)
@@ -73,7 +100,7 @@ static __always_inline void file_original(struct connection *connection,
 	tuple->isn = isn;
 	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns : 0;
 	connection->original.at_ns = bpf_ktime_get_coarse_ns();
-	if (bpf_map_update_elem(&original_dst_map, tuple, &connection->original, BPF_ANY))
+	if (!put_original(tuple, &connection->original))
 		count(connection->original.slot, BRANCH_HANDOFF_LOST);
 }
 
@@ -84,12 +111,14 @@ static __always_inline void file_original(struct connection *connection,
 static __always_inline void forget(__u64 cookie, bool over)
 {
 	struct connection *connection = find_connection(cookie);
+	__u32 slot;
 
 	if (!connection)
 		return;
+	slot = connection->original.slot;
 	if (over || bpf_ktime_get_coarse_ns() - connection->original.at_ns > STALE_NS)
-		bpf_map_delete_elem(&original_dst_map, &connection->tuple);
-	delete_connection(cookie);
+		delete_original(&connection->tuple, slot);
+	delete_connection(cookie, slot);
 }
 
 /* sock_ops has the local port in host order and the remote one in network order. */
@@ -221,7 +250,7 @@ static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *c
 	original = bpf_sk_storage_get(&accepted_map, sk, original,
 				      BPF_SK_STORAGE_GET_F_CREATE);
 	if (original)
-		bpf_map_delete_elem(&original_dst_map, &tuple);
+		delete_original(&tuple, original->slot);
 	return original;
 }
 

@@ -82,6 +82,7 @@ const TABLE = {
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
   maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
   maxTrafficEntries: integer(1024, 16_777_216, 65_536, "Room for this many ports, and as many ranges, of all pods' traffic annotations together."),
+  maxConnectionsPerPod: integer(1, 16_777_216, 32_768, 'How many of these one pod may have, so that none takes the room of the others; the first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.'),
   annotate: onOrOff(true, 'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.'),
   events: onOrOff(true, 'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.'),
   log: {

@@ -1,10 +1,10 @@
 /** The verb doctor: is this host fit for cgroute, and what to do where it isn't. */
-import { linkDirectory } from '../native/data-plane.ts';
 import { probeFeatures, type ProbedFeature } from '../native/capability.ts';
-import { pinnedPrograms } from '../native/cgroup-query.ts';
+import { ownPrograms } from '../native/cgroup-query.ts';
 import { messageOf } from '../native/error.ts';
 import { iptablesBackends } from '../native/iptables.ts';
 import { libbpf } from '../native/libbpf.ts';
+import { PIN_VERSION, pinnedVersions } from '../native/pin-directory.ts';
 import { openProcConnector } from '../native/proc-connector.ts';
 import { effectiveCapabilities, hostNamespaces } from '../native/privilege.ts';
 import { findCgroupMount, realCgroupRoot } from '../watcher/host.ts';
@@ -33,7 +33,7 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
   return [
     ...await guarded('kernel', () => [kernelLine()]),
     ...cgroup,
-    ...await guarded('bpffs', () => [bpffsLine(places)]),
+    ...await guarded('bpffs', () => [bpffsLine(places), ...pinLines(places)]),
     ...await guarded('settings', () => settingLines(places)),
     ...await guarded('memory', () => [memoryLine(places)]),
     ...await guarded('capabilities', () => capabilityLines(effectiveCapabilities(procRoot), { load: load || features.length === 0, namespaces: namespaces.net !== undefined })),
@@ -84,10 +84,23 @@ async function processEvents(): Promise<DoctorLine[]> {
 function hooks(places: DoctorPlaces): readonly DoctorLine[] {
   const mount = findCgroupMount(places.procRoot, places.cgroupRoot);
   const cgroupRoot = realCgroupRoot(places.cgroupRoot ?? mount.mountPoint);
-  const links = linkDirectory(places.bpffsRoot);
-  const pinned = pinnedPrograms(links);
-  const unreadable = pinned === undefined ? [warn('pins', `${links} cannot be read, so cgroute's own programs cannot be told`, 'run doctor as root')] : [];
+  const pinned = ownPrograms(places.bpffsRoot);
+  const unreadable = pinned === undefined ? [warn('pins', `${places.bpffsRoot} cannot be read, so cgroute's own programs cannot be told`, 'run doctor as root')] : [];
   return [...unreadable, ...hookLines({ cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) }, pinned ?? new Map())];
+}
+
+/** Another version's pins, which the next start takes over; nothing to say of this version's own. */
+function pinLines({ bpffsRoot }: DoctorPlaces): readonly DoctorLine[] {
+  let versions: readonly string[];
+  try {
+    versions = pinnedVersions(bpffsRoot);
+  } catch {
+    return []; // The hooks' lines say so.
+  }
+  const others = versions.filter((version) => version !== PIN_VERSION);
+  if (others.length === 0) return [];
+  if (versions.length === 1) return [ok('pins', `version ${others.join()} of the pins is there; an agent of this version, ${PIN_VERSION}, takes over from it`)];
+  return [warn('pins', `versions ${versions.join(' and ')} of the pins are there: taking over has not come to its end`, 'start the agent')];
 }
 
 /** 0 when all is fine or there are warnings only, 3 when something fails. */

@@ -2,17 +2,16 @@
  * The agent of one node: facts of the host and objects of the source go in, the
  * kernel's maps come out. It starts whole or not at all.
  */
-import { readdirSync, statSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { statSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { capabilityReport } from '../native/capability.ts';
 import type { CgroupPlace } from '../native/cgroup-link.ts';
-import { pinnedPrograms, programsAlong } from '../native/cgroup-query.ts';
-import { linkDirectory, makePinDirectory, openDataPlane, removePins, type DataPlane } from '../native/data-plane.ts';
-import { CgrouteError, messageOf } from '../native/error.ts';
+import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
+import { messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
+import { makePinDirectory, pinnedVersions, undoPins } from '../native/pin-directory.ts';
 import { attachProgram } from '../native/proc-connector.ts';
 import { levelOf } from '../watcher/cgroup-level.ts';
 import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
@@ -24,13 +23,14 @@ import { explain, type Explanation } from './explain.ts';
 import { HandoffPlaces } from './handoff-places.ts';
 import { createInventory, type Inventory } from './inventory.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
-import { mapSizes } from './map-sizes.ts';
+import { mapShares, mapSizes } from './map-sizes.ts';
 import { NodeProxy } from './node-proxy.ts';
 import type { ObjectSource } from './object-source.ts';
 import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
 import { makePodEvents } from './pod-events.ts';
 import { PodTrees } from './pod-trees.ts';
 import { Reconciler } from './reconciler.ts';
+import { refuseOthers } from './rival-programs.ts';
 import { decide } from './verdict.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
@@ -65,7 +65,7 @@ export interface NodeAgent {
 export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAgent> {
   const { config, logger, procRoot, bpffsRoot } = options;
   const stack = new AsyncDisposableStack();
-  let isFirst = false;
+  let before: readonly string[] | undefined;
   try {
     refuseV1Only(KUBELET_CGROUPS, procRoot);
     const cgroupRoot = realCgroupRoot(options.cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
@@ -76,9 +76,9 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     refuseOthers(cgroupRoot, findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot);
     makePinDirectory(bpffsRoot);
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
-    isFirst = readdirSync(bpffsRoot).length === 0;
+    before = pinnedVersions(bpffsRoot);
     const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
-    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config) }));
+    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config), shares: mapShares(config), warn: (sentence) => logger.warn(sentence) }));
     logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
@@ -102,29 +102,9 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
   } catch (error) {
     await stack.disposeAsync();
     // What an earlier agent left goes on as it was; what this one began is undone.
-    if (isFirst) removePins(bpffsRoot);
+    if (before !== undefined) undoPins(bpffsRoot, before);
     throw error;
   }
-}
-
-/**
- * Two sets of programs on one socket would each take the other's redirection for
- * a loop. Nothing is refused where the kernel doesn't tell the programs' names.
- * @throws CgrouteError `ELOCKED` when another cgroute's programs are at the root or above
- */
-function refuseOthers(cgroupRoot: string, mountPoint: string, bpffsRoot: string): void {
-  const pinned = pinnedPrograms(linkDirectory(bpffsRoot)) ?? new Map();
-  const places = [cgroupRoot];
-  for (let place = cgroupRoot; place !== mountPoint && place !== '/'; ) places.push((place = dirname(place)));
-  let programs;
-  try {
-    programs = programsAlong(places, pinned).flatMap(({ runs, hidden }) => [...runs, ...hidden]);
-  } catch {
-    return; // without the privilege to look there is none to attach either, which has its own sentence
-  }
-  const other = programs.find(({ owner }) => owner === 'unpinned');
-  if (other === undefined) return;
-  throw new CgrouteError('ELOCKED', `programs of another cgroute are attached at ${other.place}: expected none at --cgroup-root or above it; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`);
 }
 
 /** So long the programs of a fresh start wait for the API server; what an earlier agent attached works meanwhile. */
@@ -290,6 +270,7 @@ class RunningAgent implements AsyncDisposable {
     this.#trees.attach();
     this.#dataPlane.attachRoot();
     this.#isAttached = true;
+    await this.#completeHandover();
     const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
     this.#stack.defer(() => {
       this.#isStopped = true;
@@ -299,6 +280,17 @@ class RunningAgent implements AsyncDisposable {
     if (isSynced) return this.#becomeReady(removed);
     logger.warn({ sources: source.states() }, 'nobody says yet which pods there are: what the maps hold from before stands');
     void this.#becomeReadyLater(following.synced);
+  }
+
+  /** Whatever is left of another version after this does no harm, and the next start tries again. */
+  async #completeHandover(): Promise<void> {
+    const { logger } = this.#options;
+    try {
+      const done = await this.#dataPlane.completeHandover();
+      if (done !== undefined) logger.info(done);
+    } catch (error) {
+      logger.error({ err: error }, `another version's pins could not all be taken over, which the next start tries again: ${messageOf(error)}`);
+    }
   }
 
   /** What an earlier agent knew is replaced by what is so now. Gives the number of entries that this removed. */

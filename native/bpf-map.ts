@@ -94,6 +94,10 @@ export class BpfMap<K, V> implements Disposable {
     return true;
   }
 
+  get isEmpty(): boolean {
+    return libbpf().mapNextKey(this.#fd, null, Buffer.alloc(this.#key.size)) === ENOENT;
+  }
+
   /** All keys. One that is deleted by somebody else meanwhile may make others come twice, never be missed. */
   keys(): K[] {
     const keys: K[] = [];

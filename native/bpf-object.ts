@@ -1,13 +1,15 @@
 /** A compiled object, loaded: its programs and its maps, which are pinned by name. */
 import { closeSync, existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { readObjectTypes } from './btf.ts';
+import { shapeOf } from './btf-shape.ts';
+import { parseBtf, readObjectTypes, type Types } from './btf.ts';
 import { mapInfo } from './bpf-map.ts';
 import { readElf, type Elf } from './elf.ts';
 import { CgrouteError } from './error.ts';
 import { checkLayouts } from './layout.ts';
 import { layouts } from './layouts.ts';
 import { checked, closeObject, libbpf, loadObject, openObject, type MapPointer, type OpenObject } from './libbpf.ts';
+import { settlePin, type PinnedMapOptions, type WantedMap } from './pinned-map.ts';
 
 export interface Program {
   readonly name: string;
@@ -17,9 +19,8 @@ export interface Program {
   readonly attachType: number;
 }
 
-export interface LoadOptions {
-  /** The bpffs directory that maps are pinned in, and taken over from; it exists. */
-  readonly mapDirectory: string;
+/** `mapDirectory` is the bpffs directory that maps are pinned in, and taken over from; it exists. */
+export interface LoadOptions extends PinnedMapOptions {
   /** Entries by map name, where the object's own figure is not wanted. */
   readonly maxEntries?: Readonly<Record<string, number>>;
   /** `const volatile` tunables by name, __u32 as numbers and __u64 as bigints; an object without .rodata has none. */
@@ -30,6 +31,8 @@ export interface LoadedObject extends Disposable {
   readonly programs: ReadonlyMap<string, Program>;
   /** What was not as asked for, in sentences: a pinned map of another size is kept. */
   readonly notes: readonly string[];
+  /** Pins again the maps whose pins somebody has removed. Returns their names. */
+  repairPins(): string[];
 }
 
 /** Where the compiled objects are: beside the bundle, or in the checkout's dist. */
@@ -56,12 +59,17 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
   const open = openObject(file);
   try {
     const notes: string[] = [];
+    const types = parseBtf(readElf(bytes, file).section('.BTF'), file);
     for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
-      if (!lib.mapIsInternal(map)) prepareMap(map, options, notes);
+      if (!lib.mapIsInternal(map)) prepareMap(map, types, options, notes);
       else if (options.tunables !== undefined && lib.mapName(map).endsWith('.rodata')) setTunables(map, readElf(bytes, file), options.tunables, file);
     }
     loadObject(open, file);
-    return { programs: programsOf(open), notes, [Symbol.dispose]: () => closeObject(open) };
+    return {
+      programs: programsOf(open), notes,
+      repairPins: () => repairPins(open, options.mapDirectory),
+      [Symbol.dispose]: () => closeObject(open),
+    };
   } catch (error) {
     closeObject(open);
     throw error;
@@ -83,20 +91,18 @@ function setTunables(map: MapPointer, elf: Elf, tunables: Readonly<Record<string
   checked(libbpf().mapSetInitialValue(map, bytes, bytes.length), 'bpf_map__set_initial_value', libbpf().mapName(map));
 }
 
-function prepareMap(map: MapPointer, { mapDirectory, maxEntries }: LoadOptions, notes: string[]): void {
+function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: string[]): void {
   const lib = libbpf();
   const name = lib.mapName(map);
-  const path = `${mapDirectory}/${name}`;
-  const wanted = maxEntries?.[name];
+  const path = `${options.mapDirectory}/${name}`;
+  const wanted = options.maxEntries?.[name];
   if (wanted !== undefined) checked(lib.mapSetMaxEntries(map, wanted), 'bpf_map__set_max_entries', name);
   checked(lib.mapSetPinPath(map, path), 'bpf_map__set_pin_path', name);
+  notes.push(...settlePin(declared(map, types), options));
   if (!existsSync(path)) return;
   const fd = checked(lib.objGet(path), 'bpf_obj_get', path);
   try {
     const info = mapInfo(fd, name);
-    if (info.keySize !== lib.mapKeySize(map) || info.valueSize !== lib.mapValueSize(map)) {
-      throw new CgrouteError('EPINLAYOUT', `the map pinned at ${path} has keys of ${info.keySize} and values of ${info.valueSize} bytes, expected ${lib.mapKeySize(map)} and ${lib.mapValueSize(map)}: it is another version's; run \`cgroute cleanup\` first`);
-    }
     if (wanted !== undefined && info.maxEntries !== wanted) {
       notes.push(`the pinned map ${name} keeps its ${info.maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``);
       checked(lib.mapSetMaxEntries(map, info.maxEntries), 'bpf_map__set_max_entries', name);
@@ -104,6 +110,30 @@ function prepareMap(map: MapPointer, { mapDirectory, maxEntries }: LoadOptions, 
   } finally {
     closeSync(fd);
   }
+}
+
+function declared(map: MapPointer, types: Types): WantedMap {
+  const lib = libbpf();
+  const [keyType, valueType] = [lib.mapKeyTypeId(map), lib.mapValueTypeId(map)];
+  const key = keyType === 0 ? undefined : shapeOf(types, keyType);
+  const value = valueType === 0 ? undefined : shapeOf(types, valueType);
+  return {
+    name: lib.mapName(map), type: lib.mapType(map), keySize: lib.mapKeySize(map), valueSize: lib.mapValueSize(map), flags: lib.mapFlags(map),
+    shape: key === undefined || value === undefined ? undefined : { key, value },
+  };
+}
+
+/** What the kernel has pinned twice is one map, so this undoes a removal and nothing else. */
+function repairPins({ object }: OpenObject, mapDirectory: string): string[] {
+  const lib = libbpf();
+  const repaired: string[] = [];
+  for (let map = lib.nextMap(object, null); map !== null; map = lib.nextMap(object, map)) {
+    const path = `${mapDirectory}/${lib.mapName(map)}`;
+    if (lib.mapIsInternal(map) || existsSync(path)) continue;
+    checked(lib.objPin(lib.mapFd(map), path), 'bpf_obj_pin', path);
+    repaired.push(lib.mapName(map));
+  }
+  return repaired;
 }
 
 function programsOf({ object }: OpenObject): Map<string, Program> {

@@ -30,20 +30,20 @@ export interface ObjectTypes {
   readonly enums: ReadonlyMap<string, ReadonlyMap<string, number>>;
 }
 
-const KIND_INT = 1;
-const KIND_ARRAY = 3;
-const KIND_STRUCT = 4;
+export const KIND_INT = 1;
+export const KIND_ARRAY = 3;
+export const KIND_STRUCT = 4;
 const KIND_UNION = 5;
-const KIND_ENUM = 6;
+export const KIND_ENUM = 6;
 const KIND_FUNC_PROTO = 13;
 const KIND_VAR = 14;
 const KIND_DATASEC = 15;
 const KIND_DECL_TAG = 17;
-const KIND_ENUM64 = 19;
+export const KIND_ENUM64 = 19;
 /** typedef, volatile, const, restrict, type_tag: a name or a qualifier for another type. */
 const KIND_ALIASES = new Set([8, 9, 10, 11, 18]);
 
-interface RawType {
+export interface RawType {
   readonly name: string;
   readonly kind: number;
   readonly vlen: number;
@@ -58,14 +58,7 @@ interface RawType {
  * @throws CgrouteError `EBTF` when it is no little-endian ELF-64 object with BTF
  */
 export function readObjectTypes(object: Buffer, file: string): ObjectTypes {
-  const btf = readElf(object, file).section('.BTF');
-  if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f) throw malformed(file, 'its .BTF section has no BTF header');
-  const header = btf.readUInt32LE(4);
-  const types = readTypes(
-    btf.subarray(header + btf.readUInt32LE(8), header + btf.readUInt32LE(8) + btf.readUInt32LE(12)),
-    btf.subarray(header + btf.readUInt32LE(16), header + btf.readUInt32LE(16) + btf.readUInt32LE(20)),
-    file,
-  );
+  const types = parseBtf(readElf(object, file).section('.BTF'), file);
   const structs = new Map<string, StructLayout>();
   const enums = new Map<string, ReadonlyMap<string, number>>();
   for (const type of types.list) {
@@ -79,11 +72,22 @@ export function readObjectTypes(object: Buffer, file: string): ObjectTypes {
   return { structs, enums };
 }
 
+/** BTF as it is in an object's section, or as the kernel gives it. @throws CgrouteError `EBTF` */
+export function parseBtf(btf: Buffer, file: string): Types {
+  if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f) throw malformed(file, 'its .BTF section has no BTF header');
+  const header = btf.readUInt32LE(4);
+  return readTypes(
+    btf.subarray(header + btf.readUInt32LE(8), header + btf.readUInt32LE(8) + btf.readUInt32LE(12)),
+    btf.subarray(header + btf.readUInt32LE(16), header + btf.readUInt32LE(16) + btf.readUInt32LE(20)),
+    file,
+  );
+}
+
 function malformed(file: string, why: string): CgrouteError {
   return new CgrouteError('EBTF', `${file} is not a BPF object that cgroute can use: ${why}`);
 }
 
-interface Types {
+export interface Types {
   readonly data: Buffer;
   readonly strings: Buffer;
   /** By type id; id 0 is void. */
@@ -119,7 +123,8 @@ function bodySize(type: RawType, file: string): number {
   }
 }
 
-function resolve(types: Types, id: number): RawType | undefined {
+/** The type itself, without names and qualifiers for it. */
+export function resolve(types: Types, id: number): RawType | undefined {
   let type = types.list[id];
   while (type !== undefined && KIND_ALIASES.has(type.kind)) type = types.list[type.sizeOrType];
   return type;

@@ -3,9 +3,11 @@
  * the agent. A link that is there already gets the new program in place, with
  * no moment in between.
  */
-import { closeSync, existsSync, openSync, readdirSync, unlinkSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, renameSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
 import { checked, libbpf } from './libbpf.ts';
+import { moveAside } from './pin-directory.ts';
+import { linkState } from './pinned-object.ts';
 
 export interface CgroupPlace {
   /** Absolute path of the cgroup's directory. */
@@ -19,26 +21,55 @@ export interface PinnedLink {
   readonly cgroupId: bigint;
 }
 
-interface LinkInfo {
-  readonly programId: number;
-  /** 0 once the cgroup is gone or somebody detached it. */
-  readonly cgroupId: bigint;
+/** Where links of this version are pinned, and what to do with what is found there. */
+export interface LinkPins {
+  readonly bpffsRoot: string;
+  readonly directory: string;
+  /** Link directories of other versions. */
+  readonly others: readonly string[];
+  /** Is told in a sentence of what lay at a pin's place and is kept elsewhere. */
+  readonly warn: (sentence: string) => void;
 }
 
 const pinName = (program: string, cgroupId: bigint): string => `${program}@${cgroupId}`;
 
 /**
- * Makes `program` run for the processes of a cgroup and below.
- * Returns what it did: `kept` a live link (with the program replaced), `made` one.
- * @throws CgrouteError `EBPF`
+ * Makes `program` run for the processes of a cgroup and below. A link of this or,
+ * where `takesOver`, of another version goes on with this program.
+ * @throws CgrouteError `EBPF`, `EPINFOREIGN`
  */
-export function ensureLink(directory: string, program: Program, place: CgroupPlace): 'kept' | 'made' {
-  const pin = `${directory}/${pinName(program.name, place.id)}`;
+export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace, takesOver: boolean): void {
+  const name = pinName(program.name, place.id);
+  const pin = `${pins.directory}/${name}`;
   const what = `${program.name} at ${place.path}`;
-  if (existsSync(pin)) {
-    if (replaceProgram(pin, program, place, what)) return 'kept';
-    unlinkSync(pin);
+  const isThere = clearPin(pins, pin, program.name, place.id);
+  if (isThere) replaceProgram(pin, program, what);
+  let isTaken = isThere;
+  for (const former of takesOver ? pins.others.map((directory) => `${directory}/${name}`) : []) {
+    if (linkState(former, program.name, place.id) !== 'live') continue;
+    if (isTaken) {
+      unlinkSync(former);
+      continue;
+    }
+    replaceProgram(former, program, what);
+    renameSync(former, pin);
+    isTaken = true;
   }
+  if (!isTaken) makeLink(pin, program, place, what);
+}
+
+/** Leaves a live link of that program there, or nothing. Returns whether there is one. */
+export function clearPin(pins: LinkPins, pin: string, program: string, cgroupId: bigint): boolean {
+  const state = linkState(pin, program, cgroupId);
+  if (state === 'stray') unlinkSync(pin);
+  if (state === 'foreign') {
+    const what = `no link of ${program}'s`;
+    pins.warn(`${pin} was ${what}; it is kept as ${moveAside(pins.bpffsRoot, pin, what)}`);
+  }
+  return state === 'live';
+}
+
+function makeLink(pin: string, program: Program, place: CgroupPlace, what: string): void {
   const cgroup = openSync(place.path, 'r');
   try {
     const link = checked(libbpf().linkCreate(program.fd, cgroup, program.attachType, null), 'bpf_link_create', what);
@@ -50,51 +81,30 @@ export function ensureLink(directory: string, program: Program, place: CgroupPla
   } finally {
     closeSync(cgroup);
   }
-  return 'made';
 }
 
-/** False when the pin is no live link to that cgroup. */
-function replaceProgram(pin: string, program: Program, place: CgroupPlace, what: string): boolean {
-  const link = libbpf().objGet(pin);
-  if (link < 0) return false;
+function replaceProgram(pin: string, program: Program, what: string): void {
+  const link = checked(libbpf().objGet(pin), 'bpf_obj_get', pin);
   try {
-    if (linkInfo(link)?.cgroupId !== place.id) return false;
     checked(libbpf().linkUpdate(link, program.fd, null), 'bpf_link_update', what);
-    return true;
   } finally {
     closeSync(link);
   }
-}
-
-/** `struct bpf_link_info` of <linux/bpf.h>: type, id, prog_id, then cgroup.cgroup_id. Undefined for another kind of object. */
-function linkInfo(fd: number): LinkInfo | undefined {
-  const BPF_LINK_TYPE_CGROUP = 3;
-  const info = Buffer.alloc(64);
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(info.length);
-  if (libbpf().objGetInfo(fd, info, length) < 0 || info.readUInt32LE(0) !== BPF_LINK_TYPE_CGROUP) return undefined;
-  return { programId: info.readUInt32LE(8), cgroupId: info.readBigUInt64LE(16) };
 }
 
 /** True while the link holds its program at its cgroup. */
 export function isLive(directory: string, program: string, cgroupId: bigint): boolean {
-  const pin = `${directory}/${pinName(program, cgroupId)}`;
-  if (!existsSync(pin)) return false;
-  const link = libbpf().objGet(pin);
-  if (link < 0) return false;
-  try {
-    return linkInfo(link)?.cgroupId === cgroupId;
-  } finally {
-    closeSync(link);
-  }
+  return linkState(`${directory}/${pinName(program, cgroupId)}`, program, cgroupId) === 'live';
 }
 
-/** The links that are pinned in a directory, live or not. */
+/** The links of programs of ours that are pinned in a directory, live or not. */
 export function pinnedLinks(directory: string): PinnedLink[] {
   if (!existsSync(directory)) return [];
   return readdirSync(directory).flatMap((name) => {
     const [, program, id] = /^(\w+)@(\d+)$/.exec(name) ?? [];
-    return program === undefined || id === undefined ? [] : [{ pin: `${directory}/${name}`, program, cgroupId: BigInt(id) }];
+    if (program === undefined || id === undefined) return [];
+    const link = { pin: `${directory}/${name}`, program, cgroupId: BigInt(id) };
+    return linkState(link.pin, program, link.cgroupId) === 'foreign' ? [] : [link];
   });
 }
 
@@ -103,8 +113,9 @@ export function dropLink(link: PinnedLink): void {
   unlinkSync(link.pin);
 }
 
-/** The same by its name, if its pin is still there. */
+/** The same by its name, if it is still there. */
 export function dropLinkAt(directory: string, program: string, cgroupId: bigint): void {
   const pin = `${directory}/${pinName(program, cgroupId)}`;
-  if (existsSync(pin)) unlinkSync(pin);
+  const state = linkState(pin, program, cgroupId);
+  if (state === 'live' || state === 'stray') unlinkSync(pin);
 }

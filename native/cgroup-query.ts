@@ -4,6 +4,8 @@ import { cString } from './elf.ts';
 import { CgrouteError } from './error.ts';
 import { checked, libbpf } from './libbpf.ts';
 import { errnoValue } from './libc.ts';
+import { linkDirectories } from './pin-directory.ts';
+import { linkFacts, withPin } from './pinned-object.ts';
 
 /** The hooks that cgroute's programs share with others: `enum bpf_attach_type` of <linux/bpf.h>. */
 export const cgroupHooks = {
@@ -63,16 +65,17 @@ const KERNEL_ROOT = 1n;
 const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
 
 /**
- * The programs of the links that are pinned in a directory, by their ids.
- * Undefined when the directory cannot be read; empty when there is none.
+ * The programs of the links that are pinned in directories, by their ids.
+ * Undefined when one cannot be read; a directory that is not there has none.
  */
-export function pinnedPrograms(linkDirectory: string): PinnedPrograms | undefined {
+export function pinnedPrograms(...linkDirectories: readonly string[]): PinnedPrograms | undefined {
   const programs = new Map<number, string>();
   try {
-    if (!existsSync(linkDirectory)) return programs;
-    for (const pin of readdirSync(linkDirectory)) {
-      const id = linkedProgram(`${linkDirectory}/${pin}`);
-      if (id !== undefined) programs.set(id, pin.replace(/@\d+$/, ''));
+    for (const directory of linkDirectories) {
+      for (const pin of existsSync(directory) ? readdirSync(directory) : []) {
+        const id = linkedProgram(`${directory}/${pin}`);
+        if (id !== undefined) programs.set(id, pin.replace(/@\d+\w*$/, ''));
+      }
     }
   } catch {
     return undefined;
@@ -80,16 +83,17 @@ export function pinnedPrograms(linkDirectory: string): PinnedPrograms | undefine
   return programs;
 }
 
-/** `prog_id` of `struct bpf_link_info`, <linux/bpf.h>. */
-function linkedProgram(pin: string): number | undefined {
-  const link = libbpf().objGet(pin);
-  if (link < 0) return undefined;
+/** Those of every version that has pins below `--bpffs-root`; undefined when they cannot be read. */
+export function ownPrograms(bpffsRoot: string): PinnedPrograms | undefined {
   try {
-    return objectInfo(link)?.readUInt32LE(8);
-  } finally {
-    closeSync(link);
+    return pinnedPrograms(...linkDirectories(bpffsRoot));
+  } catch {
+    return undefined;
   }
 }
+
+const linkedProgram = (pin: string): number | undefined =>
+  withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : undefined));
 
 function objectInfo(fd: number): Buffer | undefined {
   const info = Buffer.alloc(128);

@@ -2,20 +2,25 @@
  * The kernel's half of cgroute: its programs where they belong, its maps by
  * name. Everything is pinned below one versioned bpffs directory.
  */
-import { closeSync, existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, statSync, unlinkSync } from 'node:fs';
-import { basename, dirname } from 'node:path';
+import { closeSync, existsSync, statSync } from 'node:fs';
+import { basename } from 'node:path';
 import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
-import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace } from './cgroup-link.ts';
+import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace, type LinkPins } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
-import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
+import { foreignCodec } from './foreign-codec.ts';
+import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podShare, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
 import { checked, libbpf } from './libbpf.ts';
+import { recountOriginals, recountShares } from './map-shares.ts';
+import { OVERFLOW_BIAS } from './map-migration.ts';
+import { PIN_VERSION, pinDirectories, pinDirectory, redirects, removePins, type PinDirectory } from './pin-directory.ts';
+import { heldMaps } from './pinned-map.ts';
+import { mapFacts, mapShape } from './pinned-object.ts';
 import { watchRingBuffer } from './ring-buffer.ts';
 import { hasTraceLink, replaceTraceLink, tracePin } from './trace-link.ts';
+import { beginHandover, dropFormer } from './version-handover.ts';
 
-/** Changes when a map's layout does. */
-export const PIN_VERSION = 'v1';
-const BPF_FS_MAGIC = 0xcafe4a11;
+export { makePinDirectory, PIN_VERSION, removePins } from './pin-directory.ts';
 
 /** Longer than a proxy leaves a connection unaccepted. */
 const STALE_MS = 60_000;
@@ -28,10 +33,21 @@ const POD_TREE_PROGRAMS = ['pod_connect4', 'pod_connect6'];
 const PROXY_PROGRAMS = ['original_dst'];
 const TRACE_PROGRAMS = ['cgroup_mkdir', 'cgroup_rmdir'];
 
-function openMaps(directory: string) {
+/** In the place of one that another version had not. */
+function emptyMap<K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> {
+  const BPF_MAP_TYPE_HASH = 1;
+  return new BpfMap(name, checked(libbpf().mapCreate(BPF_MAP_TYPE_HASH, null, key.size, value.size, 1, null), 'bpf_map_create', name), key, value);
+}
+
+function openMaps({ maps: directory, version }: PinDirectory) {
   const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
     const path = `${directory}/${name}`;
-    return new BpfMap(name, checked(libbpf().objGet(path), 'bpf_obj_get', path), key, value);
+    if (version !== PIN_VERSION && !existsSync(path)) return emptyMap(name, key, value);
+    const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
+    if (version === PIN_VERSION) return new BpfMap(name, fd, key, value);
+    const shape = mapShape(mapFacts(fd, name));
+    if (shape === undefined) throw new CgrouteError('EPINLAYOUT', `the layout of ${path}, which is another version's, cannot be read: expected CAP_SYS_ADMIN; run as root`);
+    return new BpfMap(name, fd, foreignCodec(key, shape.key), foreignCodec(value, shape.value));
   };
   return {
     cgroups: open('cgroup_info_map', u64, cgroupInfo),
@@ -49,32 +65,28 @@ function openMaps(directory: string) {
     overflowConnections: open('connection_overflow_map', u64, connection),
     overflowCount: open('overflow_count_map', u32, u64),
     originals: open('original_dst_map', tuple, originalDst),
+    shares: open('pod_share_map', u32, podShare),
   };
 }
 
 /** Typed handles on the pinned maps; the agent may be down. */
 export type PinnedMaps = ReturnType<typeof openMaps> & Disposable;
 
-const directories = (bpffsRoot: string) => ({
-  base: `${bpffsRoot}/${PIN_VERSION}`,
-  maps: `${bpffsRoot}/${PIN_VERSION}/maps`,
-  links: `${bpffsRoot}/${PIN_VERSION}/links`,
-});
-
-/** Where the links of this version are pinned. */
-export const linkDirectory = (bpffsRoot: string): string => directories(bpffsRoot).links;
-
-/** Undefined when nothing of cgroute is pinned below `bpffsRoot`. @throws CgrouteError when it cannot be read */
+/**
+ * This version's or, where none is pinned, another's, read by the layouts that the
+ * kernel knows of them. Undefined when nothing of cgroute is pinned below `bpffsRoot`.
+ * @throws CgrouteError when they cannot be read
+ */
 export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
-  const { maps } = directories(bpffsRoot);
   try {
-    statSync(`${maps}/agent_map`);
+    const directory = pinDirectories(bpffsRoot).find(({ maps }) => statSync(`${maps}/agent_map`, { throwIfNoEntry: false }) !== undefined);
+    return directory === undefined ? undefined : disposable(openMaps(directory));
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
-    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
+    if (cause instanceof CgrouteError) throw cause;
+    if (code === 'ENOTDIR') return undefined;
     throw new CgrouteError('EPINS', `--bpffs-root ${bpffsRoot} cannot be looked into (${code ?? messageOf(cause)}): run as root, or as the user whose directory it is`, { cause });
   }
-  return disposable(openMaps(maps));
 }
 
 function disposable(maps: ReturnType<typeof openMaps>): PinnedMaps {
@@ -88,8 +100,19 @@ export interface DataPlaneOptions {
   readonly root: CgroupPlace;
   readonly rootLevel: number;
   readonly maxEntries: Readonly<Record<string, number>>;
+  /** Is told in a sentence of pins that were not as they should be, once {@link DataPlane.notes} have been read. */
+  readonly warn?: (sentence: string) => void;
+  /** Entries of the maps that all pods share which one slot may have. @default those of the compiled objects */
+  readonly shares?: MapShares;
   /** Where the proxy takes redirected connections. @default 15001 and 15006 */
   readonly ports?: { readonly outbound: number; readonly inbound: number };
+}
+
+export interface MapShares {
+  /** Of `connection_overflow_map`. */
+  readonly connections: number;
+  /** Of `original_dst_map`. */
+  readonly originals: number;
 }
 
 export interface DataPlane extends Disposable {
@@ -115,11 +138,17 @@ export interface DataPlane extends Disposable {
   attachRoot(): void;
   /** Programs at a cgroup that holds pods, ahead of any at the root. */
   attachPodTree(place: CgroupPlace): void;
+  /**
+   * When all connect programs are attached: takes over the open connections of
+   * another version and removes its links and maps. Returns a sentence about it,
+   * or undefined where there was none.
+   */
+  completeHandover(): Promise<string | undefined>;
   /** `SO_ORIGINAL_DST` for the processes of the node's proxy. */
   attachProxy(place: CgroupPlace): void;
   /** Drops links of cgroups that are not among those attached by now. Returns their number. */
   dropOtherLinks(): number;
-  /** Puts back links that somebody removed. Returns their names. */
+  /** Puts back links, and pins of links and maps, that somebody removed. Returns their names. */
   repairLinks(): string[];
   /** Drops original destinations that no proxy has fetched for so long. Returns their number. @default 60,000 ms */
   expireOriginals(olderThanMs?: number): number;
@@ -133,12 +162,19 @@ export interface DataPlane extends Disposable {
  * @throws CgrouteError `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
  */
 export function openDataPlane(options: DataPlaneOptions): DataPlane {
-  const { maps: mapDirectory, links } = directories(options.bpffsRoot);
-  mkdirSync(mapDirectory, { recursive: true, mode: 0o700 });
-  mkdirSync(links, { recursive: true, mode: 0o700 });
+  const { bpffsRoot, warn = () => {} } = options;
+  const { maps: mapDirectory, links } = pinDirectory(bpffsRoot);
+  let handover = beginHandover(bpffsRoot);
   const objects: LoadedObject[] = [];
   const notes: string[] = [];
-  const load = { mapDirectory, maxEntries: options.maxEntries, tunables: { root_level: options.rootLevel } };
+  const load = {
+    bpffsRoot, mapDirectory,
+    held: heldMaps(links),
+    adopt: handover?.adopt ?? (() => undefined),
+    maxEntries: options.maxEntries,
+    tunables: { root_level: options.rootLevel },
+  };
+  const { shares } = options;
   const ports = options.ports === undefined ? {} : { outbound_port: options.ports.outbound, inbound_port: options.ports.inbound };
   /** An optimisation: everything works without it. */
   const optional = (name: string, without: string, tunables: Readonly<Record<string, bigint>> = {}): void => {
@@ -151,10 +187,15 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   };
   let maps: PinnedMaps;
   try {
-    objects.push(loadPinned('origdst', load), loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports } }));
+    objects.push(
+      loadPinned('origdst', { ...load, tunables: shares === undefined ? {} : { original_share: shares.originals } }),
+      loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports, ...(shares === undefined ? {} : { connection_share: shares.connections }) } }),
+    );
     optional('execs', 'each exec on the host is looked at');
     optional('cgroups', 'pods are known some milliseconds after their cgroups are made', { root_id: options.root.id });
-    maps = disposable(openMaps(mapDirectory));
+    notes.push(...handover?.copyDecisions() ?? []);
+    maps = disposable(openMaps(pinDirectory(bpffsRoot)));
+    recountShares(maps);
   } catch (error) {
     for (const object of objects) object[Symbol.dispose]();
     throw error;
@@ -168,10 +209,11 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     for (const name of names) {
       const program = programs.get(name);
       if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${name}: run \`npm run setup\``);
-      ensureLink(links, program, place);
+      ensureLink(pins(), program, place, redirects(`${name}@${place.id}`));
       attached.set(`${name}@${place.id}`, { program, place });
     }
   };
+  const pins = (): LinkPins => ({ bpffsRoot, directory: links, others: handover?.links ?? [], warn });
   return {
     maps,
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
@@ -179,7 +221,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     attachIdentity() {
       const tracing = TRACE_PROGRAMS.flatMap((name) => programs.get(name) ?? []);
       for (const program of tracing) {
-        replaceTraceLink(links, program);
+        replaceTraceLink(pins(), program);
         traced.set(tracePin(program.name), program);
       }
       return tracing.length > 0;
@@ -204,30 +246,40 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     attachRoot: () => attach(ROOT_PROGRAMS, options.root),
     attachPodTree: (place) => attach(POD_TREE_PROGRAMS, place),
     attachProxy: (place) => attach(PROXY_PROGRAMS, place),
+    async completeHandover() {
+      const done = await handover?.complete();
+      if (handover !== undefined) recountShares(maps);
+      handover = undefined;
+      return done;
+    },
     dropOtherLinks() {
       const others = pinnedLinks(links).filter((link) => !attached.has(basename(link.pin)) && !traced.has(basename(link.pin)));
       for (const link of others) dropLink(link);
-      return others.length;
+      return others.length + dropFormer(links, (id) => PROXY_PROGRAMS.some((program) => attached.has(`${program}@${id}`)));
     },
     repairLinks() {
       const untraced = [...traced].filter(([, { name }]) => !hasTraceLink(links, name));
-      for (const [, program] of untraced) replaceTraceLink(links, program);
+      for (const [, program] of untraced) replaceTraceLink(pins(), program);
+      const unpinned = objects.flatMap((object) => object.repairPins());
       const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
-      return [...untraced.map(([pin]) => pin), ...lost.flatMap(([name, { program, place }]) => {
+      return [...unpinned, ...untraced.map(([pin]) => pin), ...lost.flatMap(([name, { program, place }]) => {
         if (!isStill(place)) {
           attached.delete(name);
           dropLinkAt(links, program.name, place.id);
           return [];
         }
-        ensureLink(links, program, place);
+        attach([program.name], place);
         return [name];
       })];
     },
     expireOriginals(olderThanMs = STALE_MS) {
       // The clock that bpf_ktime_get_ns() reads.
       const since = process.hrtime.bigint() - BigInt(olderThanMs) * 1_000_000n;
+      settleOverflow(maps);
       const stale = maps.originals.entries().filter(([, { atNs }]) => atNs < since);
-      return stale.filter(([key]) => maps.originals.delete(key)).length;
+      const dropped = stale.filter(([key]) => maps.originals.delete(key));
+      if (dropped.length > 0) recountOriginals(maps, new Set(dropped.map(([, { slot }]) => slot)));
+      return dropped.length;
     },
     detach() {
       attached.clear();
@@ -241,50 +293,14 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   };
 }
 
+/** After a handover the count is too high; it is made exact when nothing is counted, and the kernel is far from doing so. */
+function settleOverflow({ connections, overflowConnections, overflowCount }: PinnedMaps): void {
+  const isOff = (overflowCount.get(0) ?? 0n) >= OVERFLOW_BIAS / 2n;
+  if (!isOff || !overflowConnections.isEmpty || connections.keys().length > connections.info.maxEntries / 2) return;
+  overflowCount.set(0, 0n);
+}
+
 /** The cgroup at that path may have been removed and made again. */
 function isStill({ path, id }: CgroupPlace): boolean {
   return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
-}
-
-/**
- * Makes the directory for pins, if it is not there.
- * @throws CgrouteError `EBPFFS` when it would not be on a BPF filesystem
- */
-export function makePinDirectory(bpffsRoot: string): void {
-  let at = bpffsRoot;
-  while (!existsSync(at) && at !== dirname(at)) at = dirname(at);
-  requireBpffs(at, bpffsRoot);
-  mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
-}
-
-function requireBpffs(path: string, bpffsRoot: string): void {
-  if ((statfsSync(path).type >>> 0) === BPF_FS_MAGIC) return;
-  throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
-}
-
-/** A redirected connection gets from connect() to accept() within this time, as both ends are on this host. */
-const IN_FLIGHT_MS = 100;
-
-/**
- * Removes all that cgroute pinned, of any version: first what redirects; then,
- * when the connections that are under way have arrived, what brings them there.
- * What others keep beside it stays. Returns the number of pins removed.
- * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem
- */
-export function removePins(bpffsRoot: string): number {
-  if (!existsSync(bpffsRoot)) return 0;
-  requireBpffs(bpffsRoot, bpffsRoot);
-  const versions = subdirectories(bpffsRoot).filter((path) => /\/v\d+$/.test(path));
-  const folders = versions.flatMap((version) => subdirectories(version).filter((path) => /\/(?:maps|links)$/.test(path)));
-  const pins = folders.flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`));
-  const redirecting = pins.filter((pin) => /\/(?:root|pod)_connect[46]@\d+$/.test(pin));
-  for (const pin of redirecting) unlinkSync(pin);
-  if (redirecting.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, IN_FLIGHT_MS);
-  for (const pin of pins) if (!redirecting.includes(pin)) unlinkSync(pin);
-  for (const directory of [...folders, ...versions, bpffsRoot]) if (readdirSync(directory).length === 0) rmdirSync(directory);
-  return pins.length;
-}
-
-function subdirectories(directory: string): string[] {
-  return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => `${directory}/${name}`);
 }

@@ -348,6 +348,30 @@ export const podCounters: Layout<PodCounters> = {
   },
 };
 
+export interface PodShare {
+  readonly connections: bigint;
+  readonly originals: bigint;
+}
+
+export const podShare: Layout<PodShare> = {
+  name: 'pod_share',
+  size: 16,
+  fields: [
+    { name: 'connections', offset: 0, kind: 'u64', count: 1 },
+    { name: 'originals', offset: 8, kind: 'u64', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeBigUInt64LE(value.connections, at + 0);
+    buffer.writeBigUInt64LE(value.originals, at + 8);
+  },
+  decode(buffer, at = 0) {
+    return {
+      connections: buffer.readBigUInt64LE(at + 0),
+      originals: buffer.readBigUInt64LE(at + 8),
+    };
+  },
+};
+
 export interface PodTrees {
   readonly count: number;
   readonly id: readonly bigint[];
@@ -645,4 +669,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podOptions, portKey, rangeKey, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podOptions, portKey, rangeKey, podCounters, podShare, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;

@@ -4,14 +4,17 @@
  */
 import { closeSync, existsSync, renameSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
+import { clearPin, type LinkPins } from './cgroup-link.ts';
 import { checked, libbpf } from './libbpf.ts';
+import { linkState } from './pinned-object.ts';
 
 /** Like that of a link at a cgroup, of which none has the id 0. */
 export const tracePin = (program: string): string => `${program}@0`;
 
-/** @throws CgrouteError `EBPF`; the link that was there stays */
-export function replaceTraceLink(directory: string, program: Program): void {
-  const pin = `${directory}/${tracePin(program.name)}`;
+/** @throws CgrouteError `EBPF`, `EPINFOREIGN`; the link that was there stays */
+export function replaceTraceLink(pins: LinkPins, program: Program): void {
+  const pin = `${pins.directory}/${tracePin(program.name)}`;
+  clearPin(pins, pin, program.name, 0n);
   const next = `${pin}_next`;
   const link = checked(libbpf().rawTracepointOpen(null, program.fd), 'bpf_raw_tracepoint_open', program.name);
   try {
@@ -25,5 +28,5 @@ export function replaceTraceLink(directory: string, program: Program): void {
 
 /** Nobody can take such a program away but by its pin. */
 export function hasTraceLink(directory: string, program: string): boolean {
-  return existsSync(`${directory}/${tracePin(program)}`);
+  return linkState(`${directory}/${tracePin(program)}`, program, 0n) === 'live';
 }

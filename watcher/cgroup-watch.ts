@@ -21,6 +21,8 @@ const IGNORED = '**/{cgroup.{c,e,f,k,m,s,t}*,cpu.*,cpuset.*,io.*,memory.*,pids.*
 const FIRST_RETRY_MS = 200;
 const LAST_RETRY_MS = 60_000;
 const RENEW_MS = 500;
+/** A subscription looks at each file of each cgroup, of which a pod may make thousands: the pause before the next, in times of what the last took. */
+const RENEW_PAUSE = 20;
 
 export interface CgroupHints {
   /** Places, relative to the watched root, where something came or went. */
@@ -46,7 +48,7 @@ export interface CgroupWatch extends AsyncDisposable {
   state(): SourceState;
   /**
    * Something was found that the watch had not named, so there are directories
-   * that it does not watch: subscribes afresh, soon, but not more often than it may.
+   * that it does not watch: subscribes afresh, soon, but not so often that it is kept busy by it.
    */
   renew(): void;
 }
@@ -63,6 +65,7 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
   let failures = 0;
   let generation = 0;
   let renewed = -Infinity;
+  let tookMs = 0;
   let renewing = false;
   let delivering = false;
   let closed = false;
@@ -113,6 +116,7 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
     }
     try {
       const made = await subscribe(cgroupRoot, (err, events) => take(err, events, mine), { ignore: [IGNORED] });
+      tookMs = performance.now() - renewed;
       if (mine !== generation) return void (await made.unsubscribe());
       subscription = made;
       failures = 0;
@@ -151,7 +155,7 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
     renew() {
       if (state !== 'ok' || renewing) return;
       renewing = true;
-      schedule(Math.max(0, renewed + RENEW_MS - performance.now()));
+      schedule(Math.max(0, renewed + Math.max(RENEW_MS, RENEW_PAUSE * tookMs) - performance.now()));
     },
     async [Symbol.asyncDispose]() {
       if (closed) return;

@@ -15,7 +15,7 @@ import { openProc, unifiedPath, type Addresses, type ProcessFact } from './proc.
 import { watchProcesses, type ProcessWatchOptions } from './process-watch.ts';
 import type { SourceState } from './source-state.ts';
 
-/** After lost events the tree is swept at once, but not more often than this. */
+/** After lost events the tree is swept at once, but not more often than this: who makes cgroups in a pod must not keep the agent busy. */
 const LOST_SWEEP_MS = 1_000;
 
 /** The kernel tells of a cgroup some microseconds before its directory can be seen. */
@@ -148,15 +148,20 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     },
     onLost() {
       guard(() => options.onLost?.());
-      lostTimer ??= setTimeout(() => {
-        lostTimer = undefined;
-        void sweep();
-      }, Math.max(0, lastLost + LOST_SWEEP_MS - performance.now())).unref();
-      lastLost = performance.now();
+      sweepSoon();
     },
     ...(options.attachFilter && { attachFilter: options.attachFilter }),
     ...(options.openProcessEvents && { open: options.openProcessEvents }),
   });
+
+  /** At once, if it is a while since the last time. */
+  function sweepSoon(): void {
+    lostTimer ??= setTimeout(() => {
+      lostTimer = undefined;
+      lastLost = performance.now();
+      void sweep();
+    }, Math.max(0, lastLost + LOST_SWEEP_MS - performance.now())).unref();
+  }
 
   async function onHints({ places, moved }: CgroupHints): Promise<void> {
     const before = appeared;
@@ -182,8 +187,8 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   function lookAt({ id, parent, name }: CgroupChange, again: boolean): void {
     if (closed) return;
     const up = tree.cgroups.get(parent);
-    // Its parent's own event is on its way, or was lost.
-    if (up === undefined) return void sweep();
+    // Its parent's own event was lost, or it is gone again already.
+    if (up === undefined) return sweepSoon();
     const before = tree.cgroups.has(id);
     const now = tree.ensure(`${up.path === '/' ? '' : up.path}/${name}`);
     if (now !== undefined && !before && processes.state().state !== 'ok') {

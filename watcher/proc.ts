@@ -222,10 +222,16 @@ export function fromMount(path: string, mountRoot: string, namespacePath: string
   return `/${[...base.slice(0, base.length - above), ...names].join('/')}`;
 }
 
-/** Field 22 of /proc/<pid>/stat, clock ticks since boot. The command before it may hold spaces and parentheses. */
+/**
+ * Field 22 of /proc/<pid>/stat, clock ticks since boot. The command before it may
+ * hold spaces and parentheses. Undefined for a process that has ended and waits
+ * for its parent: it has no addresses any more, or half of them.
+ */
 export function startTime(stat: string): string | undefined {
   const close = stat.lastIndexOf(')');
-  return close < 0 ? undefined : stat.slice(close + 2).split(' ')[19];
+  if (close < 0) return undefined;
+  const fields = stat.slice(close + 2).split(' ');
+  return fields[0] === 'Z' || fields[0] === 'X' ? undefined : fields[19];
 }
 
 /** The namespace's own IPv4 addresses in /proc/<pid>/net/fib_trie, without loopback and link-local. */

@@ -31,23 +31,36 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
       assert.equal(result.reply.split(' ')[2]?.replace(/.*ffff:([\d.]+).*/, '$1'), node.proxyPod.host.ip4, 'the server saw the proxy');
     }
 
-    test('is redirected with its first connection, and a restarted one too', async () => {
+    test('of init, restarted, ephemeral containers and exec is redirected with its first connection', async () => {
       // The pod's first container, whose pod cgroup is new as well.
       const sandboxContainer = await start(containerId(`${style} pause`));
       const pause = await node.podStatus(pod);
       assert.ok(pause.cgroups.length >= 1, 'its cgroups are known');
+      // An init container connects, and is gone before the next one begins.
+      for (const name of ['first', 'second']) {
+        const init = await start(containerId(`${style} init ${name}`), 'sh', '-c', `sock connect ${node.server.ip4} 8080; sleep 0.3`);
+        isRedirected(await init.running.json<Connected>());
+        await init.running.exit;
+        await init.delete();
+      }
       for (let restart = 0; restart < 3; restart++) {
         const container = await start(containerId(`${style} ${restart}`), ...client());
         isRedirected(await container.running.json<Connected>());
         await container.delete();
       }
+      // An ephemeral container begins beside one that runs, as does what is executed there.
+      const app = await start(containerId(`${style} app`));
+      isRedirected(await app.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>());
+      const ephemeral = await start(containerId(`${style} debug`), ...client());
+      isRedirected(await ephemeral.running.json<Connected>());
+      for (const container of [ephemeral, app]) await container.delete();
       const { connections } = await node.podStatus(pod);
-      assert.deepEqual([connections['redirected'], connections['unknownAllowed']], [3, 0]);
+      assert.deepEqual([connections['redirected'], connections['unknownAllowed']], [7, 0]);
       assert.equal((await node.status()).host['unknownAllowed'], 0);
       await sandboxContainer.delete();
     });
 
-    test('is redirected in what is executed in it, live like any other', async () => {
+    test('follows labels in what is executed in it, live like any other', async () => {
       const container = await start(containerId(`${style} exec`));
       const execute = async (): Promise<Connected> => container.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>();
       isRedirected(await execute());

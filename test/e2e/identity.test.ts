@@ -49,7 +49,7 @@ describe('a pod is known', () => {
     assert.equal(await node.travel({ cgroup: conmon, netns: node.network.gateway.netns }), 'direct');
   });
 
-  test('when its cgroup comes before the manifest has it', async () => {
+  test('with its cgroup before the API object', async () => {
     const pod = await node.addPod({ name: 'late', listed: false });
     await seen(pod);
     const before = (await node.status()).host['unknownAllowed'] ?? 0;
@@ -63,7 +63,7 @@ describe('a pod is known', () => {
     assert.deepEqual((await node.status()).unknown, []);
   });
 
-  test('when the manifest has it before its cgroup comes', async () => {
+  test('with its API object before the cgroup', async () => {
     const pod = await node.addPod({ name: 'early', running: false });
     await node.apply();
     assert.deepEqual((await node.podStatus(pod)).cgroups, []);
@@ -91,7 +91,7 @@ describe('a pod is known', () => {
     assert.equal(await node.travel(victim.place), 'direct');
   });
 
-  test('by a new cgroup under the old path', async () => {
+  test('by its new id: a cgroup deleted and made again under the same path', async () => {
     const pod = await node.addPod({ name: 'again' });
     await node.apply();
     await seen(pod);
@@ -119,6 +119,27 @@ describe('a pod is known', () => {
     assert.equal((await node.podStatus(pod)).connections['local'], 1);
   });
 
+  test('with its pod IP before and after: in the object before its cgroup is made, or only when it has run for a while', async () => {
+    const early = await serving({ name: 'ip-early', running: false });
+    await node.apply();
+    assert.equal(await inbound(early), 'inbound', 'what dials it comes by the proxy from its first moment on');
+    early.startContainer();
+    await seen(early);
+    assert.equal(await inbound(early), 'inbound');
+
+    const late = await serving({ name: 'ip-late', ips: [] });
+    await node.apply();
+    await seen(late);
+    assert.equal(await inbound(late), 'direct', 'nobody knows that it is dialled');
+    node.manifest.change(late.uid, { ips: [late.host.ip4] });
+    await node.apply();
+    assert.deepEqual([await inbound(late), await node.travel(late.place)], ['inbound', 'redirected']);
+    // What it calls is its own address from then on, too.
+    const itself = await connect(late.place, late.host.ip4, 80);
+    assert.ok(itself.ok && itself.reply.startsWith('server'));
+    assert.equal((await node.podStatus(late)).connections['local'], 1);
+  });
+
   test("and the addresses of the host's namespace are not taken for its own", async () => {
     const pod = await node.addPod({ name: 'hostile', ips: [] });
     node.sandbox.spawn({ cgroup: pod.cgroup, cmd: 'sleep', args: ['1000'] });
@@ -127,7 +148,7 @@ describe('a pod is known', () => {
     assert.deepEqual((await node.podStatus(pod)).ips, []);
   });
 
-  test('as the newest of those that claim an address', async () => {
+  test("as the newest of those that claim an address: IP reused by a new pod before the old one's delete event", async () => {
     const old = await serving({ name: 'old', created: '2026-01-01T00:00:00Z' });
     await node.apply();
     assert.equal(await inbound(old), 'inbound');
@@ -144,7 +165,7 @@ describe('a pod is known', () => {
     assert.equal((await node.podStatus(successor)).connections['inboundRedirected'], 1);
   });
 
-  test('and one that has ended has no claim to its address', async () => {
+  test('and a completed pod still listed has no claim to its address', async () => {
     const ended = await serving({ name: 'ended', phase: 'Succeeded', created: '2026-01-01T00:00:09Z' });
     const next = await node.addPod({ name: 'next', host: ended.host, created: '2026-01-01T00:00:00Z' });
     await node.apply();
@@ -153,7 +174,7 @@ describe('a pod is known', () => {
     assert.equal(await node.travel(ended.place), 'direct');
   });
 
-  test('by its UID when it is made again under its name', async () => {
+  test('by its UID: a StatefulSet pod made again under the same name with a new UID', async () => {
     const first = await node.addPod({ name: 'db-0', labels: OUT });
     await node.apply();
     const second = await node.addPod({ name: 'db-0', style: 'crio', uid: newUid(), namespace: 'demo', host: first.host });
@@ -190,7 +211,7 @@ describe('a pod is known', () => {
     assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
   });
 
-  test('by the hash of its configuration if it is static, and not if two claim that', async () => {
+  test('by the hash of its configuration: static pods, and not if two claim that', async () => {
     const hash = randomBytes(16).toString('hex');
     const annotations = { 'kubernetes.io/config.hash': hash };
     const pod = await node.addPod({ name: 'static', annotations, cgroupUid: hash });
@@ -214,7 +235,7 @@ describe('a pod is known', () => {
     removeCgroup(dirname(disputed.cgroup.absolute));
   });
 
-  test("in a kubelet's tree that is made in one go when the agent runs already", async () => {
+  test("after nested creation in one go, of a kubelet's tree when the agent runs already", async () => {
     for (let n = 0; n < 4; n++) {
       for (const name of ['first', 'second']) {
         const uid = newUid().replaceAll('-', '_');
@@ -260,7 +281,7 @@ test('an unknown pod is refused until it is known, where the configuration says 
   assert.equal(await node.travel(pod.place), 'redirected');
 });
 
-test('a pod of two families is redirected in both, and an IPv4 address in an IPv6 socket as IPv4', async () => {
+test('dual stack: a pod of two families is redirected in both, and an IPv4 address in an IPv6 socket as IPv4', async () => {
   await using node = await startNode('dual', { agent: false, proxy: false });
   const { host } = node.proxyPod;
   node.manifest.change(node.proxyPod.uid, { ips: [host.ip4, host.ip6] });

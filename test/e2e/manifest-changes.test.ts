@@ -83,7 +83,7 @@ describe('a change of the manifest', () => {
     assert.deepEqual(await held.exit, { code: 0, signal: null });
   });
 
-  test('written twice in a row ends with the second', async () => {
+  test('written twice in a row ends with the second: two flips before one reconcile', async () => {
     for (let round = 0; round < 3; round++) {
       node.manifest.namespace('demo');
       node.manifest.write();
@@ -100,7 +100,7 @@ describe('a change of the manifest', () => {
     }
   });
 
-  test('may change a label and an annotation at once', async () => {
+  test('may be of both: a label and an annotation changed in one event', async () => {
     node.manifest.change(pod.uid, { labels: { [MODE]: 'ambient' }, annotations: SIDECAR });
     await node.apply();
     assert.equal((await node.podStatus(pod)).reason, 'sidecar');

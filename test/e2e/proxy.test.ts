@@ -146,7 +146,7 @@ describe('the proxy', () => {
     await node.proxy.stop();
   });
 
-  test('works on in a new container, under a new cgroup id', async () => {
+  test("works on: ztunnel's own traffic, also after its restart under a new cgroup id", async () => {
     await node.proxy.stop();
     const before = node.proxyPod.cgroup.id;
     removeCgroup(node.proxyPod.cgroup.absolute);

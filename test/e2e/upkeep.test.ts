@@ -1,6 +1,6 @@
 /** The agent over time: what it answers over HTTP, what its maps hold after churn, and what it repairs. */
 import assert from 'node:assert/strict';
-import { globSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+import { globSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { startAgent } from '../harness/agent.ts';
@@ -38,28 +38,6 @@ describe('an agent with a short sweep', () => {
     assert.deepEqual([code, status.ready], [200, true]);
     assert.deepEqual(status.sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok']);
     assert.equal((await get(address, '/nothing'))[0], 404);
-  });
-
-  test('puts back each link that somebody else removed', async () => {
-    const before = pinned();
-    assert.ok(before.length >= 6, before.join(' '));
-    assert.equal(await node.travel(pod.place), 'redirected');
-    for (const name of before) unlinkSync(`${links()}/${name}`);
-    await eventually('the links are there again', () => pinned().length === before.length, 4000);
-    assert.deepEqual(pinned(), before);
-    assert.equal(await node.travel(pod.place), 'redirected');
-    await node.agent.logged('programs had been detached by somebody else, and are attached again');
-    const reports = node.agent.log().flatMap(({ links: names }) => (Array.isArray(names) ? (names as string[]) : []));
-    assert.deepEqual(reports.toSorted(), before, 'each is told of once');
-  });
-
-  test('puts back a program that was detached while its link stays pinned', async () => {
-    const name = pinned().find((link) => link.startsWith('pod_connect4@'));
-    assert.ok(name);
-    await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${links()}/${name}`] });
-    await eventually('it is redirected again', async () => (await node.travel(pod.place)) === 'redirected', 4000);
-    const attached = (): Promise<string> => must({ cmd: 'bpftool', args: ['cgroup', 'show', `${node.sandbox.cgroupRoot}/kubepods`] });
-    await eventually('it is attached again', async () => (await attached()).includes('pod_connect4'), 4000);
   });
 
   test('removes the links of a proxy, of a pod tree and of a branch of host processes that are gone', async () => {
@@ -131,20 +109,6 @@ describe('an agent with a short sweep', () => {
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
-  test('puts back what somebody else deleted from its maps, and says so', async () => {
-    const map = (name: string): string => globSync(`${node.sandbox.bpffs}/cgroute/*/maps/${name}`)[0] ?? '';
-    const id = Buffer.alloc(8);
-    id.writeBigUInt64LE(pod.cgroup.id);
-    await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map('cgroup_info_map'), 'key', ...[...id].map(String)] });
-    await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map('settings'), 'key', '1', '0', '0', '0'] });
-    await eventually('both are back', async () => {
-      const [cgroups, settings] = [await node.entries('cgroup_info_map'), await node.entries('settings')];
-      return cgroups.some(({ key }) => String(key) === String(pod.cgroup.id)) && settings.length === 3;
-    }, 5000);
-    await node.agent.logged('entries of the maps had been altered by somebody else, and are as they should be again');
-    assert.equal(await node.travel(pod.place), 'redirected');
-  });
-
   test('keeps no original destination of connections that have ended', async () => {
     for (let n = 0; n < 20; n++) assert.ok((await connect(pod.place, node.server.ip4, 8080)).ok);
     await eventually('the connections are forgotten', async () => (await node.entries('connection_map')).length + (await node.entries('connection_overflow_map')).length === 0, 4000);
@@ -152,7 +116,7 @@ describe('an agent with a short sweep', () => {
   });
 });
 
-test('a pod that no map has room for is said, treated as unknown, and taken in when there is room', async () => {
+test('a pod that no map has room for is said, counted, treated as unknown, and taken in when there is room', async () => {
   await using node = await startNode('full', { agent: false });
   writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\nmaxPods: 16\nunknownPods: deny\n');
   const first = await node.addPod({ name: 'first' });
@@ -165,6 +129,9 @@ test('a pod that no map has room for is said, treated as unknown, and taken in w
   node.manifest.write();
   const report = await eventually('it is said', () => node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))), 5000);
   assert.equal(report['podUid'], late.uid);
+  const [, metrics] = await get(String((await node.agent.logged('serving'))['http']), '/metrics');
+  assert.ok(Number(/^cgroute_map_errors_total\{errno="E2BIG"\} (\d+)$/m.exec(metrics)?.[1]) >= 1, 'it is counted');
+  assert.ok((await node.status()).unknown.some(({ id }) => id === String(late.cgroup.id)), 'it is in status');
   assert.deepEqual([await node.travel(first.place), await node.travel(late.place)], ['redirected', 'EPERM']);
   for (const each of many.splice(0, 5)) {
     removeCgroup(dirname(each.cgroup.absolute));

@@ -7,6 +7,8 @@ const root = resolve(import.meta.dirname, '../..');
 const PROGRAM = resolve(root, 'dist/cgroute');
 
 export interface AgentOptions {
+  /** The program of another build; default this checkout's. */
+  readonly program?: string;
   /** The manifest file with namespaces and pods; without it, the source is `kube`. */
   readonly manifest?: string;
   /** Default `node-a`. */
@@ -58,7 +60,7 @@ export async function cgroute(
   sandbox: Sandbox, args: readonly string[], options: Partial<AgentOptions> = {},
 ): Promise<Finished> {
   const [verb = 'help', ...rest] = args;
-  return run({ cmd: PROGRAM, args: [verb, ...roots(sandbox, options), ...rest] });
+  return run({ cmd: options.program ?? PROGRAM, args: [verb, ...roots(sandbox, options), ...rest] });
 }
 
 function parse(line: string): LogEntry[] {
@@ -81,7 +83,7 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
     ...(options.args ?? []),
   ];
   const running = sandbox.spawn({
-    ...(options.start?.(args) ?? { cmd: PROGRAM, args }),
+    ...(options.start?.(args) ?? { cmd: options.program ?? PROGRAM, args }),
     ...(options.env === undefined ? {} : { env: options.env }),
     ...(options.cgroup === undefined ? {} : { cgroup: options.cgroup }),
   });

@@ -24,7 +24,7 @@ function openMany(mesh: Mesh, place: Place, count: number, address: string, ...o
   };
 }
 
-test('20,000 connections open at once have each their own original destination, and leave nothing', async () => {
+test('20,000 connections open at once, each with its right original destination, leave nothing', async () => {
   await using mesh = await makeMesh('many', { proxyOptions: ['--quiet'] });
   // With few ports left the kernel would search long for a free one.
   await sysctl(mesh.app.netns, 'ipv4.ip_local_port_range=1024 65535', 'ipv4.tcp_tw_reuse=1');
@@ -56,7 +56,7 @@ test('pods that open many connections at the same time are told apart', async ()
   await mesh.plane.nothingLeft();
 });
 
-test('without room to remember the destination a connection is refused and counted', async () => {
+test('a map full: without room to remember the destination a connection is refused and counted', async () => {
   await using mesh = await makeMesh('full', { maxEntries: { connection_map: 1, connection_overflow_map: 1 } });
   const { app, server } = mesh;
   const first = await hold(mesh.sandbox, app, server.ip4, PORT);
@@ -74,7 +74,7 @@ test('without room to remember the destination a connection is refused and count
   await mesh.plane.nothingLeft();
 });
 
-test('equal connections in two namespaces, each to a proxy of its own on loopback, do not meet', async () => {
+test('equal 4-tuples in two network namespaces, each to a proxy of its own on loopback, do not meet', async () => {
   await using mesh = await makeMesh('equal');
   const { plane, proxy, app, server } = mesh;
   const other = await mesh.addPod('other');

@@ -38,9 +38,19 @@ const FAMILIES = [
   { name: 'v4-mapped IPv6', options: ['--mapped'], address: server.ip4, asked: at(`::ffff:${server.ip4}`, PORT), local: app.ip4 },
 ] as const;
 
+/** Ways to connect, with the address to bind to. */
+const WAYS = (local: string): readonly (readonly [what: string, options: readonly string[]])[] => [
+  ['non-blocking connect', ['--nonblock']],
+  ['io_uring', ['--io-uring']],
+  ['a socket that was disconnected before it connects', ['--unconnected-first']],
+  ['a socket that connects again', ['--reconnect']],
+  ['a bound source address', ['--bind', local]],
+  ['the same from a bound address', ['--nonblock', '--bind', at(local, 0)]],
+];
+
 for (const { name, options, address, asked, local } of FAMILIES) {
-  for (const way of [['--nonblock'], ['--io-uring'], ['--unconnected-first'], ['--reconnect'], ['--bind', local], ['--nonblock', '--bind', `${at(local, 0)}`]]) {
-    test(`${name}: a connection made with ${way.filter((word) => word.startsWith('--')).join(' ')} is redirected`, async () => {
+  for (const [what, way] of WAYS(local)) {
+    test(`${name}: ${what} is redirected`, async () => {
       const [result, counts] = await mesh.counted(() => connect(app, address, PORT, ...options, ...way));
       await assertRedirected(mesh, result, asked);
       assert.deepEqual(counts, { 'app redirected': way.includes('--reconnect') ? 2 : 1 });
@@ -68,7 +78,7 @@ for (const { name, options, address, asked, local } of FAMILIES) {
     assert.ok(results[3]?.ok, JSON.stringify(results[3]));
   });
 
-  test(`${name}: nothing is left of a non-blocking connect that is closed during the handshake`, async () => {
+  test(`${name}: nothing is left of a connect that does not block and is closed during the handshake`, async () => {
     plane.setProxy(blackhole);
     assertFailed(await connect(app, address, PORT, ...options, '--nonblock', '--timeout', '50'), 'ETIMEDOUT');
   });

@@ -94,7 +94,7 @@ for (const { name, of, service, inward } of FAMILIES) {
     await other.plane.nothingLeft();
   });
 
-  test(`${name}: what another program denies is denied, before and after ours, and nothing is left of it`, async () => {
+  test(`${name}: another BPF program on the same hook, before and after ours: what it denies is denied, and nothing is left of it`, async () => {
     rival.deny({ address: of(server), port: PORT + 1 });
     rival.deny({ address: of(proxy), port: 15001 });
     {

@@ -44,7 +44,7 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
   const dial = (place: Place, address: string, port = PORT): Promise<[Connected, Record<string, number>]> =>
     mesh.counted(() => connect(place, address, port, ...options));
 
-  test(`${name}: an enrolled pod's connection goes to the proxy, which learns where it was meant to go`, async () => {
+  test(`IPv4, IPv6, v4-mapped: ${name}: an enrolled pod's connection goes to the proxy, which learns where it was meant to go`, async () => {
     const [result, counts] = await dial(app, of(server));
     await assertRedirected(mesh, result, spell(of(server), PORT));
     assert.deepEqual(counts, { 'app redirected': 1 });
@@ -113,7 +113,7 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
     }
   });
 
-  test(`${name}: loopback, the unspecified address and the pod's own address are left alone`, async () => {
+  test(`${name}: self and loopback: the pod's own address, loopback and the unspecified address are left alone`, async () => {
     for (const address of [loopback, unspecified, of(app)]) {
       const [result, counts] = await dial(app, address);
       assert.ok(result.ok, `${address}: ${JSON.stringify(result)}`);
@@ -145,7 +145,7 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
     }
   });
 
-  test(`${name}: nobody who is redirected, and not the proxy, dials the proxy's own ports`, async () => {
+  test(`${name}: a proxy that loops to itself is refused: nobody who is redirected, and not the proxy, dials its own ports`, async () => {
     for (const pod of [app, proxy]) {
       for (const port of [15001, 15006]) {
         const [result, counts] = await dial(pod, of(proxy), port);

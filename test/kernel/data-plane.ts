@@ -6,7 +6,7 @@ import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
 import type { CgroupPlace } from '../../native/cgroup-link.ts';
-import { type DataPlane, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
+import { type DataPlane, type MapShares, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
 import {
   branch, infoFlag, policies as policiesLayout, policy, setting, type CgroupInfo,
 } from '../../native/layouts.ts';
@@ -46,6 +46,8 @@ export interface TestPlane extends Disposable {
   policies(policies: { readonly unknownPods: Policy; readonly whenProxyDown: Policy } | undefined): void;
   counters(slot: number): Counts;
   /** Entries that connections have in the maps: sockets of clients, and tuples on their way to the proxy. */
+  /** What a slot has of the maps that all share, by the kernel's count. */
+  share(slot: number): MapShares;
   leftovers(): { readonly connections: number; readonly originals: number };
   /** Waits until no connection has an entry; fails with the numbers that stay. */
   nothingLeft(timeoutMs?: number): Promise<void>;
@@ -55,8 +57,12 @@ export interface PlaneOptions {
   readonly maxEntries?: Readonly<Record<string, number>>;
   /** Default 15001 and 15006. */
   readonly ports?: { readonly outbound: number; readonly inbound: number };
+  /** What one slot may have of the maps that all share; default: no less than a test makes. */
+  readonly shares?: MapShares;
   /** Default `cgroute` in the sandbox's bpffs. A second plane on the same takes over. */
   readonly bpffsRoot?: string;
+  /** Is told of pins that were not as they should be. */
+  readonly warn?: (sentence: string) => void;
 }
 
 const ALL_FLAGS = Object.values(infoFlag).reduce((all, bit) => all | bit, 0);
@@ -83,6 +89,8 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: options.maxEntries ?? {},
     ...(options.ports === undefined ? {} : { ports: options.ports }),
+    ...(options.shares === undefined ? {} : { shares: options.shares }),
+    ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
   const { maps } = plane;
   let closed = false;
@@ -98,6 +106,10 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         cgroupIp6: addresses.ip6,
       };
       maps.cgroups.set(cgroup.id, info);
+    },
+    share(slot) {
+      const { connections = 0n, originals = 0n } = maps.shares.get(slot) ?? {};
+      return { connections: Number(connections), originals: Number(originals) };
     },
     captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot, hasOptions: 0 }),
     setProxy(addresses = {}) {

@@ -22,7 +22,7 @@ function connectFrom(cgroup: Cgroup, pod: Pod = app, address = server.ip4): Prom
   return mesh.counted(() => connect({ cgroup, netns: pod.netns }, address, PORT));
 }
 
-test('a container\'s cgroup that is made and used at once is its pod\'s, from the first connect on', async () => {
+test('first connect in a process\'s first millisecond: a container\'s cgroup that is made and used at once is its pod\'s', async () => {
   for (let i = 0; i < 20; i++) {
     const directory = join(app.podCgroup.absolute, `new-${i}`);
     const address = i % 2 === 0 ? server.ip4 : server.ip6;
@@ -113,7 +113,7 @@ test('a verdict that flips counts from the next connect of a running process on'
   await running.stop('SIGKILL');
 });
 
-test('a process that is moved to another cgroup is treated as one of that cgroup from its next connect on', async () => {
+test('a process moved between cgroups is treated as one of the new one from its next connect on', async () => {
   const running = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
   const below = sandbox.cgroup(`${app.cgroup.path}/moved`);
   const soFar = plane.counters(app.slot).redirected ?? 0;

@@ -1,6 +1,6 @@
 /** What the kernel holds is, byte for byte, what this program and BEHAVIOUR section 3 say. */
 import assert from 'node:assert/strict';
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { after, test } from 'node:test';
 import { BpfMap, u32, u64 } from '../../native/bpf-map.ts';
@@ -77,17 +77,6 @@ test('a map whose key or value has another size is refused', () => {
     new BpfMap('cgroup_info_map', libbpf().objGet(pin('cgroup_info_map')), key as typeof u64, u64);
   assert.throws(() => open(u64), refused('ELAYOUT', /values of 56 bytes, expected 8 \(u64\) and 8 \(u64\)/));
   assert.throws(() => open(u32), refused('ELAYOUT', /keys of 8/));
-});
-
-test('a map that another version has pinned is refused, and nothing is attached', async () => {
-  const bpffsRoot = `${sandbox.bpffs}/other`;
-  mkdirSync(`${bpffsRoot}/v1/maps`, { recursive: true });
-  await must({
-    cmd: 'bpftool',
-    args: ['map', 'create', `${bpffsRoot}/v1/maps/settings`, 'type', 'hash', 'key', '4', 'value', '24', 'entries', '16', 'name', 'settings'],
-  });
-  assert.throws(() => openTestPlane(sandbox, { bpffsRoot }), refused('EPINLAYOUT', /settings.*24 bytes, expected 4 and 16/));
-  assert.deepEqual(readdirSync(`${bpffsRoot}/v1/links`), []);
 });
 
 test('cgroup_info_map begins as its readers expect it', async () => {

@@ -137,7 +137,7 @@ test('processes that are gone at once cost nothing but their report', async () =
   assert.equal(source('process-events').state, 'ok');
 });
 
-test('lost events are followed by a sweep that finds what was missed', async () => {
+test('events lost (the sweep repairs): one follows at once, and finds what was missed', async () => {
   await using sandbox = await makeSandbox('watch');
   let lose = (): void => {};
   let lost = 0;
@@ -171,7 +171,7 @@ test('the sweep alone finds all, and says so', async () => {
   await eventually('it is said', () => /2 were found by it alone/.test(source('sweep').detail));
 });
 
-test('a subscription that fails is tried again, and what came meanwhile is found', async () => {
+test('subscribe failing: it is tried again, and what came meanwhile is found', async () => {
   await using sandbox = await makeSandbox('watch');
   let tries = 0;
   const subscribe: typeof parcelSubscribe = (...args) => (++tries < 3 ? noWatch() : parcelSubscribe(...args));
@@ -184,6 +184,27 @@ test('a subscription that fails is tried again, and what came meanwhile is found
   await eventually('it is subscribed', () => source('cgroup-watch').state === 'ok');
   assert.equal(tries, 3);
   await eventually('the cgroup is found', () => cgroups.get('/meanwhile') === cgroup.id);
+});
+
+test('a subscription that takes long, as there are very many cgroups, is not made anew all the time', async () => {
+  await using sandbox = await makeSandbox('watch');
+  const begun: number[] = [];
+  const subscribe: typeof parcelSubscribe = async (...args) => {
+    begun.push(performance.now());
+    await delay(150);
+    return parcelSubscribe(...args);
+  };
+  const { watch, source } = watched(sandbox, { openProcessEvents: noEvents, subscribe });
+  await using _ = watch;
+  await watch.ready;
+  await eventually('it is subscribed', () => source('cgroup-watch').state === 'ok');
+  // Made in one go, so that the watch cannot have got into all of them.
+  for (let n = 0; n < 20; n++) {
+    sandbox.cgroup(`/${n}/a/b/c/d`);
+    await delay(100);
+  }
+  assert.equal(begun.length, 1, `made anew after ${begun.map((at) => Math.round(at - (begun[0] ?? 0))).join(', ')} ms`);
+  await eventually('it is made anew in the end', () => begun.length === 2, 4000);
 });
 
 test('a handler that throws is survived by every witness', async () => {
@@ -242,7 +263,7 @@ async function watchedBy(sandbox: Sandbox, before: string[], cgroupRoot = sandbo
   return JSON.parse(stdout) as { self: number; child: number; sources: { name: string; state: string; detail: string }[]; cgroups: number; processes: { pid: number; path: string }[] };
 }
 
-test('a watch limit that is reached is said with its remedy, and the sweep goes on', async () => {
+test('a watch limit reached (said, and the sweep goes on): with its remedy', async () => {
   await using sandbox = await makeSandbox('watch');
   for (let i = 0; i < 20; i++) sandbox.cgroup(`/p${i}`);
   const limited = ['unshare', '--user', '--map-root-user', 'sh', '-c', 'echo 8 >/proc/sys/user/max_inotify_watches && exec "$@"', 'sh'];

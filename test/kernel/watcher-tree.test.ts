@@ -182,7 +182,7 @@ test('look-ups and changes in the middle of a sweep leave a true tree', async ()
   for (const { id, path } of tree.cgroups.values()) assert.equal(statSync(sandbox.cgroupRoot + path, { bigint: true }).ino, id);
 });
 
-test('10,000 cgroups are swept in slices that leave the event loop free', async () => {
+test('10,000 cgroups: they are swept in slices that leave the event loop free', async () => {
   await using sandbox = await makeSandbox('tree');
   for (let i = 0; i < 100; i++) {
     mkdirSync(`${sandbox.cgroupRoot}/p${i}`);

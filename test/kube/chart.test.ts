@@ -116,7 +116,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       meshModes: ['kmesh'], excludedNamespaces: [], gatewayControllers: ['mine'],
       proxy: { selector: 'app in (a, b)', namespaces: ['kmesh-system'], outboundPort: 1, inboundPort: 65535 },
       enrollment: 'live', existingConnections: 'keep', unknownPods: 'deny', whenProxyDown: 'allow', bypass: { allowed: 'never' },
-      sweepSeconds: 1, relistSeconds: 86400, maxPods: 1048576, maxConnections: 16777216, maxTrafficEntries: 16777216, sidecarUser: 1338, annotate: false, events: false, log: { level: 'trace' },
+      sweepSeconds: 1, relistSeconds: 86400, maxPods: 1048576, maxConnections: 16777216, maxConnectionsPerPod: 1, maxTrafficEntries: 16777216, sidecarUser: 1338, annotate: false, events: false, log: { level: 'trace' },
     };
     const objects = await chartObjects(...set({ config }));
     const { data } = objects.find(({ kind }) => kind === 'ConfigMap') as KubeObject & { data: Record<string, string> };
@@ -262,6 +262,7 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.maxPods', 1048577, /at '\/config\/maxPods': maximum/],
   ['config.maxConnections', 1023, /at '\/config\/maxConnections': minimum/],
   ['config.maxConnections', 16777217, /at '\/config\/maxConnections': maximum/],
+  ['config.maxConnectionsPerPod', 0, /at '\/config\/maxConnectionsPerPod': minimum/],
   ['config.maxTrafficEntries', 1023, /at '\/config\/maxTrafficEntries': minimum/],
   ['config.sidecarUser', -1, /at '\/config\/sidecarUser': minimum/],
   ['config.annotate', 'yes', /at '\/config\/annotate': got string, want boolean/],

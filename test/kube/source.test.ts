@@ -147,7 +147,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await eventually('all is well', () => f.isOk(), 15_000);
   });
 
-  test('lists afresh when what it knew was compacted away, and misses no delete', async () => {
+  test('makes a relist after an expired watch, as what it knew was compacted away, and misses no delete', async () => {
     await cluster.apply(pod('compacted'));
     await using proxy = await cluster.proxied();
     await using f = await follow(account.kubeconfig(proxy.url));
@@ -257,7 +257,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       await agent.stop('SIGTERM');
     });
 
-    test('keeps every verdict when it starts without an API server, and says that it is not ready', async () => {
+    test('API server down at start, in the middle, at exit: keeps every verdict, and says that it is not ready', async () => {
       const before = (await status()).pods.map(({ name, verdict, cgroups }) => `${name} ${verdict} ${cgroups.length}`);
       await using proxy = await cluster.proxied({ refuse: true });
       await using agent = start(account.kubeconfig(proxy.url));
@@ -283,7 +283,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       await eventually('it is on its own', async () => (await status()).sources.filter(({ state }) => state === 'degraded').length === 2);
       assert.deepEqual(await health(agent), [200, 200]);
       assert.equal(await verdictOf('web'), 'bypass-outbound');
-      await agent.stop('SIGTERM');
+      const leaves = performance.now();
+      assert.deepEqual(await agent.stop('SIGTERM'), { code: 0, signal: null });
+      assert.ok(performance.now() - leaves < 5000, 'it does not wait for the server');
+      assert.equal(await verdictOf('web'), 'bypass-outbound', 'what it knew is still there to be acted on');
     });
 
     test('is refused at once where nothing tells how to reach an API server', async () => {

@@ -24,6 +24,7 @@ describe('the configuration', () => {
       relistSeconds: 600,
       maxPods: 4096,
       maxConnections: 131_072, maxTrafficEntries: 65_536, sidecarUser: 1337,
+      maxConnectionsPerPod: 32_768,
       annotate: true,
       events: true,
       log: { level: 'info' },
@@ -106,7 +107,7 @@ describe('the configuration', () => {
 describe("the configuration's reference", () => {
   test('has a row for every setting, with its default', () => {
     const rows = configReference().split('\n').filter((line) => line.startsWith('| `'));
-    assert.equal(rows.length, 21);
+    assert.equal(rows.length, 22);
     assert.ok(rows.some((row) => row.startsWith('| `proxy.outboundPort` | `15001` |')));
     for (const row of rows) assert.equal(row.split(/(?<!\\)\|/).length, 6, row);
   });

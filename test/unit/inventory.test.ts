@@ -70,7 +70,7 @@ describe('the inventory', () => {
     assert.deepEqual(sorted(inventory.replaceAll({ pods, namespaces: [namespace('other', { x: 'y' })] })), [uidOf(3)]);
   });
 
-  test('takes a namespace that comes before its pods, and after', () => {
+  test('takes a namespace event before its pods, and after', () => {
     const inventory = create();
     assert.equal(inventory.upsertNamespace(namespace('shop', { a: 'b' })).size, 0);
     inventory.upsertPod(pod(1));

@@ -57,7 +57,7 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
     assert.match(f.state('pods'), /^degraded: .*ended it at once; what stood before goes on \(1 known\)/);
   });
 
-  test('lists afresh after a 410, and takes what is missing from that list for gone', async () => {
+  test('lists afresh after a 410, and takes what is missing from that list for gone: a delete seen only as a tombstone', async () => {
     await using f = await follow({ prepare: (api) => api.put('pods', pod('b', 'uid-b')) });
     f.api.cut('pods', 'break');
     f.api.remove('pods', 'a', true);

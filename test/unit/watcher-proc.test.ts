@@ -157,6 +157,7 @@ test('a PID that changes hands in the middle of reading is nobody', () => {
 
 test('the start time is found behind a command with spaces and parentheses', () => {
   assert.equal(startTime(stat(4711, 'sh) R 1 (x')), '4711');
+  assert.equal(startTime(stat(4711).replace(') S ', ') Z ')), undefined, 'one that has ended has no addresses any more');
   assert.equal(startTime('no parenthesis'), undefined);
 });
 

@@ -31,6 +31,8 @@ static const struct {
 	{ "arrive", cmd_arrive, "MS (directories of cgroups on stdin)" },
 	{ "arrived", cmd_arrived, "(begun by arrive)" },
 	{ "storm", cmd_storm, "PER_SECOND MS" },
+	{ "grab", cmd_grab, "COUNT ADDR PORT" },
+	{ "threads", cmd_threads, "COUNT" },
 	{ "nothing", cmd_nothing, "(begun by storm)" },
 };
 

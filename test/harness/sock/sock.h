@@ -76,6 +76,10 @@ int cmd_many(int argc, char **argv);
 int cmd_loop(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
+/* hostile.c */
+int cmd_grab(int argc, char **argv);
+int cmd_threads(int argc, char **argv);
+
 /* start.c */
 int cmd_arrive(int argc, char **argv);
 int cmd_arrived(int argc, char **argv);

@@ -1,0 +1,162 @@
+/** What others do to the programs and maps: noticed by the next sweep, put right, counted, and logged once. */
+import assert from 'node:assert/strict';
+import { globSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
+import { infoFlag, setting } from '../../native/layouts.ts';
+import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { eventually, must } from '../harness/process.ts';
+import { connect } from '../harness/sock.ts';
+
+const PROGRAMS = 'programs had been detached by somebody else, and are attached again';
+const ENTRIES = 'entries of the maps had been altered by somebody else, and are as they should be again';
+const SWEEP_MS = 1000;
+
+describe('drift:', () => {
+  let node: TestNode;
+  let pod: NodePod;
+  let outside: NodePod;
+  let maps: PinnedMaps;
+
+  before(async () => {
+    node = await startNode('drift', { agent: false });
+    writeFileSync(node.sandbox.file('config.yaml'), `sweepSeconds: ${SWEEP_MS / 1000}\n`);
+    pod = await node.addPod({ name: 'pod' });
+    outside = await node.addPod({ name: 'outside', labels: { 'istio.io/dataplane-mode': 'none' } });
+    await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+    const opened = openPinnedMaps(`${node.sandbox.bpffs}/cgroute`);
+    assert.ok(opened);
+    maps = opened;
+  });
+  after(async () => {
+    maps?.[Symbol.dispose]();
+    await node?.[Symbol.asyncDispose]();
+  });
+
+  const directory = (kind: 'links' | 'maps'): string => globSync(`${node.sandbox.bpffs}/cgroute/*/${kind}`)[0] ?? '';
+  const pinned = (kind: 'links' | 'maps'): string[] => readdirSync(directory(kind)).toSorted();
+  const reports = (message: string): readonly Readonly<Record<string, unknown>>[] => node.agent.log().filter(({ msg }) => msg === message);
+
+  async function repaired(): Promise<number> {
+    const address = String((await node.agent.logged('serving'))['http']);
+    const text = await (await fetch(`http://${address}/metrics`)).text();
+    return Number(/^cgroute_drift_repaired_total (\d+)$/m.exec(text)?.[1]);
+  }
+
+  /**
+   * Does something; `isRight` is so again after two sweeps at most, which counted
+   * so many repairs and told of them in one line, and the sweeps after it in none.
+   */
+  async function drifts(message: string, count: number, act: () => unknown, isRight: () => unknown): Promise<Readonly<Record<string, unknown>>> {
+    const [before, told] = [await repaired(), reports(message).length];
+    // Just after a sweep, so that there is time to see what it does.
+    const beat = maps.agent.get(0)?.beatMs;
+    await eventually('the next sweep', () => maps.agent.get(0)?.beatMs !== beat, 2 * SWEEP_MS);
+    await delay(50);
+    await act();
+    assert.ok(!(await isRight()), 'it made a difference');
+    await eventually('all is as it should be again', isRight, 2 * SWEEP_MS + 1000);
+    const report = await eventually('it is logged', () => reports(message)[told], SWEEP_MS);
+    await delay(2 * SWEEP_MS + 300);
+    assert.equal(reports(message).length, told + 1, 'it is logged once');
+    assert.equal((await repaired()) - before, count, 'and counted');
+    assert.deepEqual([await node.travel(pod.place), await node.travel(outside.place)], ['redirected', 'direct']);
+    return report;
+  }
+
+  const attached = async (place: string): Promise<readonly string[]> =>
+    (JSON.parse((await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'show', place] })) || '[]') as readonly { readonly name: string }[]).map(({ name }) => name).toSorted();
+
+  test('a program detached by someone else is attached again', async () => {
+    const tree = `${node.sandbox.cgroupRoot}/kubepods`;
+    const before = [await attached(tree), await attached(node.sandbox.cgroupRoot)];
+    const links = pinned('links').filter((name) => /^(?:pod_connect4|pod_connect6|root_connect4|sock_release|getpeername4)@/.test(name));
+    const report = await drifts(PROGRAMS, links.length, async () => {
+      for (const name of links) await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${directory('links')}/${name}`] });
+    }, async () => JSON.stringify([await attached(tree), await attached(node.sandbox.cgroupRoot)]) === JSON.stringify(before));
+    assert.deepEqual((report['links'] as string[]).toSorted(), links);
+  });
+
+  test("a link's pin removed by someone else is there again, with its program", async () => {
+    const before = pinned('links');
+    assert.ok(before.length >= 10, before.join(' '));
+    const report = await drifts(PROGRAMS, before.length, () => {
+      for (const name of before) unlinkSync(`${directory('links')}/${name}`);
+    }, () => pinned('links').length === before.length);
+    assert.deepEqual(pinned('links'), before);
+    assert.deepEqual((report['links'] as string[]).toSorted(), before, 'each is told of');
+  });
+
+  test("a map's pin removed by someone else is there again, and it is the same map", async () => {
+    const idOf = async (name: string): Promise<number> =>
+      (JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', `${directory('maps')}/${name}`] })) as { readonly id: number }).id;
+    const before = pinned('maps');
+    const ids = await Promise.all(before.map(idOf));
+    await drifts(PROGRAMS, before.length, () => {
+      for (const name of before) unlinkSync(`${directory('maps')}/${name}`);
+    }, () => pinned('maps').length === before.length);
+    assert.deepEqual(await Promise.all(pinned('maps').map(idOf)), ids);
+    // So that the next agent finds all that this one knew.
+    await node.agent.kill9();
+    await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+    assert.equal(await node.travel(pod.place), 'redirected');
+  });
+
+  test('an entry deleted by someone else is written again', async () => {
+    const [info] = maps.cgroups.entries().filter(([id]) => id === pod.cgroup.id);
+    const [address] = maps.podAddresses.keys();
+    const podKey = maps.pods.keys().find(({ text }) => text === pod.uid);
+    assert.ok(info && address && podKey);
+    const sizes = (): number[] => [maps.cgroups, maps.podAddresses, maps.pods, maps.settings, maps.handoffs].map((map) => map.keys().length);
+    const before = sizes();
+    await drifts(ENTRIES, 5, () => {
+      maps.cgroups.delete(pod.cgroup.id);
+      maps.podAddresses.delete(address);
+      maps.pods.delete(podKey);
+      maps.settings.delete(setting.proxyIp4);
+      for (const id of maps.handoffs.keys().slice(0, 1)) maps.handoffs.delete(id);
+    }, () => sizes().join() === before.join());
+    assert.deepEqual(maps.cgroups.get(pod.cgroup.id), info[1]);
+  });
+
+  test('an entry altered by someone else is as it was', async () => {
+    const [info, other, proxy] = [maps.cgroups.get(pod.cgroup.id), maps.cgroups.get(outside.cgroup.id), maps.settings.get(setting.proxyIp4)];
+    assert.ok(info && other && proxy);
+    const server = Uint8Array.from(proxy.bytes);
+    server.set(node.server.ip4.split('.').map(Number), 12);
+    await drifts(ENTRIES, 3, async () => {
+      maps.cgroups.set(pod.cgroup.id, { ...info, isInMesh: 0 });
+      maps.cgroups.set(outside.cgroup.id, { ...other, flags: infoFlag.proxy });
+      assert.equal(await node.travel(pod.place), 'direct', 'what is in the maps counts');
+      maps.settings.set(setting.proxyIp4, { bytes: server });
+    }, () => JSON.stringify([maps.cgroups.get(pod.cgroup.id), maps.cgroups.get(outside.cgroup.id)], plain) === JSON.stringify([info, other], plain)
+      && Buffer.compare(maps.settings.get(setting.proxyIp4)?.bytes ?? Buffer.alloc(0), proxy.bytes) === 0);
+  });
+
+  test('an entry added by someone else is removed', async () => {
+    const info = maps.cgroups.get(outside.cgroup.id);
+    const [, address] = maps.podAddresses.entries()[0] ?? [];
+    assert.ok(info && address);
+    const server = Uint8Array.from([...Array.from({ length: 12 }, () => 0), ...node.server.ip4.split('.').map(Number)]);
+    const stranger = node.sandbox.hostCgroup.id;
+    const through = async (): Promise<void> => {
+      const result = await connect(node.hostPlace, node.server.ip4, 8080);
+      assert.ok(result.ok && result.reply.includes(node.proxyPod.host.ip4), JSON.stringify(result));
+    };
+    // The server as a pod that is dialled through the proxy.
+    await drifts(ENTRIES, 1, async () => {
+      maps.podAddresses.set({ word: server }, address);
+      await through();
+    }, () => maps.podAddresses.get({ word: server }) === undefined);
+    // The host's processes as a pod in the mesh. By the second sweep, as the kernel adds entries here, too.
+    await drifts(ENTRIES, 1, async () => {
+      maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1 });
+      await through();
+    }, () => maps.cgroups.get(stranger) === undefined);
+  });
+});
+
+function plain(_key: string, value: unknown): unknown {
+  return typeof value === 'bigint' ? String(value) : value;
+}
