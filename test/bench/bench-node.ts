@@ -7,6 +7,8 @@ import { readdirSync, statSync, unlinkSync } from 'node:fs';
 import { relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { podAddresses } from '../../mapper/pod-entry.ts';
+import { PodOptions } from '../../mapper/pod-options.ts';
+import { TRAFFIC, trafficOptions } from '../../mapper/traffic-options.ts';
 import { openDataPlane, type DataPlane } from '../../native/data-plane.ts';
 import { infoFlag, setting } from '../../native/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
@@ -30,6 +32,11 @@ const OUTBOUND = 15001;
  */
 const PRIORITY = '10';
 
+/** Of the pod with traffic options; none of them is the destination, so all are looked through. */
+export const RANGES = 200;
+export const EXCLUDED_PORTS = 20;
+const OPTIONS_SLOT = 4;
+
 /** A way for a connection to go. */
 export interface Way {
   /** Who connects, and from where. */
@@ -42,7 +49,7 @@ export interface Way {
 }
 
 export type WayName =
-  | 'direct' | 'control' | 'untouched' | 'untouched_host' | 'redirected' | 'iptables_redirect' | 'node_direct' | 'node_redirected';
+  | 'direct' | 'control' | 'untouched' | 'untouched_host' | 'redirected' | 'redirected_options' | 'iptables_redirect' | 'node_direct' | 'node_redirected';
 
 export interface BenchNode extends AsyncDisposable {
   readonly sandbox: Sandbox;
@@ -92,6 +99,8 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const podTree = sandbox.cgroup('kubepods');
   const appPod = sandbox.cgroup('kubepods/podapp');
   const appCgroup = sandbox.cgroup('kubepods/podapp/container');
+  const optionsPod = sandbox.cgroup('kubepods/podoptions');
+  const optionsCgroup = sandbox.cgroup('kubepods/podoptions/container');
   const outCgroup = sandbox.cgroup('kubepods/podout/container');
   const proxyCgroup = sandbox.cgroup('kubepods/podproxy');
   const pod = await network.addHost('pod');
@@ -121,6 +130,11 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   };
   enrol(appCgroup, 1, true, infoFlag.ambient, pod.ip4);
   enrol(outCgroup, 2, false, 0, pod.ip4);
+  enrol(optionsCgroup, OPTIONS_SLOT, true, infoFlag.ambient | infoFlag.options, pod.ip4);
+  new PodOptions(plane.maps).set(OPTIONS_SLOT, trafficOptions({
+    [`${TRAFFIC}excludeOutboundIPRanges`]: Array.from({ length: RANGES }, (_, n) => `172.${16 + (n & 15)}.${n}.0/24`).join(),
+    [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: EXCLUDED_PORTS }, (_, n) => String(9000 + n)).join(),
+  }).options, undefined);
   enrol(proxyCgroup, 3, false, infoFlag.proxy, proxy.ip4);
   plane.maps.podTrees.set(0, { count: 1, id: [podTree.id] });
 
@@ -132,7 +146,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
       plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
       plane.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
       plane.attachSockets();
-      for (const { absolute, id } of [appPod, sandbox.hostCgroup]) plane.attachHandoff({ path: absolute, id });
+      for (const { absolute, id } of [appPod, optionsPod, sandbox.hostCgroup]) plane.attachHandoff({ path: absolute, id });
       plane.attachRoot();
     } else {
       const links = linkDirectory(bpffsRoot);
@@ -155,6 +169,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
       untouched: way({ cgroup: outCgroup, netns: pod.netns }, true),
       untouched_host: way(inPod, true),
       redirected: way(app, true),
+      redirected_options: way({ cgroup: optionsCgroup, netns: pod.netns }, true),
       iptables_redirect: way({ cgroup: appCgroup, netns: iptables.netns }, false),
       node_direct: way(app, false, { address: server.ip4 }),
       node_redirected: way(app, true, { address: server.ip4, proxy: proxy.ip4 }),

@@ -7,7 +7,7 @@ import { median, ratio, shuffled, type Ratio } from './statistics.ts';
 export interface ConnectFigures {
   /** Median of connect(), nanoseconds. */
   readonly p50: Readonly<Record<WayName, number>>;
-  /** To `direct`, and over the bridge to `node_direct`. */
+  /** To `direct`, over the bridge to `node_direct`, and with options to `redirected`. */
   readonly ratios: Readonly<Record<WayName, Ratio>>;
 }
 
@@ -17,6 +17,7 @@ const ANSWERS: Partial<Record<WayName, RegExp>> = {
   untouched: /^proxy (?!10\.)/,
   untouched_host: /^proxy (?!10\.)/,
   redirected: /^proxy 10\.88\.0\.1:8080 /,
+  redirected_options: /^proxy 10\.88\.0\.1:8080 /,
   iptables_redirect: /^proxy 10\.88\.0\.1:8080 /,
   node_direct: /^proxy (?!10\.)/,
   node_redirected: /^proxy 10\.77\.0\.\d+:8080 /,
@@ -56,6 +57,11 @@ export async function benchConnect(node: BenchNode, rounds: number, count: numbe
   }
   return {
     p50: of((name) => median(measured[name])),
-    ratios: of((name) => ratio(measured[name], measured[name.startsWith('node_') ? 'node_direct' : 'direct'])),
+    ratios: of((name) => ratio(measured[name], measured[baseOf(name)])),
   };
+}
+
+function baseOf(name: WayName): WayName {
+  if (name === 'redirected_options') return 'redirected';
+  return name.startsWith('node_') ? 'node_direct' : 'direct';
 }

@@ -1,5 +1,5 @@
 /** Figures as sections of the table, with the goals beside them, and as they stand in the JSON. */
-import type { WayName } from './bench-node.ts';
+import { EXCLUDED_PORTS, RANGES, type WayName } from './bench-node.ts';
 import type { ConnectFigures } from './connect-bench.ts';
 import type { LatencyFigures } from './latency-bench.ts';
 import { CHURN, type MemoryFigures } from './memory-bench.ts';
@@ -23,6 +23,7 @@ const WAY_TEXT: Readonly<Record<WayName, string>> = {
   untouched: 'untouched: from a pod that is out',
   untouched_host: 'untouched: from a host process',
   redirected: 'redirected: from an enrolled pod',
+  redirected_options: `the same, ${RANGES} ranges and ${EXCLUDED_PORTS} ports excluded`,
   iptables_redirect: 'by iptables REDIRECT in the pod',
   node_direct: 'direct, over a bridge',
   node_redirected: "redirected to the node's proxy",
@@ -36,13 +37,14 @@ export function connectResult(figures: ConnectFigures, notes: readonly string[])
       name: WAY_TEXT[name],
       value: figures.p50[name],
       ...(isBase ? {} : { beside: `${median.toFixed(3)} x  (${low.toFixed(3)} to ${high.toFixed(3)})` }),
+      ...(name === 'redirected_options' && { goal: { name: 'redirected_options / redirected', value: median, atMost: 1.1, unit: ' x' } }),
       ...(name === 'redirected' && { goal: { name: 'redirected / direct', value: median, atMost: 1.08, unit: ' x' } }),
     };
   };
   return {
     section: {
       title: 'connect(), median', unit: 'ns', rows: (Object.keys(WAY_TEXT) as WayName[]).map(row),
-      notes: ['x: to direct of the same round, median of all rounds; in brackets the middle half of the rounds', ...notes],
+      notes: ['x: to direct of the same round, with options to redirected; median of all rounds; in brackets the middle half of the rounds', ...notes],
     },
     json: {
       connect_p50_ns: mapped(figures.p50, (value) => rounded(value)),
