@@ -17,7 +17,8 @@ import { startNodeAgent } from './mapper/node-agent.ts';
 import { objectSource } from './mapper/object-source.ts';
 import { readStatus } from './mapper/status.ts';
 import { statusText } from './mapper/status-text.ts';
-import { removePins } from './native/data-plane.ts';
+import { removeSidecarRules } from './mapper/sidecar-cleanup.ts';
+import { removePins, stopRedirecting } from './native/pin-removal.ts';
 import { CgrouteError, messageOf } from './native/error.ts';
 import { isLocked } from './native/lock.ts';
 
@@ -218,8 +219,14 @@ async function cleanup(flags: Flags): Promise<number> {
   if (existsSync(root) && isLocked(root)) {
     throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`);
   }
-  const removed = removePins(root);
-  return print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
+  // Rules in pods name what is pinned, so they go before it; what redirects goes before them.
+  const redirecting = stopRedirecting(root);
+  const { rules, problems } = await removeSidecarRules(paths(flags));
+  const removed = redirecting + removePins(root, problems.length > 0);
+  print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
+  if (rules > 0) print(`removed ${rules} rules from the network namespaces of pods\n`);
+  if (problems.length > 0) throw new CgrouteError('ERULES', `rules for a sidecar may be left in ${problems.length} places, and the filter that they name stays: ${problems.join('; ')}`);
+  return EXIT.fine;
 }
 
 async function uninstall(_flags: Flags, argument: string): Promise<number> {

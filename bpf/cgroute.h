@@ -131,6 +131,12 @@ struct pod_options {
 	__u32 exempt_user; /* user id as the initial user namespace has it */
 };
 
+/* Value of the bypass_filter maps: which of a pod's directions go around its sidecar. */
+enum bypass_direction {
+	BYPASS_OUTBOUND = 1 << 0,
+	BYPASS_INBOUND = 1 << 1,
+};
+
 enum port_list {
 	PORT_EXCLUDED_OUTBOUND,
 	PORT_INCLUDED_OUTBOUND,
@@ -208,7 +214,7 @@ struct pod_info {
 	__u16 flags;
 	__u16 detected_flags;
 	__u32 is_in_mesh;
-	__u32 reserved;
+	__u32 namespace_mode; /* what the pod has of its namespace's label, see mapper/enrolment.ts */
 	__u8 ip4[16];
 	__u8 ip6[16];
 	char uid[40]; /* of the API object; a static pod's is not its key */

@@ -24,6 +24,7 @@ export interface PodOptions {
   /** How its cgroup is named: by which driver. */
   readonly style: CgroupStyle;
   readonly labels?: Labels;
+  readonly annotations?: Labels;
 }
 
 export interface Pod {
@@ -97,7 +98,7 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
   const podLabels = new Map<string, Labels>();
   let last = 1;
 
-  async function addPod({ namespace, name, style, labels = {} }: PodOptions, fields: Partial<PodObject> = {}): Promise<Pod> {
+  async function addPod({ namespace, name, style, labels = {}, annotations = {} }: PodOptions, fields: Partial<PodObject> = {}): Promise<Pod> {
     const uid = randomUUID();
     const number = ++last;
     const host = await network.addHost(name, { ip4: `10.77.0.${number}`, ip6: `fd77::${number}` });
@@ -108,7 +109,7 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
     }
     podLabels.set(uid, labels);
     const created = `${new Date().toISOString().slice(0, -5)}Z`; // whole seconds, as the API has them
-    manifest.pod({ name, namespace, uid, labels, created, ips: [host.ip4], node: NODE_NAME, phase: 'Running', ready: true, ...fields });
+    manifest.pod({ name, namespace, uid, labels, annotations, created, ips: [host.ip4], node: NODE_NAME, phase: 'Running', ready: true, ...fields });
     return { namespace, name, uid, host, cgroup };
   }
 

@@ -8,6 +8,7 @@ import { cgroup2Mount } from '../test/harness/cgroup.ts';
 import { type Sandbox, makeSandbox } from '../test/harness/sandbox.ts';
 import { playAmbient } from './demo-ambient.ts';
 import { type Report, makeReport } from './demo-report.ts';
+import { playSidecar } from './demo-sidecar.ts';
 
 interface Scene {
   /** One line for somebody who asks which there are. */
@@ -18,7 +19,7 @@ interface Scene {
 /** `npm run demo -- NAME`; without a name it is the first. */
 const SCENES: Readonly<Record<string, Scene>> = {
   ambient: { what: 'pods without a sidecar join the mesh, and leave it, by a label', play: playAmbient },
-  // Here come others, `sidecar` next: each a file demo-NAME.ts beside this one.
+  sidecar: { what: 'a sidecar is taken out of the path, or replaced, by a label', play: playSidecar },
 };
 
 const root = resolve(import.meta.dirname, '..');

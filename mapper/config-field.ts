@@ -18,8 +18,8 @@ export interface Field<T> {
   readonly read: (raw: unknown) => { readonly value: T } | { readonly wrong: string; readonly index?: number };
 }
 
-/** One word of several. `later` holds words that are part of the plan and refused until they work. */
-export function choice<const W extends string>(words: readonly W[], fallback: NoInfer<W>, about: string, later: readonly string[] = []): Field<W> {
+/** One word of several. */
+export function choice<const W extends string>(words: readonly W[], fallback: NoInfer<W>, about: string): Field<W> {
   const expects = words.length === 1 ? `"${words[0]}"` : `one of ${words.map((word) => `"${word}"`).join(', ')}`;
   return {
     kind: 'field',
@@ -29,11 +29,7 @@ export function choice<const W extends string>(words: readonly W[], fallback: No
     fallbackText: fallback,
     read(raw) {
       const word = words.find((known) => known === raw);
-      if (word !== undefined) return { value: word };
-      if (typeof raw === 'string' && later.includes(raw)) {
-        return { wrong: `expected ${expects}, got ${shown(raw)}, which comes with a later version` };
-      }
-      return { wrong: `expected ${expects}, got ${shown(raw)}` };
+      return word === undefined ? { wrong: `expected ${expects}, got ${shown(raw)}` } : { value: word };
     },
   };
 }

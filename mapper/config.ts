@@ -48,16 +48,14 @@ const TABLE = {
     inboundPort: integer(1, 65535, 15006, 'Port of the proxy for what the host sends to enrolled pods.'),
   },
   enrollment: choice(
-    ['live'],
+    ['live', 'new-pods'],
     'live',
-    'When a label takes effect. `live`: on running pods too, for every connection opened afterwards.',
-    ['new-pods'],
+    "When the label of a namespace takes effect. `live`: on running pods too, for every connection opened afterwards. `new-pods`: only on pods that the agent sees for the first time after the change; each keeps what it had. A pod's own label always takes effect at once.",
   ),
   existingConnections: choice(
-    ['keep'],
+    ['keep', 'reset'],
     'keep',
-    "What becomes of open connections when a pod's verdict changes. `keep`: they stay as they are.",
-    ['reset'],
+    "What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that it opened and that now would go the other way are reset, which takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.",
   ),
   unknownPods: choice(
     ['allow', 'deny'],
@@ -77,6 +75,7 @@ const TABLE = {
     ),
   },
   sidecarUser: integer(0, 4_294_967_294, 1337, "User id of sidecars: in a pod that has one, its own connections are left alone."),
+  sidecars: onOrOff(true, "Whether rules are put into the network namespaces of pods with a sidecar, to bypass or to short-circuit it. `false`: sidecars stay in the path, and pods that have one stay out of the mesh."),
   sweepSeconds: integer(1, 86_400, 30, 'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.'),
   relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),

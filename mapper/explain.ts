@@ -45,6 +45,8 @@ export interface PodView {
   readonly cgroups: readonly Cgroup[];
   /** Its entries could not be written, and are tried again. */
   readonly failed: boolean;
+  /** What becomes of its sidecar, in a sentence; undefined where nothing is to be done. */
+  readonly sidecar?: string | undefined;
 }
 
 /** What the agent knows. */
@@ -113,14 +115,15 @@ export function explain(text: string, view: ExplainView): Explanation {
   };
 }
 
-function hints({ decision, cgroups, failed }: PodView, isMapped: boolean, hasProxy: boolean, { whenProxyDown, sidecarUser }: ExplainView['config']): string[] {
+function hints({ decision, cgroups, failed, sidecar }: PodView, isMapped: boolean, hasProxy: boolean, { whenProxyDown, sidecarUser }: ExplainView['config']): string[] {
   return [
     ...(decision.traffic === undefined ? [] : [`its annotations limit what goes to the proxy: ${trafficText(decision.traffic)}`]),
     ...(decision.enrolled && decision.sidecar ? [`connections of its user ${sidecarUser}, which sidecars run as, are left as they are`] : []),
     ...(failed || !isMapped ? ['its entries in the maps could not be written, so the programs may act otherwise; the agent tries again'] : []),
     ...(cgroups.length === 0 ? ['no cgroup of it has been found: it does not run here yet, or no more'] : []),
     ...(decision.enrolled && !hasProxy ? [`no proxy of this node is ready, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`] : []),
-    ...(decision.verdict === 'bypass' ? ['a peer that insists on mutual TLS refuses connections of a pod that is bypassed'] : []),
+    ...(decision.bypassOutbound || decision.bypassInbound ? ['a peer that insists on mutual TLS refuses connections of a pod that is bypassed'] : []),
+    ...(sidecar === undefined ? [] : [sidecar]),
   ];
 }
 

@@ -25,6 +25,8 @@ export function mapSizes({ maxPods, maxConnections, maxTrafficEntries }: Config)
     pod_ip_map: maxPods * 2,
     pod_info_map: maxPods,
     pod_counters_map: maxPods + 1,
+    bypass_filter_map: maxPods,
+    bypass_filter6_map: maxPods,
     pod_options_map: maxPods + 1,
     pod_port_map: maxTrafficEntries,
     pod_range_map: maxTrafficEntries,

@@ -13,6 +13,7 @@ import type { SourceState } from '../watcher/source-state.ts';
 import type { Restart } from './kube-resource.ts';
 import type { SourceFigures } from './object-source.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
+import type { SidecarFigures } from './sidecar-rules.ts';
 import type { Verdict } from './verdict.ts';
 
 /** What the reconciler tells; totals are since the agent's start. */
@@ -52,6 +53,7 @@ export interface MetricsView {
   eventsLost(): number;
   /** Links and entries put back, since the agent's start. */
   driftRepaired(): number;
+  sidecars(): SidecarFigures;
 }
 
 export interface Metrics {
@@ -216,8 +218,19 @@ const DEFINITIONS: readonly Definition[] = [
     read: (view) => one(view.eventsLost()),
   },
   {
-    name: 'cgroute_drift_repaired_total', type: 'counter', labels: [], help: 'Links of programs and entries of maps that somebody else removed or altered, put back.',
+    name: 'cgroute_drift_repaired_total', type: 'counter', labels: [], help: 'Links of programs, entries of maps and rules for sidecars that somebody else removed or altered, put back.',
     read: (view) => one(view.driftRepaired()),
+  },
+  {
+    name: 'cgroute_sidecar_pods', type: 'gauge', labels: ['state'], help: 'Pods whose sidecar should be out of their path: it is (bypassed, short_circuited), it cannot be yet as no process or no rules of a sidecar were found (waiting), or its rules could not be changed (failing).',
+    read: (view) => {
+      const { bypassed, shortCircuited, waiting, failing } = view.sidecars();
+      return by('state', Object.entries({ bypassed, short_circuited: shortCircuited, waiting, failing }));
+    },
+  },
+  {
+    name: 'cgroute_sidecar_failures_total', type: 'counter', labels: [], help: "Failures to change rules in a pod's network namespace; each is tried again.",
+    read: (view) => one(view.sidecars().failures),
   },
   {
     name: 'cgroute_connections_total', type: 'counter', labels: ['branch'], help: "Connections since the agent's start, by what became of them; the branches are the counters of `cgroute status`.",

@@ -11,7 +11,8 @@ import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
 import { lockDirectory } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
-import { makePinDirectory, pinnedVersions, undoPins } from '../native/pin-directory.ts';
+import { makePinDirectory, pinnedVersions } from '../native/pin-directory.ts';
+import { undoPins } from '../native/pin-removal.ts';
 import { attachProgram } from '../native/proc-connector.ts';
 import { levelOf } from '../watcher/cgroup-level.ts';
 import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
@@ -19,19 +20,23 @@ import { watchHost, type HostWatch } from '../watcher/host-watch.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
+import { ConnectionReset } from './connection-reset.ts';
+import { Enrolment } from './enrolment.ts';
 import { explain, type Explanation } from './explain.ts';
 import { HandoffPlaces } from './handoff-places.ts';
+import { hostView } from './host-view.ts';
 import { createInventory, type Inventory } from './inventory.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { mapShares, mapSizes } from './map-sizes.ts';
 import { NodeProxy } from './node-proxy.ts';
-import type { ObjectSource } from './object-source.ts';
+import { settlesWithin, type ObjectSource } from './object-source.ts';
 import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
 import { makePodEvents } from './pod-events.ts';
 import { PodTrees } from './pod-trees.ts';
 import { Reconciler } from './reconciler.ts';
 import { refuseOthers } from './rival-programs.ts';
-import { decide } from './verdict.ts';
+import { removeSidecarRules } from './sidecar-cleanup.ts';
+import { SidecarRules } from './sidecar-rules.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
@@ -94,7 +99,6 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
       listening: (address) => record.listening(address),
       async stop(detach) {
         if (detach) await agent.withdraw();
-        if (detach) dataPlane.detach();
         else agent.leave();
         await disposables.disposeAsync();
       },
@@ -111,15 +115,6 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
 const PATIENCE_MS = 3000;
 const RETRY_MS = 10_000;
 
-async function settlesWithin(promise: Promise<void>, ms: number): Promise<boolean> {
-  const late = new AbortController();
-  try {
-    return await Promise.race([promise.then(() => true), delay(ms, false, { signal: late.signal })]);
-  } finally {
-    late.abort();
-  }
-}
-
 class RunningAgent implements AsyncDisposable {
   readonly #options: NodeAgentOptions;
   readonly #dataPlane: DataPlane;
@@ -128,6 +123,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #proxy: NodeProxy;
   readonly #trees: PodTrees;
   readonly #handoffs: HandoffPlaces;
+  readonly #sidecars: SidecarRules;
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
   readonly #stack = new AsyncDisposableStack();
@@ -147,6 +143,13 @@ class RunningAgent implements AsyncDisposable {
     this.#dataPlane = dataPlane;
     this.#record = record;
     const inventory = createInventory({ node, proxy: config.proxy });
+    this.#sidecars = this.#stack.use(new SidecarRules({
+      dataPlane, config, procRoot,
+      logger: logger.child({ component: 'sidecars' }),
+      host: () => this.#host,
+      onChanged: (uid) => this.#changed([uid]),
+    }));
+    const enrolment = new Enrolment({ inventory, config, maps: dataPlane.maps, adjust: (pod, decision) => this.#sidecars.adjust(pod, decision) });
     this.#proxy = new NodeProxy({
       dataPlane, inventory, config, cgroupRoot,
       logger: logger.child({ component: 'proxy' }),
@@ -158,24 +161,29 @@ class RunningAgent implements AsyncDisposable {
       logger: logger.child({ component: 'handoff' }),
       hasRootProcesses: () => this.#host.hasUserProcess('/'),
     });
+    const reset = config.existingConnections === 'keep' ? undefined : this.#stack.use(new ConnectionReset({
+      maps: dataPlane.maps, sidecarUser: config.sidecarUser, cgroupRoot, procRoot,
+      logger: logger.child({ component: 'reset' }),
+      pidsOf: (path) => this.#host.pidsOf(path),
+      isReady: () => this.isReady,
+      onError: (error) => this.metrics.failed(error),
+    }));
     this.#reconciler = new Reconciler({
-      dataPlane, inventory, config,
+      dataPlane, inventory, enrolment, config,
+      sidecars: this.#sidecars,
       trees: this.#trees,
       handoffs: this.#handoffs,
       logger: logger.child({ component: 'mapper' }),
-      host: {
-        cgroupIdAt: (path) => this.#host.ensure(path)?.id,
-        isOwnAddress: (ip) => this.#host.isOwnAddress(ip),
-        addressesIn: (paths) => this.#addressesIn(paths),
-      },
+      host: hostView(() => this.#host),
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
       onReconciled: () => {
         void this.#followSoon();
         this.#marks?.soon();
       },
+      onWritten: reset && ((written) => reset.written(written)),
       onMapped: (seconds) => this.metrics.mapped(seconds),
     });
-    this.#marks = this.#podMarks(inventory);
+    this.#marks = this.#podMarks(inventory, enrolment);
     const filter = dataPlane.execFilter;
     // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
     const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
@@ -206,12 +214,13 @@ class RunningAgent implements AsyncDisposable {
       version: options.version,
       maps: dataPlane.maps,
       isReady: () => this.isReady,
-      intended: () => [...inventory.pods()].map((pod) => ({ uid: pod.uid, isRunning: pod.phase === 'Running', verdict: decide(pod, inventory.namespace(pod.namespace), config).verdict })),
+      intended: () => [...inventory.pods()].map((pod) => ({ uid: pod.uid, isRunning: pod.phase === 'Running', verdict: enrolment.decide(pod).verdict })),
       reconciler: () => this.#reconciler.figures,
       sources: () => this.sources(),
       figures: () => options.source.figures(),
       eventsLost: () => this.#eventsLost,
       driftRepaired: () => this.#driftRepaired,
+      sidecars: () => this.#sidecars.figures,
     });
   }
 
@@ -225,12 +234,12 @@ class RunningAgent implements AsyncDisposable {
   }
 
   /** Only pods that an API server knows can be told anything; with connections of its own, so the watches never wait for it. */
-  #podMarks(inventory: Inventory): PodMarks | undefined {
+  #podMarks(inventory: Inventory, enrolment: Enrolment): PodMarks | undefined {
     const { source: { client }, config, node, logger: parent } = this.#options;
     if (client === undefined || (!config.annotate && !config.events)) return undefined;
     const logger = parent.child({ component: 'marks' });
     return this.#stack.use(new PodMarks({
-      inventory, config, logger,
+      inventory, enrolment, config, logger,
       maps: this.#dataPlane.maps,
       annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
       events: config.events ? makePodEvents({ client, node, logger }) : undefined,
@@ -238,8 +247,15 @@ class RunningAgent implements AsyncDisposable {
     }));
   }
 
+  /** Takes away all that there is of cgroute: what redirects first, and what rules in pods name after them. */
   async withdraw(): Promise<void> {
+    const { procRoot, cgroupRoot, bpffsRoot, logger } = this.#options;
     await this.#marks?.withdraw();
+    await this.#sidecars.stop();
+    this.#dataPlane.stopRedirecting();
+    const { problems } = await removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot });
+    for (const problem of problems) logger.error(`rules for a sidecar may be left in ${problem}; run \`cgroute cleanup\``);
+    this.#dataPlane.detach(problems.length > 0);
   }
 
   /** What goes on without an agent. */
@@ -247,12 +263,17 @@ class RunningAgent implements AsyncDisposable {
     if (this.#isAttached) this.#handoffs.leave();
   }
 
+  #changed(uids: Iterable<string>): void {
+    const follow = (now: Iterable<string>): void => this.#reconciler.objectsChanged(now);
+    if (this.#marks === undefined) follow(uids);
+    else this.#marks.objectsChanged(uids, follow);
+  }
+
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
     const inventory = this.#inventory;
-    const follow = (uids: Iterable<string>): void => this.#reconciler.objectsChanged(uids);
-    const changed = (uids: Iterable<string>): void => (this.#marks === undefined ? follow(uids) : this.#marks.objectsChanged(uids, follow));
+    const changed = (uids: Iterable<string>): void => this.#changed(uids);
     const following = this.#stack.use(await source.follow({
       onObjects: (objects) => changed(inventory.replaceAll(objects)),
       onPod: (pod) => changed(inventory.upsertPod(pod)),
@@ -295,7 +316,7 @@ class RunningAgent implements AsyncDisposable {
 
   /** What an earlier agent knew is replaced by what is so now. Gives the number of entries that this removed. */
   #takeOver(): number {
-    const removed = this.#reconciler.removeLeftovers();
+    const removed = this.#reconciler.removeLeftovers() + this.#sidecars.removeLeftovers();
     this.#proxy.follow();
     return removed;
   }
@@ -351,7 +372,7 @@ class RunningAgent implements AsyncDisposable {
       this.#trees.retry();
       void this.#followSoon();
       this.#handoffs.look(this.#reconciler.isHostRedirected);
-      const entries = this.#reconciler.repairMaps() + this.#proxy.repair() + this.#handoffs.repair();
+      const entries = this.#reconciler.repairMaps() + this.#proxy.repair() + this.#handoffs.repair() + this.#sidecars.repair();
       this.#driftRepaired += entries;
       if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
       this.#marks?.soon();
@@ -367,18 +388,8 @@ class RunningAgent implements AsyncDisposable {
     }
   }
 
-  #addressesIn(paths: readonly string[]): readonly string[] | undefined {
-    for (const path of paths) {
-      for (const pid of this.#host.pidsOf(path)) {
-        const addresses = this.#host.addressesOf(pid);
-        if (addresses !== undefined && !addresses.isHost && addresses.ips.length > 0) return addresses.ips;
-      }
-    }
-    return undefined;
-  }
-
   sources(): SourceState[] {
-    return [...this.#options.source.states(), ...this.#host.sources()];
+    return [...this.#options.source.states(), ...this.#host.sources(), this.#sidecars.source()];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,4 +1,5 @@
 /** Where pods and namespaces come from: the API server, or a manifest file. */
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { CgrouteError } from '../native/error.ts';
 import type { SourceState } from '../watcher/source-state.ts';
@@ -78,4 +79,14 @@ function manifestFile(path: string, logger: Logger): ObjectSource {
     states: () => [source?.state() ?? { name: 'manifest', state: 'off', detail: `${path} has not been read` }],
     figures: () => ({ requests: 0, restarts: {}, lastEventAgeMs: {} }),
   };
+}
+
+/** Whether it is settled by then; it may be later. */
+export async function settlesWithin(promise: Promise<void>, ms: number): Promise<boolean> {
+  const late = new AbortController();
+  try {
+    return await Promise.race([promise.then(() => true), delay(ms, false, { signal: late.signal })]);
+  } finally {
+    late.abort();
+  }
 }

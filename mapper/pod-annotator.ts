@@ -10,13 +10,13 @@ import { messageOf } from '../native/error.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { ownerOf } from './cgroup-path.ts';
 import type { Config } from './config.ts';
+import type { Enrolment } from './enrolment.ts';
 import type { Inventory } from './inventory.ts';
 import { makeBackoff, type Backoff } from './kube-backoff.ts';
 import type { KubeClient } from './kube-client.ts';
 import { KubeError } from './kube-error.ts';
 import { podKeys, type Pod } from './objects.ts';
 import { NOTE_REASONS, type PodEvents } from './pod-events.ts';
-import { decide, type Decision } from './verdict.ts';
 
 export const REDIRECTION = 'ambient.istio.io/redirection';
 const ENABLED = 'enabled';
@@ -127,6 +127,7 @@ function isAnotherPod(error: unknown): boolean {
 
 export interface PodMarksOptions {
   readonly inventory: Inventory;
+  readonly enrolment: Pick<Enrolment, 'decide'>;
   readonly config: Config;
   readonly maps: Pick<DataPlane['maps'], 'pods' | 'cgroups'>;
   readonly annotator: PodAnnotator | undefined;
@@ -205,7 +206,7 @@ export class PodMarks implements Disposable {
     for (const uid of uids) {
       const pod = inventory.pod(uid);
       this.#dirty.add(uid);
-      if (!this.#isStarted || pod === undefined || annotator === undefined || this.#marks.get(uid)?.redirected !== true || this.#decide(pod).enrolled) {
+      if (!this.#isStarted || pod === undefined || annotator === undefined || this.#marks.get(uid)?.redirected !== true || this.#options.enrolment.decide(pod).enrolled) {
         now.push(uid);
         continue;
       }
@@ -249,20 +250,15 @@ export class PodMarks implements Disposable {
     }
   }
 
-  #decide(pod: Pod): Decision {
-    const { inventory, config } = this.#options;
-    return decide(pod, inventory.namespace(pod.namespace), config);
-  }
-
   #lookAt(uid: string, isInitial: boolean): void {
-    const { inventory, annotator, events, config } = this.#options;
+    const { inventory, enrolment, annotator, events, config } = this.#options;
     const pod = inventory.pod(uid);
     if (pod === undefined) {
       this.#marks.delete(uid);
       annotator?.forget(uid);
       return;
     }
-    const decision = this.#decide(pod);
+    const decision = enrolment.decide(pod);
     const missing = decision.enrolled ? this.#missing(pod) : undefined;
     const redirected = decision.enrolled && missing === undefined;
     const mark = this.#marks.get(uid);

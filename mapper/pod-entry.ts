@@ -74,12 +74,12 @@ export function podAddresses(ips: readonly string[]): PodAddresses {
 }
 
 function flagsOf(decision: Decision): number {
-  // The label may also ask for what another rule has decided otherwise.
-  const isBypassed = decision.verdict === 'bypass';
-  return (decision.enrolled ? infoFlag.ambient : 0)
+  // The label may also ask for what another rule has decided otherwise; beside a sidecar that is short-circuited it counts.
+  const { enrolled } = decision;
+  return (enrolled ? infoFlag.ambient : 0)
     | (decision.proxy ? infoFlag.proxy : 0)
-    | (isBypassed && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
-    | (isBypassed && decision.bypassInbound ? infoFlag.bypassInbound : 0)
+    | (enrolled && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
+    | (enrolled && decision.bypassInbound ? infoFlag.bypassInbound : 0)
     | (decision.sidecar ? infoFlag.sidecar : 0)
     | (hasOptions(decision) ? infoFlag.options : 0)
     | (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0);
@@ -121,12 +121,13 @@ export function isRedirected({ isInMesh, flags, detectedFlags }: Pick<CgroupInfo
 }
 
 /** What `status` reads when the agent is down. */
-export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts): PodInfo {
+export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts, namespaceMode: number): PodInfo {
   return {
     slot,
     flags: flagsOf(decision),
     detectedFlags: DETECTED,
     isInMesh: decision.enrolled ? 1 : 0,
+    namespaceMode,
     ...addresses,
     uid: pod.uid,
     verdict: decision.verdict,

@@ -10,13 +10,14 @@ import { KubeError } from './kube-error.ts';
 import type { Pod } from './objects.ts';
 import type { Note } from './verdict.ts';
 
-export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'NotRedirected';
+export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'SidecarStays' | 'NotRedirected';
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {
   'bypass-refused': 'BypassRefused',
   'unknown-mode': 'LabelNotUnderstood',
   'unknown-bypass': 'LabelNotUnderstood',
+  'sidecar-stays': 'SidecarStays',
   'traffic-annotation': 'AnnotationNotUnderstood',
 };
 

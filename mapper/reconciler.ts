@@ -10,7 +10,9 @@ import { infoFlag, type CgroupInfo } from '../native/layouts.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { ownerOf, type PodCgroup } from './cgroup-path.ts';
 import type { Config } from './config.ts';
+import type { Written } from './connection-reset.ts';
 import { DecisionLog } from './decision-log.ts';
+import type { Enrolment } from './enrolment.ts';
 import type { PodView } from './explain.ts';
 import type { HandoffPlaces } from './handoff-places.ts';
 import type { Inventory } from './inventory.ts';
@@ -24,7 +26,8 @@ import { PodOptions } from './pod-options.ts';
 import { PodQueue } from './pod-queue.ts';
 import { PodSlots } from './pod-slots.ts';
 import type { PodTrees } from './pod-trees.ts';
-import { decide, type Decision } from './verdict.ts';
+import type { SidecarRules } from './sidecar-rules.ts';
+import type { Decision } from './verdict.ts';
 
 /** What the reconciler asks of the host. */
 export interface HostView {
@@ -38,6 +41,8 @@ export interface HostView {
 export interface ReconcilerOptions {
   readonly dataPlane: DataPlane;
   readonly inventory: Inventory;
+  readonly enrolment: Enrolment;
+  readonly sidecars: Pick<SidecarRules, 'place' | 'want' | 'forget' | 'words'>;
   readonly config: Config;
   readonly host: HostView;
   readonly trees: PodTrees;
@@ -47,6 +52,7 @@ export interface ReconcilerOptions {
   readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
   /** A pod's entries are what they should be. */
   readonly onReconciled: () => void;
+  readonly onWritten: ((written: Written) => void) | undefined;
   /** An object's change has reached the maps, so long after it was told. */
   readonly onMapped: (seconds: number) => void;
 }
@@ -172,6 +178,7 @@ export class Reconciler {
       }
       if (pod === undefined) this.#keysOfUid.delete(uid);
       else this.#keysOfUid.set(uid, keys);
+      this.#options.enrolment.changed(uid, pod);
     }
   }
 
@@ -236,7 +243,7 @@ export class Reconciler {
   podsNamed(name: string, namespace?: string): PodView[] {
     return [...this.#pods].flatMap(([key, { pod, decision, cgroups }]) =>
       (pod?.name !== name || decision === undefined || (namespace ?? pod.namespace) !== pod.namespace
-        ? [] : [{ key, pod, decision, cgroups: [...cgroups.values()], failed: this.#failedKeys.has(key) }]));
+        ? [] : [{ key, pod, decision, cgroups: [...cgroups.values()], failed: this.#failedKeys.has(key), sidecar: this.#options.sidecars.words(pod.uid) }]));
   }
 
   #state(key: string): PodState {
@@ -248,7 +255,6 @@ export class Reconciler {
   }
 
   #reconcile(key: string): void {
-    const { inventory, config } = this.#options;
     const claimant = this.#podOf(key);
     const current = claimant !== undefined && this.#homeOf(claimant) === key ? claimant : undefined;
     const state = this.#state(key);
@@ -264,9 +270,10 @@ export class Reconciler {
       this.#reconcileUnknown(key, state);
       return;
     }
+    this.#options.sidecars.place(state.pod, [...state.cgroups.values()].filter(({ owner }) => !owner.monitor && !owner.nested).map(({ path }) => path));
     if (current !== undefined || state.decision === undefined) {
       const before = state.decision;
-      state.decision = decide(state.pod, inventory.namespace(state.pod.namespace), config);
+      state.decision = this.#options.enrolment.decide(state.pod);
       this.#log.decided(state.pod, before, state.decision);
     }
     const writes = this.#podInfos.writes + this.#cgroups.writes;
@@ -306,20 +313,23 @@ export class Reconciler {
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
     this.#podOptions.set(slot, decision.traffic, decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined);
-    const entry = podEntry(pod, facts);
+    const entry = podEntry(pod, facts, this.#options.enrolment.codeOf(pod));
     const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
     if (isAwaited) this.#options.handoffs.podAwaited(key);
+    const before = this.#podInfos.get({ text: key });
     this.#podInfos.set({ text: key }, entry);
+    this.#options.onWritten?.({ pod, decision, before, entry, paths: () => [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path) });
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
       this.#setEntry(cgroup, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
       if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
     }
+    this.#options.sidecars.want(pod, decision, ips);
     if (!isAwaited) this.#options.handoffs.podArrived(key);
     const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
     // What a pod shows in its own network namespace never takes an address from one whose status says so.
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
-    const redirected = decision.enrolled && !(decision.verdict === 'bypass' && decision.bypassInbound);
+    const redirected = decision.enrolled && !decision.bypassInbound;
     this.#addresses.claim(key, ended ? [] : ips, { slot, createdAt: since, redirected, hasOptions: hasOptions(decision) });
   }
 
@@ -347,7 +357,10 @@ export class Reconciler {
 
   #forget(key: string): void {
     const uid = this.#pods.get(key)?.pod?.uid;
-    if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) this.#log.forget(uid);
+    if (uid !== undefined && this.#options.inventory.pod(uid) === undefined) {
+      this.#log.forget(uid);
+      this.#options.sidecars.forget(uid);
+    }
     this.#addresses.release(key);
     this.#podInfos.delete({ text: key });
     this.#options.handoffs.podArrived(key);

@@ -132,3 +132,24 @@ export function trafficText(options: TrafficOptions): string {
 function rangeText({ family, address, prefix }: Range): string {
   return `${addressText(address) ?? (family === 4 ? '0.0.0.0' : '::')}/${prefix}`;
 }
+
+/**
+ * Whether a connection to there is left alone, as the connect programs decide it.
+ * @param address 16 bytes in network order, IPv4 in the last four
+ */
+export function isExcludedOutbound(options: TrafficOptions, address: Uint8Array, port: number): boolean {
+  const { excludedPorts, excludedRanges, includedPorts, includedRanges } = options;
+  const covers = (list: Listed<Range>): boolean => Array.isArray(list) && (list as readonly Range[]).some((range) => isWithin(range, address));
+  const lists = (list: Listed<number>): boolean => Array.isArray(list) && (list as readonly number[]).includes(port);
+  if (excludedPorts === 'all' || excludedRanges === 'all' || lists(excludedPorts) || covers(excludedRanges)) return true;
+  return Array.isArray(includedRanges) && includedPorts !== 'all' && !lists(includedPorts) && !covers(includedRanges);
+}
+
+function isWithin({ family, address: network, prefix }: Range, address: Uint8Array): boolean {
+  if ((family === 4) !== address.subarray(0, 12).every((byte) => byte === 0)) return false;
+  const bits = (family === 4 ? 96 : 0) + prefix;
+  return network.every((byte, at) => {
+    const mask = 0xff00 >> Math.min(8, Math.max(0, bits - 8 * at)) & 0xff;
+    return (byte & mask) === ((address[at] ?? 0) & mask);
+  });
+}

@@ -37,7 +37,7 @@ export type Reason =
 
 /** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
 export interface Note {
-  readonly code: 'unknown-mode' | 'unknown-bypass' | 'bypass-refused' | 'bypass-beside-sidecar' | 'traffic-annotation';
+  readonly code: 'unknown-mode' | 'unknown-bypass' | 'bypass-refused' | 'bypass-beside-sidecar' | 'sidecar-stays' | 'traffic-annotation';
   readonly message: string;
 }
 
@@ -81,10 +81,11 @@ export type VerdictConfig = Pick<Config, 'meshModes' | 'excludedNamespaces' | 'g
 };
 
 /**
- * What a pod had when it was first seen. `enrollment: new-pods` will hold it
- * across changes of the namespace's label; with `live` it has no say.
+ * What a pod's namespace had when the pod was first seen. `enrollment: new-pods`
+ * holds it across changes of the namespace's label; with `live` it has no say.
  */
 export interface Remembered {
+  /** A mesh mode in lower case; undefined where the label named none. */
   readonly mode: string | undefined;
 }
 
@@ -92,8 +93,9 @@ export interface Remembered {
  * Decides about one pod. Total: every input has exactly one reason. Never throws.
  *
  * @param namespace undefined when it is not known; it then counts as one without labels
+ * @param remembered counts in the place of the namespace's mode; undefined is nothing to remember
  */
-export function decide(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, _remembered?: Remembered): Decision {
+export function decide(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, remembered?: Remembered): Decision {
   const steps: RuleStep[] = [];
   const notes: Note[] = [];
   const terminal = pod.phase === 'Succeeded' || pod.phase === 'Failed';
@@ -124,7 +126,7 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
   const bypass = bypassOf(pod, namespace, config, notes);
   const after = { ...known, bypassOutbound: bypass.outbound, bypassInbound: bypass.inbound };
 
-  const enrolment = enrolmentOf(pod, namespace, config, notes, asked);
+  const enrolment = enrolmentOf(pod, namespace, config, remembered, notes, asked);
   if (enrolment.mode === undefined) {
     return { ...after, verdict: 'out', reason: enrolment.reason, enrolled: false, mode: undefined };
   }
@@ -157,13 +159,19 @@ export function isProxy(pod: Pod, proxy: VerdictConfig['proxy']): boolean {
   return proxy.selector.matches(pod.labels) && (proxy.namespaces.length === 0 || proxy.namespaces.includes(pod.namespace));
 }
 
+/** The mesh mode that a namespace's label names; undefined for none, and for one that is not known. */
+export function namespaceMode(namespace: Namespace | undefined, config: VerdictConfig): string | undefined {
+  const mode = namespace === undefined ? undefined : modeOf(valueOf(namespace.labels, MODE_LABEL), config, [], '');
+  return mode === 'none' ? undefined : mode;
+}
+
 type Asked = (rule: number, condition: string, saw: string, outcome: boolean | 'yes') => boolean;
 type Enrolment =
   | { readonly mode: string; readonly reason: 'pod-label' | 'namespace-label' }
   | { readonly mode: undefined; readonly reason: 'pod-opt-out' | 'not-enrolled' };
 
 /** Rules 6 and 7. */
-function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, notes: Note[], asked: Asked): Enrolment {
+function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, remembered: Remembered | undefined, notes: Note[], asked: Asked): Enrolment {
   const own = valueOf(pod.labels, MODE_LABEL);
   const ownMode = modeOf(own, config, notes, `pod ${nameOf(pod)}`);
   const sawOwn = sawLabel('pod', MODE_LABEL, own);
@@ -176,8 +184,10 @@ function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: Verdict
   }
 
   const theirs = namespace === undefined ? undefined : valueOf(namespace.labels, MODE_LABEL);
-  const mode = modeOf(theirs, config, notes, `namespace ${pod.namespace}`);
-  const saw = sawLabel('namespace', MODE_LABEL, theirs);
+  const now = modeOf(theirs, config, notes, `namespace ${pod.namespace}`);
+  const mode = remembered === undefined ? now : remembered.mode;
+  const sawNow = sawLabel('namespace', MODE_LABEL, theirs);
+  const saw = remembered === undefined ? sawNow : `${sawNow}; when the pod was first seen, ${mode ?? 'none'}, which counts (enrollment: new-pods)`;
   if (mode === undefined || mode === 'none') {
     asked(7, 'no label names a mesh mode', saw, true);
     return { mode: undefined, reason: 'not-enrolled' };

@@ -22,12 +22,29 @@ export const u64: Codec<bigint> = {
   decode: (buffer, at = 0) => buffer.readBigUInt64LE(at),
 };
 
+export const u8: Codec<number> = {
+  name: 'u8',
+  size: 1,
+  encode(value, buffer, at = 0) { buffer.writeUInt8(value, at); },
+  decode: (buffer, at = 0) => buffer.readUInt8(at),
+};
+
+/** So many bytes as they are, an IPv4 address in network order for instance. */
+export const bytes = (size: number): Codec<Uint8Array> => ({
+  name: `u8[${size}]`,
+  size,
+  encode(value, buffer, at = 0) { buffer.set(value, at); },
+  decode: (buffer, at = 0) => Uint8Array.from(buffer.subarray(at, at + size)),
+});
+
 const BPF_ANY = 0;
 const ENOENT = -errnoValue('ENOENT');
 /** Entries at a time; more than any bucket of a hash map ever has. */
 const BATCH = 1024;
 
 export interface MapInfo {
+  /** Given once, to no other map until the next boot. */
+  readonly id: number;
   readonly keySize: number;
   /** Bytes of one value; a per-CPU map has one for each CPU. */
   readonly valueSize: number;
@@ -155,5 +172,5 @@ export function mapInfo(fd: number, name: string): MapInfo {
   const length = Buffer.alloc(4);
   length.writeUInt32LE(info.length);
   checked(libbpf().objGetInfo(fd, info, length), 'bpf_obj_get_info_by_fd', `the map ${name}`);
-  return { keySize: info.readUInt32LE(8), valueSize: info.readUInt32LE(12), maxEntries: info.readUInt32LE(16) };
+  return { id: info.readUInt32LE(4), keySize: info.readUInt32LE(8), valueSize: info.readUInt32LE(12), maxEntries: info.readUInt32LE(16) };
 }

@@ -4,23 +4,27 @@
  */
 import { closeSync, existsSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
-import { BpfMap, u32, u64, type Codec } from './bpf-map.ts';
+import { BpfMap, bytes, u8, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
 import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace, type LinkPins } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
 import { foreignCodec } from './foreign-codec.ts';
 import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podShare, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
+import { BYPASS_PROGRAM, pinBypassFilter } from './bypass-filter.ts';
+import type { FilterPin } from './iptables-rules.ts';
 import { checked, libbpf } from './libbpf.ts';
 import { recountOriginals, recountShares } from './map-shares.ts';
 import { OVERFLOW_BIAS } from './map-migration.ts';
-import { PIN_VERSION, pinDirectories, pinDirectory, redirects, removePins, type PinDirectory } from './pin-directory.ts';
+import { PIN_VERSION, pinDirectories, pinDirectory, redirects, type PinDirectory } from './pin-directory.ts';
+import { removePins, stopRedirecting } from './pin-removal.ts';
 import { heldMaps } from './pinned-map.ts';
 import { mapFacts, mapShape } from './pinned-object.ts';
 import { watchRingBuffer } from './ring-buffer.ts';
 import { hasTraceLink, replaceTraceLink, tracePin } from './trace-link.ts';
 import { beginHandover, dropFormer } from './version-handover.ts';
 
-export { makePinDirectory, PIN_VERSION, removePins } from './pin-directory.ts';
+export { makePinDirectory, PIN_VERSION } from './pin-directory.ts';
+export { removePins } from './pin-removal.ts';
 
 /** Longer than a proxy leaves a connection unaccepted. */
 const STALE_MS = 60_000;
@@ -60,6 +64,8 @@ function openMaps({ maps: directory, version }: PinDirectory) {
     podOptions: open('pod_options_map', u32, podOptions),
     podPorts: open('pod_port_map', portKey, u32),
     podRanges: open('pod_range_map', rangeKey, u32),
+    bypass4: open('bypass_filter_map', bytes(4), u8),
+    bypass6: open('bypass_filter6_map', bytes(16), u8),
     agent: open('agent_map', u32, agentInfo),
     connections: open('connection_map', u64, connection),
     overflowConnections: open('connection_overflow_map', u64, connection),
@@ -120,6 +126,8 @@ export interface DataPlane extends Disposable {
   readonly notes: readonly string[];
   /** Descriptor of the socket filter for process events; undefined where the kernel refuses it, with the reason among the notes. */
   readonly execFilter: number | undefined;
+  /** The pin that rules in pods with a sidecar name, made or replaced; idempotent. @throws CgrouteError `EBPF`, `EBPFFS` */
+  pinBypass(): FilterPin;
   /**
    * Has the kernel write the entries of pods' cgroups as these are made, from what
    * is in `pod_info_map`, and tells of each cgroup that is made or removed below
@@ -152,8 +160,10 @@ export interface DataPlane extends Disposable {
   repairLinks(): string[];
   /** Drops original destinations that no proxy has fetched for so long. Returns their number. @default 60,000 ms */
   expireOriginals(olderThanMs?: number): number;
+  /** Nothing more is redirected; the maps stay. */
+  stopRedirecting(): void;
   /** Removes all links and maps: connections are untouched from now on. */
-  detach(): void;
+  detach(keepsFilter?: boolean): void;
 }
 
 /**
@@ -191,6 +201,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       loadPinned('origdst', { ...load, tunables: shares === undefined ? {} : { original_share: shares.originals } }),
       loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports, ...(shares === undefined ? {} : { connection_share: shares.connections }) } }),
     );
+    objects.push(loadPinned('bypass', { ...load, tunables: {} }));
     optional('execs', 'each exec on the host is looked at');
     optional('cgroups', 'pods are known some milliseconds after their cgroups are made', { root_id: options.root.id });
     notes.push(...handover?.copyDecisions() ?? []);
@@ -218,6 +229,11 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     maps,
     notes: [...new Set([...objects.flatMap((object) => object.notes), ...notes])],
     execFilter: programs.get('exec_filter')?.fd,
+    pinBypass() {
+      const program = programs.get(BYPASS_PROGRAM);
+      if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${BYPASS_PROGRAM}: run \`npm run setup\``);
+      return pinBypassFilter(options.bpffsRoot, program, maps.bypass4.info.id);
+    },
     attachIdentity() {
       const tracing = TRACE_PROGRAMS.flatMap((name) => programs.get(name) ?? []);
       for (const program of tracing) {
@@ -281,10 +297,14 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       if (dropped.length > 0) recountOriginals(maps, new Set(dropped.map(([, { slot }]) => slot)));
       return dropped.length;
     },
-    detach() {
+    stopRedirecting() {
+      for (const pin of attached.keys()) if (redirects(pin)) attached.delete(pin);
+      stopRedirecting(options.bpffsRoot);
+    },
+    detach(keepsFilter = false) {
       attached.clear();
       traced.clear();
-      removePins(options.bpffsRoot);
+      removePins(options.bpffsRoot, keepsFilter);
     },
     [Symbol.dispose]() {
       maps[Symbol.dispose]();

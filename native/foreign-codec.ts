@@ -28,6 +28,8 @@ function leavesOf({ fields }: StructLayout, within: string, base: number): Leaf[
 
 /** @param shape of the map's key or value, from its own BTF. @throws CgrouteError `EPINLAYOUT` when they have nothing in common */
 export function foreignCodec<T>(codec: Codec<T>, shape: Shape): Codec<T> {
+  // Plain bytes of the same length are the same bytes.
+  if (codec.size === shape.size && !layouts.some(({ name }) => name === codec.name)) return codec;
   const own = shapeOfCodec(codec);
   const [outward, inward] = [structCopy(own, shape), structCopy(shape, own)];
   if (outward === undefined || inward === undefined) {

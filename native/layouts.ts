@@ -63,6 +63,11 @@ export const optionFlag = {
   includedInbound: 256,
 } as const;
 
+export const bypassDirection = {
+  outbound: 1,
+  inbound: 2,
+} as const;
+
 export const portList = {
   excludedOutbound: 0,
   includedOutbound: 1,
@@ -457,6 +462,7 @@ export interface PodInfo {
   readonly flags: number;
   readonly detectedFlags: number;
   readonly isInMesh: number;
+  readonly namespaceMode: number;
   readonly ip4: Uint8Array;
   readonly ip6: Uint8Array;
   readonly uid: string;
@@ -474,7 +480,7 @@ export const podInfo: Layout<PodInfo> = {
     { name: 'flags', offset: 4, kind: 'u16', count: 1 },
     { name: 'detected_flags', offset: 6, kind: 'u16', count: 1 },
     { name: 'is_in_mesh', offset: 8, kind: 'u32', count: 1 },
-    { name: 'reserved', offset: 12, kind: 'u32', count: 1 },
+    { name: 'namespace_mode', offset: 12, kind: 'u32', count: 1 },
     { name: 'ip4', offset: 16, kind: 'u8', count: 16 },
     { name: 'ip6', offset: 32, kind: 'u8', count: 16 },
     { name: 'uid', offset: 48, kind: 'char', count: 40 },
@@ -484,11 +490,11 @@ export const podInfo: Layout<PodInfo> = {
     { name: 'pod_name', offset: 192, kind: 'char', count: 256 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 448);
     buffer.writeUInt32LE(value.slot, at + 0);
     buffer.writeUInt16LE(value.flags, at + 4);
     buffer.writeUInt16LE(value.detectedFlags, at + 6);
     buffer.writeUInt32LE(value.isInMesh, at + 8);
+    buffer.writeUInt32LE(value.namespaceMode, at + 12);
     buffer.set(value.ip4, at + 16);
     buffer.set(value.ip6, at + 32);
     writeText(value.uid, buffer, at + 48, 40);
@@ -503,6 +509,7 @@ export const podInfo: Layout<PodInfo> = {
       flags: buffer.readUInt16LE(at + 4),
       detectedFlags: buffer.readUInt16LE(at + 6),
       isInMesh: buffer.readUInt32LE(at + 8),
+      namespaceMode: buffer.readUInt32LE(at + 12),
       ip4: Uint8Array.from(buffer.subarray(at + 16, at + 16 + 16)),
       ip6: Uint8Array.from(buffer.subarray(at + 32, at + 32 + 16)),
       uid: readText(buffer, at + 48, 40),

@@ -32,6 +32,7 @@ const c = {
   recv: libc.func('int64_t recv(int fd, void *buf, size_t len, int flags)') as (fd: number, buf: Buffer, len: number, flags: number) => number,
   close: libc.func('int close(int fd)') as (fd: number) => number,
   flock: libc.func('int flock(int fd, int operation)') as (fd: number, operation: number) => number,
+  setns: libc.func('int setns(int fd, int nstype)') as (fd: number, type: number) => number,
 };
 
 const errnoNames = new Map<number, string>();
@@ -101,6 +102,14 @@ export function tryFlock(fd: number, operation: number, purpose: string): boolea
   if (c.flock(fd, operation | LOCK_NB) === 0) return true;
   if (koffi.errno() === errnoValue('EWOULDBLOCK')) return false;
   throw failed('flock', purpose);
+}
+
+/**
+ * Moves this thread, which JavaScript runs on, into another namespace; the other
+ * threads stay. Throws CgrouteError 'ESYSCALL'.
+ */
+export function setns(fd: number, type: number, purpose: string): void {
+  if (c.setns(fd, type) < 0) throw failed('setns', purpose);
 }
 
 /** The address of a buffer's bytes, for C structs that hold pointers. The caller keeps the buffer alive. */

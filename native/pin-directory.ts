@@ -54,7 +54,8 @@ export function makePinDirectory(bpffsRoot: string): void {
   mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
 }
 
-function requireBpffs(path: string, bpffsRoot: string): void {
+/** @throws CgrouteError `EBPFFS` */
+export function requireBpffs(path: string, bpffsRoot: string): void {
   if ((statfsSync(path).type >>> 0) === BPF_FS_MAGIC) return;
   throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
 }
@@ -62,43 +63,16 @@ function requireBpffs(path: string, bpffsRoot: string): void {
 /** Whether a pin's name is that of a link that redirects. */
 export const redirects = (pin: string): boolean => /(?:^|\/)(?:root|pod)_connect[46]@\d+$/.test(pin);
 
-/**
- * Removes all that cgroute pinned, of any version: first what redirects; then,
- * when the connections that are under way have arrived, what brings them there.
- * What others keep beside it stays. Returns the number of pins removed.
- * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem
- */
-export function removePins(bpffsRoot: string): number {
-  if (!existsSync(bpffsRoot)) return 0;
-  requireBpffs(bpffsRoot, bpffsRoot);
-  const directories = pinDirectories(bpffsRoot);
-  const redirecting = directories.flatMap(({ links }) => pinsIn(links).filter(redirects));
-  for (const pin of redirecting) unlinkSync(pin);
-  if (redirecting.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, IN_FLIGHT_MS);
-  const others = directories.map(removeVersion).reduce((sum, count) => sum + count, 0);
-  if (readdirSync(bpffsRoot).length === 0) rmdirSync(bpffsRoot);
-  return redirecting.length + others;
-}
-
 /** Versions that have anything pinned. */
 export const pinnedVersions = (bpffsRoot: string): string[] =>
   pinDirectories(bpffsRoot).filter(({ links, maps }) => pinsIn(links).length + pinsIn(maps).length > 0).map(({ version }) => version);
 
 /**
- * After a start that failed: what it made goes, what was there before stays.
- * @param before what {@link pinnedVersions} said at its beginning
+ * Removes one version's pins and directories. Returns the number of pins.
+ * @param keeps pins that stay, with their directory
  */
-export function undoPins(bpffsRoot: string, before: readonly string[]): void {
-  if (before.includes(PIN_VERSION)) return;
-  const own = pinDirectory(bpffsRoot);
-  if (before.length === 0) removePins(bpffsRoot);
-  // Once it redirects in the place of another version, there is no way back but by that version's own start.
-  else if (!pinsIn(own.links).some(redirects)) removeVersion(own);
-}
-
-/** Removes one version's pins and directories. Returns the number of pins. */
-export function removeVersion({ base, maps, links }: PinDirectory): number {
-  const pins = [...pinsIn(links), ...pinsIn(maps)];
+export function removeVersion({ base, maps, links }: PinDirectory, keeps: (pin: string) => boolean = () => false): number {
+  const pins = [...pinsIn(links), ...pinsIn(maps)].filter((pin) => !keeps(pin));
   for (const pin of pins) unlinkSync(pin);
   for (const directory of [links, maps, base]) removeIfEmpty(directory);
   return pins.length;

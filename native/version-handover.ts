@@ -32,8 +32,9 @@ const COUNTERS = 'pod_counters_map';
  * Written by programs: one map for both versions, where its layout is the same. It
  * always is that of handled_map: while a pod's connect program is replaced and the
  * root's is not, that tells the second that the other version's has done the work.
+ * Rules in pods name the filter of sidecars by its path, whose program is replaced.
  */
-const SHARED = ['connection_map', 'connection_overflow_map', 'overflow_count_map', 'original_dst_map', 'accepted_map', 'handled_map', 'pod_share_map', COUNTERS];
+const SHARED = ['connection_map', 'connection_overflow_map', 'overflow_count_map', 'original_dst_map', 'accepted_map', 'handled_map', 'pod_share_map', 'bypass_filter_map', 'bypass_filter6_map', COUNTERS];
 /** What a proxy's accepted sockets need to be answered. */
 const ANSWERS = ['original_dst_map', 'accepted_map'];
 /** More of one proxy's are not kept: the kernel allows 64 programs at a cgroup's hook. */

@@ -54,7 +54,7 @@ export async function benchIdentity(rounds: number, count: number): Promise<Iden
     const uids = Array.from({ length: count }, newUid);
     for (const uid of uids) {
       plane.plane.maps.pods.set({ text: uid }, {
-        slot: 1, isInMesh: 1, flags: 1, detectedFlags: 0xfd, ip4: new Uint8Array(16), ip6: new Uint8Array(16),
+        slot: 1, isInMesh: 1, namespaceMode: 0, flags: 1, detectedFlags: 0xfd, ip4: new Uint8Array(16), ip6: new Uint8Array(16),
         uid, verdict: 'in', reason: 'namespace-label', podNamespace: 'bench', podName: 'pod',
       });
     }

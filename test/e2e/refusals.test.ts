@@ -79,7 +79,7 @@ describe('cgroute refuses', () => {
     ['a value that there is not', '# policy\nunknownPods: refuse\n', /config\.yaml:2: unknownPods: .*allow.*deny.*got "refuse"/],
     ['a number out of range', 'sweepSeconds: 0\n', /config\.yaml:1: sweepSeconds: .*got the number 0/],
     ['a text for a list', '\nmeshModes: [ambient,\n', /config\.yaml:\d: this is not YAML/],
-    ['what is planned only', 'existingConnections: reset\n', /config\.yaml:1: existingConnections: .*reset/],
+    ['a mode that there is not', 'existingConnections: close\n', /config\.yaml:1: existingConnections: .*keep.*reset.*got "close"/],
   ];
   for (const [what, text, sentence] of CONFIGS) {
     test(`a configuration with ${what}, with file and line`, async () => {

@@ -138,7 +138,7 @@ describe('an agent that comes and goes', () => {
     const { code } = await second.running.exit;
     assert.equal(code, 1);
     assert.match(second.running.stderr.join('\n'), /^cgroute: another cgroute agent runs with --cgroup-root \S+: expected to be the only one[^\n]*$/);
-    assert.deepEqual(pins(node), ['cgroute']);
+    assert.deepEqual(pins(node), ['bypass', 'cgroute']);
     assert.equal(await answers(pod), 'proxy');
     assert.equal((await node.status()).agent.pid, node.agent.running.pid);
   });

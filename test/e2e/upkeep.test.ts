@@ -36,7 +36,7 @@ describe('an agent with a short sweep', () => {
     const [code, text] = await get(address, '/status');
     const status = JSON.parse(text) as { readonly ready: boolean; readonly sources: readonly { readonly name: string; readonly state: string }[] };
     assert.deepEqual([code, status.ready], [200, true]);
-    assert.deepEqual(status.sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok']);
+    assert.deepEqual(status.sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars ok']);
     assert.equal((await get(address, '/nothing'))[0], 404);
   });
 

@@ -15,6 +15,10 @@ export interface HaproxyOptions extends Pick<Program, 'cgroup' | 'netns'> {
   readonly addresses?: readonly string[];
   /** Default 15001 (outbound) and 15006 (inbound). */
   readonly ports?: readonly number[];
+  /** User and group id that it runs as. Default the caller's. */
+  readonly user?: number;
+  /** Address that what comes to a port is passed on from. Default the kernel's choice. */
+  readonly sources?: Readonly<Record<number, string>>;
   /** Names its files, so that one sandbox can have several. Default `haproxy`. */
   readonly name?: string;
 }
@@ -42,7 +46,7 @@ export interface Haproxy extends AsyncDisposable {
 
 const LOG_FORMAT = '{"client":"%ci:%cp","destination":"%[dst]:%[dst_port]","port":PORT,"state":"%ts"}';
 
-function configuration(addresses: readonly string[], ports: readonly number[]): string {
+function configuration(addresses: readonly string[], ports: readonly number[], user: number | undefined, sources: Readonly<Record<number, string>>): string {
   const frontends = ports.map((port) => {
     const binds = addresses.map((address) => `  bind ${address}:${port}${address.includes(':') ? ' v6only' : ''}`);
     return `
@@ -51,10 +55,14 @@ ${binds.join('\n')}
   # Without an original destination it would connect to itself, for ever.
   tcp-request content reject if { dst_port ${ports.join(' ')} }
   log-format '${LOG_FORMAT.replace('PORT', String(port))}'
-  default_backend original`;
+  default_backend original${port}`;
   });
+  const backends = ports.map((port) => `
+backend original${port}
+  # No address and no port of its own: those that the client asked for.
+  server original 0.0.0.0${sources[port] === undefined ? '' : ` source ${sources[port]}`}`);
   return `global
-  maxconn 4000
+  maxconn 4000${user === undefined ? '' : `\n  uid ${user}\n  gid ${user}`}
   log stdout format raw local0
 defaults
   mode tcp
@@ -66,10 +74,7 @@ defaults
   timeout client 1h
   timeout server 1h
 ${frontends.join('\n')}
-
-backend original
-  # No address and no port of its own: those that the client asked for.
-  server original 0.0.0.0
+${backends.join('\n')}
 `;
 }
 
@@ -77,9 +82,9 @@ const ADDRESSES = ['0.0.0.0', '::'];
 export const HAPROXY_PORTS: readonly number[] = [15001, 15006];
 
 /** Writes the configuration; gives the command line for who runs it himself, as a pod's container for instance. */
-export function haproxyCommand(sandbox: Sandbox, name: string, addresses: readonly string[] = ADDRESSES, ports: readonly number[] = HAPROXY_PORTS): readonly [string, ...string[]] {
+export function haproxyCommand(sandbox: Sandbox, name: string, { addresses = ADDRESSES, ports = HAPROXY_PORTS, user, sources = {} }: HaproxyOptions = {}): readonly [string, ...string[]] {
   const file = sandbox.file(`${name}.cfg`);
-  writeFileSync(file, configuration(addresses, ports));
+  writeFileSync(file, configuration(addresses, ports, user, sources));
   return ['haproxy', '-db', '-f', file];
 }
 
@@ -90,8 +95,8 @@ export function proxiedConnections(lines: readonly string[]): ProxiedConnection[
 
 /** Starts HAProxy and waits until it listens. */
 export async function startHaproxy(sandbox: Sandbox, options: HaproxyOptions = {}): Promise<Haproxy> {
-  const { addresses, ports = HAPROXY_PORTS, name = 'haproxy', ...place } = options;
-  const [cmd, ...args] = haproxyCommand(sandbox, name, addresses, ports);
+  const { addresses: _addresses, ports = HAPROXY_PORTS, name = 'haproxy', user: _user, sources: _sources, ...place } = options;
+  const [cmd, ...args] = haproxyCommand(sandbox, name, options);
   const running = sandbox.spawn({ ...place, cmd, args });
   await waitListening(running, ports);
   const connections = (): ProxiedConnection[] => proxiedConnections(running.stdout);

@@ -18,7 +18,7 @@ const HASH = '0123456789abcdef0123456789abcdef';
 const C = 'c'.repeat(64);
 
 const POD: PodInfo = {
-  slot: 7, isInMesh: 1, flags: infoFlag.ambient | infoFlag.bypassInbound, detectedFlags: 0xfd,
+  slot: 7, isInMesh: 1, namespaceMode: 0, flags: infoFlag.ambient | infoFlag.bypassInbound, detectedFlags: 0xfd,
   ip4: bytesOf('10.1.2.3'), ip6: bytesOf('fd00::3'), uid: UID, verdict: 'bypass', reason: 'bypass-inbound', podNamespace: 'shop', podName: 'web',
 };
 const fails = (error: unknown): void => void assert.fail(String(error));

@@ -115,7 +115,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
     const config = {
       meshModes: ['kmesh'], excludedNamespaces: [], gatewayControllers: ['mine'],
       proxy: { selector: 'app in (a, b)', namespaces: ['kmesh-system'], outboundPort: 1, inboundPort: 65535 },
-      enrollment: 'live', existingConnections: 'keep', unknownPods: 'deny', whenProxyDown: 'allow', bypass: { allowed: 'never' },
+      enrollment: 'new-pods', existingConnections: 'reset', sidecars: false, unknownPods: 'deny', whenProxyDown: 'allow', bypass: { allowed: 'never' },
       sweepSeconds: 1, relistSeconds: 86400, maxPods: 1048576, maxConnections: 16777216, maxConnectionsPerPod: 1, maxTrafficEntries: 16777216, sidecarUser: 1338, annotate: false, events: false, log: { level: 'trace' },
     };
     const objects = await chartObjects(...set({ config }));
@@ -247,8 +247,10 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.proxy.namespaces', ['a_b'], /at '\/config\/proxy\/namespaces\/0'/],
   ['config.proxy.outboundPort', 65536, /at '\/config\/proxy\/outboundPort': maximum: got 65,536, want 65,535/],
   ['config.proxy.inboundPort', 0, /at '\/config\/proxy\/inboundPort': minimum: got 0, want 1/],
-  ['config.enrollment', 'new-pods', /at '\/config\/enrollment': value must be 'live'/],
-  ['config.existingConnections', 'reset', /at '\/config\/existingConnections': value must be 'keep'/],
+  ['config.enrollment', 'late', /at '\/config\/enrollment': value must be one of 'live', 'new-pods'/],
+  ['config.existingConnections', 'drop', /at '\/config\/existingConnections': value must be one of 'keep', 'reset'/],
+  ['config.sidecars', 'yes', /at '\/config\/sidecars': got string, want boolean/],
+  ['sidecars', 'yes', /at '\/sidecars': got string, want boolean/],
   ['config.unknownPods', 'drop', /at '\/config\/unknownPods': value must be one of 'allow', 'deny'/],
   ['config.whenProxyDown', true, /at '\/config\/whenProxyDown': value must be one of 'deny', 'allow'/],
   ['config.bypass.allowed', 'all', /at '\/config\/bypass\/allowed': value must be one of 'any', 'namespace', 'never'/],

@@ -27,14 +27,19 @@ const MESH_MODES: readonly string[] = ['ambient', 'kmesh'];
 const GATEWAYS: readonly string[] = ['istio.io-mesh-controller', 'istio.io-gateway-controller', 'istio.io-eastwest-controller'];
 const BYPASSES: Readonly<Record<string, string>> = { enabled: 'bypass', outbound: 'bypass-outbound', inbound: 'bypass-inbound' };
 
-function reasonOf({ metadata, spec, status }: Pod, theirs: Texts, allowed: Allowed): string {
+function bypassOf({ metadata: { labels = {} } }: Pod, theirs: Texts, allowed: Allowed): string | undefined {
+  const may = { any: true, namespace: theirs['cgroute.io/allow-bypass'] === 'true', never: false }[allowed];
+  return may ? BYPASSES[(labels['kmesh.net/bypass'] ?? '').toLowerCase()] : undefined;
+}
+
+function reasonOf(pod: Pod, theirs: Texts, allowed: Allowed): string {
+  const { metadata, spec, status } = pod;
   const { labels = {}, annotations = {}, namespace = '' } = metadata;
   const word = (text: string | undefined): string => (text ?? '').toLowerCase();
   const mesh = (text: string | undefined): string | undefined => MESH_MODES.find((mode) => mode === word(text));
   const own = mesh(labels['istio.io/dataplane-mode']);
   const mode = own ?? mesh(theirs['istio.io/dataplane-mode']);
-  const bypass = BYPASSES[word(labels['kmesh.net/bypass'])];
-  const may = { any: true, namespace: theirs['cgroute.io/allow-bypass'] === 'true', never: false }[allowed];
+  const bypass = bypassOf(pod, theirs, allowed);
   const hasSidecar = annotations['sidecar.istio.io/status'] !== undefined;
   const rows: readonly (readonly [applies: boolean, reason: string])[] = [
     [spec.hostNetwork === true, 'host-network'],
@@ -46,7 +51,7 @@ function reasonOf({ metadata, spec, status }: Pod, theirs: Texts, allowed: Allow
     [mode === undefined, 'not-enrolled'],
     [hasSidecar && mode === 'kmesh', 'sidecar-short-circuited'],
     [hasSidecar, 'sidecar'],
-    [bypass !== undefined && may, bypass ?? ''],
+    [bypass !== undefined, bypass ?? ''],
     [own !== undefined, 'pod-label'],
     [true, 'namespace-label'],
   ];
@@ -58,18 +63,21 @@ const ENROLLED = ['sidecar-short-circuited', 'pod-label', 'namespace-label'];
 /** What is true of this pod, by what the API says of it and of its namespace. */
 export function expected(pod: Pod, namespaces: NamespaceLabels, allowed: Allowed): Expected {
   const { labels = {}, annotations = {}, namespace = '' } = pod.metadata;
-  const reason = reasonOf(pod, namespaces.get(namespace) ?? {}, allowed);
+  const theirs = namespaces.get(namespace) ?? {};
+  const reason = reasonOf(pod, theirs, allowed);
   const verdict = ENROLLED.includes(reason) ? 'in' : Object.values(BYPASSES).includes(reason) ? 'bypass' : 'out';
-  const goesOut = verdict === 'in' || reason === 'bypass-inbound';
-  const comesIn = verdict === 'in' || reason === 'bypass-outbound';
+  // Beside a sidecar that is short-circuited, a bypass counts, and shows in no reason.
+  const bypass = verdict === 'out' ? undefined : bypassOf(pod, theirs, allowed);
+  const goesOut = verdict !== 'out' && (bypass === undefined || bypass === 'bypass-inbound');
+  const comesIn = verdict !== 'out' && (bypass === undefined || bypass === 'bypass-outbound');
   const ended = pod.status?.phase === 'Succeeded' || pod.status?.phase === 'Failed';
   const flags = (verdict === 'out' ? 0 : FLAG.inMesh)
     | (labels['app'] === 'ztunnel' && !ended ? FLAG.proxy : 0)
-    | (verdict === 'bypass' && !goesOut ? FLAG.bypassOutbound : 0)
-    | (verdict === 'bypass' && !comesIn ? FLAG.bypassInbound : 0)
+    | (bypass !== undefined && !goesOut ? FLAG.bypassOutbound : 0)
+    | (bypass !== undefined && !comesIn ? FLAG.bypassInbound : 0)
     | (annotations['sidecar.istio.io/status'] === undefined ? 0 : FLAG.sidecar)
     // A sidecar's own user is left alone, so its pod's connections are looked at one by one.
-    | (verdict !== 'out' && annotations['sidecar.istio.io/status'] !== undefined ? FLAG.options : 0)
+    | (reason === 'sidecar-short-circuited' ? FLAG.options : 0)
     | (pod.spec.hostNetwork === true ? FLAG.hostNetwork : 0);
   return { verdict, reason, flags, outbound: goesOut ? 'redirected' : 'direct', inbound: comesIn ? 'inbound' : 'direct' };
 }

@@ -23,7 +23,7 @@ describe('the configuration', () => {
       sweepSeconds: 30,
       relistSeconds: 600,
       maxPods: 4096,
-      maxConnections: 131_072, maxTrafficEntries: 65_536, sidecarUser: 1337,
+      maxConnections: 131_072, maxTrafficEntries: 65_536, sidecarUser: 1337, sidecars: true,
       maxConnectionsPerPod: 32_768,
       annotate: true,
       events: true,
@@ -59,9 +59,8 @@ describe('the configuration', () => {
     ['proxy.selector: a=b', /^c\.yaml:1: unknown key "proxy\.selector"; write it as "selector:" on a line of its own, indented below "proxy:"$/],
     ['__proto__: 3', /^c\.yaml:1: unknown key "__proto__"/],
     ['\n# x\nproxy: 3', /^c\.yaml:3: proxy: expected settings below it \(selector, .*\), got the number 3$/],
-    ['enrollment: new-pods', /^c\.yaml:1: enrollment: expected "live", got "new-pods", which comes with a later version$/],
-    ['existingConnections: reset', /^c\.yaml:1: existingConnections: expected "keep", got "reset", which comes with a later version$/],
-    ['enrollment: lively', /^c\.yaml:1: enrollment: expected "live", got "lively"$/],
+    ['existingConnections: close', /^c\.yaml:1: existingConnections: expected one of "keep", "reset", got "close"$/],
+    ['enrollment: lively', /^c\.yaml:1: enrollment: expected one of "live", "new-pods", got "lively"$/],
     ['unknownPods: DENY', /^c\.yaml:1: unknownPods: expected one of "allow", "deny", got "DENY"$/],
     ['bypass:\n  allowed: yes', /^c\.yaml:2: bypass\.allowed: expected one of "any", "namespace", "never", got "yes"$/],
     ['meshModes: ambient', /^c\.yaml:1: meshModes: expected a list, .*got "ambient"$/],
@@ -107,7 +106,7 @@ describe('the configuration', () => {
 describe("the configuration's reference", () => {
   test('has a row for every setting, with its default', () => {
     const rows = configReference().split('\n').filter((line) => line.startsWith('| `'));
-    assert.equal(rows.length, 22);
+    assert.equal(rows.length, 23);
     assert.ok(rows.some((row) => row.startsWith('| `proxy.outboundPort` | `15001` |')));
     for (const row of rows) assert.equal(row.split(/(?<!\\)\|/).length, 6, row);
   });

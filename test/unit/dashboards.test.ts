@@ -14,7 +14,7 @@ const SCRAPED = ['node', 'instance', 'job'];
 const VALUES: Readonly<Record<string, readonly string[]>> = {
   branch: Object.keys(branch).filter((name) => name !== 'count'),
   verdict: ['in', 'out', 'bypass'],
-  state: ['ok', 'degraded', 'failed', 'off'],
+  state: ['ok', 'degraded', 'failed', 'off', 'bypassed', 'short_circuited', 'waiting', 'failing'],
   source: ['pods', 'namespaces', 'manifest', 'sweep', 'cgroup-watch', 'process-events'],
   map: ['cgroup_info_map', 'pod_info_map', 'pod_ip_map', 'connection_map', 'connection_overflow_map', 'original_dst_map'],
   reason: ['access', 'unreachable', 'cut', 'idle', 'refused', 'server', 'expired', 'garbage', 'ended', 'internal', 'timeout', 'relist'],

@@ -47,6 +47,7 @@ function viewOf(fake: Fake): MetricsView {
     figures: () => ({ requests: 5, restarts: { pods: { expired: 4 } }, lastEventAgeMs: { pods: 1500 } }),
     eventsLost: () => 6,
     driftRepaired: () => 8,
+    sidecars: () => ({ bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 }),
   };
 }
 
@@ -68,6 +69,7 @@ test('each value is where its name says, read when it is asked for', async () =>
     'cgroute_source_state{source="pods",state="degraded"} 1', 'cgroute_source_state{source="pods",state="ok"} 0',
     'cgroute_source_restarts_total{source="pods",reason="expired"} 4', 'cgroute_source_last_event_age_seconds{source="pods"} 1.5',
     'cgroute_api_requests_total 5', 'cgroute_events_lost_total 6', 'cgroute_drift_repaired_total 8',
+    'cgroute_sidecar_pods{state="short_circuited"} 10', 'cgroute_sidecar_pods{state="failing"} 12', 'cgroute_sidecar_failures_total 13',
   );
   fake.intended = [pod('a', 'bypass')];
   await has('cgroute_pods_intended{verdict="in"} 0', 'cgroute_pods_intended{verdict="bypass"} 1', 'cgroute_map_errors_total{errno="E2BIG"} 2');

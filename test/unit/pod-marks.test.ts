@@ -22,11 +22,11 @@ function setUp() {
   const facts = { slot: 1, decision: decide(web('ambient'), undefined, defaultConfig), addresses: podAddresses([]) };
   const info = { maxEntries: 16 };
   const maps = {
-    pods: { info, get: () => (held.pod ? podEntry(web('ambient'), facts) : undefined) },
+    pods: { info, get: () => (held.pod ? podEntry(web('ambient'), facts, 0) : undefined) },
     cgroups: { info, get: (id: bigint) => (held.cgroup ? cgroupEntry(id, facts) : undefined) },
   } as unknown as PodMarksOptions['maps'];
   const marks = new PodMarks({
-    inventory, maps, config: defaultConfig, logger: pino({ level: 'silent' }), reconciled: async () => {},
+    inventory, maps, enrolment: { decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig) }, config: defaultConfig, logger: pino({ level: 'silent' }), reconciled: async () => {},
     annotator: { want: (_, enabled) => void steps.push(`annotation ${enabled}`), forget: () => {}, settled: () => settled.promise, [Symbol.dispose]: () => {} },
     events: { report: (_, reason, message) => void steps.push(`${reason}: ${message}`), idle: async () => {}, dropped: 0, [Symbol.dispose]: () => {} },
   });

@@ -77,7 +77,7 @@ test('a codec for another layout reads what the other one has, structs in struct
 
 test('the version of the pins changes with the layouts', () => {
   const text = JSON.stringify(layouts.map(({ name, size, fields }) => ({ name, size, fields })), null, 1);
-  const known: Readonly<Record<string, string>> = { v1: '75987ac07a57ffb6' };
+  const known: Readonly<Record<string, string>> = { v1: 'c2e3a587f69f4b99' };
   assert.equal(createHash('sha256').update(text).digest('hex').slice(0, 16), known[PIN_VERSION],
     'a struct of bpf/cgroute.h has changed: raise PIN_VERSION in native/pin-directory.ts, and put the new version and hash here. Until a version has been released, the hash alone will do.');
 });

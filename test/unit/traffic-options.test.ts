@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { BlockList } from 'node:net';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import { TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
+import { addressBytes } from '../../mapper/pod-entry.ts';
+import { isExcludedOutbound, TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
   trafficOptions(Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])));
@@ -98,4 +100,37 @@ test('no annotation makes it throw, and all that is listed is of its family and 
       for (const port of Array.isArray(list) ? list : []) assert.ok(port >= 1 && port <= 65_535);
     }
   }));
+});
+
+describe('a connection', () => {
+  const excluded = (annotations: Readonly<Record<string, string>>, address: string, port = 80): boolean => {
+    const { options } = of(annotations);
+    return options !== undefined && isExcludedOutbound(options, addressBytes(address) ?? new Uint8Array(16), port);
+  };
+  for (const [annotations, address, port, expected] of [
+    [{ excludeOutboundPorts: '80,443' }, '10.0.0.1', 443, true],
+    [{ excludeOutboundPorts: '80,443' }, '10.0.0.1', 8080, false],
+    [{ excludeOutboundPorts: '*' }, '10.0.0.1', 8080, true],
+    [{ excludeOutboundIPRanges: '10.0.0.0/9,fd00::/8' }, '10.127.0.1', 80, true],
+    [{ excludeOutboundIPRanges: '10.0.0.0/9,fd00::/8' }, '10.128.0.1', 80, false],
+    [{ excludeOutboundIPRanges: '10.0.0.0/9,fd00::/8' }, 'fdff::1', 80, true],
+    [{ excludeOutboundIPRanges: '10.0.0.0/9,fd00::/8' }, 'fe00::1', 80, false],
+    [{ excludeOutboundIPRanges: '::/0' }, '10.0.0.1', 80, false],
+    [{ includeOutboundIPRanges: '10.0.0.0/8' }, '10.0.0.1', 80, false],
+    [{ includeOutboundIPRanges: '10.0.0.0/8' }, '11.0.0.1', 80, true],
+    [{ includeOutboundIPRanges: '10.0.0.0/8', includeOutboundPorts: '443' }, '11.0.0.1', 443, false],
+    [{ includeOutboundIPRanges: '10.0.0.0/8', includeOutboundPorts: '*' }, '11.0.0.1', 80, false],
+    [{ includeOutboundIPRanges: '10.0.0.0/8', excludeOutboundPorts: '80' }, '10.0.0.1', 80, true],
+  ] as const) {
+    test(`to ${address}:${port} is ${expected ? 'left alone' : 'redirected'} under ${JSON.stringify(annotations)}`, () =>
+      assert.equal(excluded(annotations, address, port), expected));
+  }
+
+  test('is in a range or not as Node.js says', () => {
+    fc.assert(fc.property(fc.ipV4(), fc.integer({ min: 0, max: 32 }), fc.ipV4(), (network, prefix, address) => {
+      const list = new BlockList();
+      list.addSubnet(network, prefix);
+      assert.equal(excluded({ excludeOutboundIPRanges: `${network}/${prefix}` }, address), list.check(address));
+    }));
+  });
 });
