@@ -94,7 +94,7 @@ test('a container whose entry is gone is its pod\'s; without the pod\'s entry no
 
 test('a verdict that flips counts from the next connect of a running process on', async () => {
   const pod = await mesh.addPod('flipping');
-  const running = sandbox.spawn({ ...pod, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
+  await using running = sandbox.spawn({ ...pod, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
   const totals = async (): Promise<{ proxy: number; server: number; failed: number }> => {
     running.kill('SIGUSR1');
     return running.json();
@@ -109,12 +109,13 @@ test('a verdict that flips counts from the next connect of a running process on'
     await eventually('it has gone on', async () => (await totals())[on] > before[on] + 5);
     assert.equal((await totals())[off], before[off]);
   }
-  assert.equal((await totals()).failed, 0);
+  const all = await totals();
+  assert.equal(all.failed, 0, JSON.stringify(all));
   await running.stop('SIGKILL');
 });
 
 test('a process moved between cgroups is treated as one of the new one from its next connect on', async () => {
-  const running = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
+  await using running = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
   const below = sandbox.cgroup(`${app.cgroup.path}/moved`);
   const soFar = plane.counters(app.slot).redirected ?? 0;
   await eventually('it connects', () => (plane.counters(app.slot).redirected ?? 0) > soFar);

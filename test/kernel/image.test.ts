@@ -109,7 +109,7 @@ describe('the image', () => {
     await agent.ready();
     assert.equal(await node.travel(pod.place), 'redirected');
     const { sources } = await node.status();
-    assert.deepEqual(sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok']);
+    assert.deepEqual(sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars off']);
     assert.match(await must(inside.exec(['cgroute', 'status'])), /demo +pod +in +namespace-label/);
     assert.match(await must(inside.exec(['cgroute', 'explain', 'demo/pod'])), /demo\/pod/);
     assert.deepEqual(await agent.stop(), { code: 0, signal: null });
