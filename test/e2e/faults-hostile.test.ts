@@ -18,7 +18,7 @@ interface Totals {
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 const PORT = '8080';
 /** Of one CPU, however much a pod does. */
-const MOST_CPU = 0.75;
+const MOST_CPU = 1.2;
 /** The node's first connections are not counted; see bpf/maps.bpf.h. */
 const UNCOUNTED = 4096;
 

@@ -122,7 +122,7 @@ describe('in the life of an agent,', () => {
   test('uninstall leaves nothing behind, and may be done twice', async () => {
     const tool = async (...args: readonly string[]): Promise<readonly Shown[]> => JSON.parse((await must({ cmd: 'bpftool', args: ['-j', '-f', ...args] })) || '[]') as Shown[];
     const directories = readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
-    assert.deepEqual(directories, ['cgroute']);
+    assert.deepEqual(directories, ['bypass', 'cgroute']);
     const ours = ({ pinned = [] }: Shown): boolean => pinned.some((path) => path.startsWith(`${node.sandbox.bpffs}/`));
     const maps = (await tool('map', 'show')).filter(ours).map(({ id }) => id);
     const links = (await tool('link', 'show')).filter(ours);
