@@ -95,7 +95,7 @@ test('a container whose entry is gone is its pod\'s; without the pod\'s entry no
 test('a verdict that flips counts from the next connect of a running process on', async () => {
   const pod = await mesh.addPod('flipping');
   await using running = sandbox.spawn({ ...pod, cmd: SOCK, args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'] });
-  const totals = async (): Promise<{ proxy: number; server: number; failed: number }> => {
+  const totals = async (): Promise<{ proxy: number; server: number; failed: number; errors: Readonly<Record<string, number>> }> => {
     running.kill('SIGUSR1');
     return running.json();
   };
@@ -110,7 +110,8 @@ test('a verdict that flips counts from the next connect of a running process on'
     assert.equal((await totals())[off], before[off]);
   }
   const all = await totals();
-  assert.equal(all.failed, 0, JSON.stringify(all));
+  // The signal that asks for the totals may interrupt a connect(), which is the asker's fault.
+  assert.equal(all.failed - (all.errors['EINTR'] ?? 0), 0, JSON.stringify(all));
   await running.stop('SIGKILL');
 });
 
