@@ -262,6 +262,8 @@ export class Reconciler {
       // Before all cgroups have been seen, what the maps remember may yet be some pod's.
       if (this.#hasTakenOver || this.#podInfos.get({ text: key }) === undefined) this.#forget(key);
       else this.#pods.delete(key);
+      // What it claimed as a pod of an earlier agent's, whose cgroups have gone since, nobody would let go of later.
+      this.#addresses.release(key);
       return;
     }
     state.pod = current ?? state.pod;
