@@ -29,7 +29,7 @@ const NEEDS: readonly Need[] = [
   { capability: 'CAP_NET_ADMIN', calls: 'bpf(2): programs of cgroup hooks, their attachment and listing; process events, on older kernels', works: ({ load }) => load },
   { capability: 'CAP_PERFMON', calls: "bpf(2): helpers that read the process's name, or turn a socket into another type", works: () => true },
   { capability: 'CAP_SYS_PTRACE', calls: "readlink(2) of /proc/PID/ns/net, which tells a pod's network from the host's", lost: 'addresses that the API server does not tell yet are not found', works: ({ namespaces }) => namespaces },
-  { capability: 'CAP_SYS_ADMIN', calls: 'bpf(2): programs and maps by their ids, and their types', lost: "doctor shows ids of others' programs, and neither a missing pin's map nor another version's pins can be taken over", works: () => true },
+  { capability: 'CAP_SYS_ADMIN', calls: "bpf(2): programs and maps by their ids, and their types; setns(2) into pods' network namespaces", lost: "doctor shows ids of others' programs, neither a missing pin's map nor another version's pins can be taken over, and sidecars stay in the path of their pods (in the chart, sidecars: true)", works: () => true },
 ];
 
 /** One line for each capability, with the calls that need it. */

@@ -137,7 +137,7 @@ export function namespaceLines({ pid, user, net }: HostNamespaces): DoctorLine[]
 export function iptablesLines(backends: readonly IptablesBackend[]): DoctorLine[] {
   const lines = backends.map(({ tool, rules }): DoctorLine => {
     if (rules === 'missing') return warn(tool, 'not installed; pods with a sidecar cannot be bypassed where it holds their rules', 'install the package iptables');
-    if (typeof rules === 'object') return warn(tool, `the nat table cannot be listed: ${rules.failed}`, 'run as root, with CAP_NET_ADMIN');
+    if (typeof rules === 'object') return warn(tool, `the nat table cannot be listed: ${rules.failed}`, `run as root, with CAP_NET_ADMIN${tool.endsWith('-legacy') ? ' and CAP_NET_RAW' : ''}`);
     return ok(tool, `${rules === 0 ? 'no' : rules} ${rules === 1 ? 'rule' : 'rules'} in the nat table`);
   });
   for (const family of ['iptables', 'ip6tables']) {

@@ -1,11 +1,11 @@
 /** Takes cgroute's rules out of every pod of this host, with an agent or without. */
-import { readdirSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import { pinnedBypass } from '../native/pin-removal.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { isAsWanted, readNat, writeNat } from '../native/iptables-rules.ts';
 import { openPodNetns } from '../native/pod-netns.ts';
-import { findCgroupMount, realCgroupRoot } from '../watcher/host.ts';
-import { openProc } from '../watcher/proc.ts';
+import { findCgroupMount, namespacePath, realCgroupRoot } from '../watcher/host.ts';
+import { openProc, unifiedPath } from '../watcher/proc.ts';
 import { unableToEnter } from './sidecar-rules.ts';
 
 export interface SidecarCleanup {
@@ -46,7 +46,8 @@ export async function removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot }: Si
 /** One process for each network namespace. */
 function podNamespaces(procRoot: string, cgroupRoot: string | undefined): Map<number, number> {
   const mount = findCgroupMount(procRoot, cgroupRoot);
-  const proc = openProc({ procRoot, cgroupRoot: realCgroupRoot(cgroupRoot ?? mount.mountPoint), mount });
+  const own = unifiedPath(readFileSync(`${procRoot}/self/cgroup`, 'utf8')) ?? '/';
+  const proc = openProc({ procRoot, cgroupRoot: realCgroupRoot(cgroupRoot ?? mount.mountPoint), mount, namespacePath: namespacePath(mount, own) });
   const host = proc.hostNetns();
   if (host === undefined) throw new CgrouteError('ENETNS', "the host's network namespace cannot be told from a pod's: run as root");
   const found = new Map<number, number>();

@@ -77,6 +77,7 @@ interface PodState {
 const WAITS = { absent: [50, 30_000], failed: [1000, 120_000] } as const;
 /** A pod with very many rules of its own must not keep all others waiting. */
 const AT_ONCE = 2;
+const SWITCHED_OFF = "the agent runs with sidecars: false; to allow it, set sidecars: true in the chart's values, or without the chart in the agent's configuration";
 const SHORT_CIRCUITED = 'sidecar-short-circuited';
 
 /** What a pod with a sidecar should have; the mode is known where no rule before the sidecar's decided. */
@@ -120,25 +121,27 @@ export class SidecarRules implements Disposable {
     this.#bypass4 = new MapMirror(maps.bypass4, hex);
     this.#bypass6 = new MapMirror(maps.bypass6, hex);
     this.#before = new Map(maps.pods.entries().filter(([, { flags }]) => (flags & infoFlag.sidecar) !== 0).map(([, { uid, reason }]) => [uid, reason === SHORT_CIRCUITED]));
-    let unable = options.config.sidecars ? unableToEnter(options.procRoot) : 'the configuration says sidecars: false';
+    let unable = options.config.sidecars ? unableToEnter(options.procRoot) : SWITCHED_OFF;
     try {
       if (unable === undefined) this.#filter = options.dataPlane.pinBypass();
     } catch (error) {
       unable = messageOf(error);
     }
     this.#unable = unable;
-    if (unable !== undefined) options.logger.warn(`sidecars stay in the path of their pods: ${unable}`);
+    // Nothing is wrong with what was asked for.
+    if (unable !== undefined) options.logger[unable === SWITCHED_OFF ? 'info' : 'warn'](`sidecars stay in the path of their pods: ${unable}`);
   }
 
   /** The decision as long as the rules that it takes are not there; to be asked before {@link want}. */
   adjust(pod: Pod, decision: Decision): Decision {
     const kind = ruleKindOf(decision);
+    const note = (message: string): Decision['notes'] => [...decision.notes, { code: 'sidecar-stays', message: `the sidecar of pod ${pod.namespace}/${pod.name} ${message}` }];
+    // Its connections are redirected as before: they would else belong to no data plane.
+    if (this.#unable !== undefined && this.#before.get(pod.uid) === true) return { ...decision, notes: note(`is kept out of its path by rules that an earlier agent left, until the pod is replaced or an agent may remove them: ${this.#unable}`) };
     if (kind === undefined) return decision;
     const state = this.#pods.get(pod.uid);
     const problem = this.#unable ?? state?.problem;
-    const what = kind === 'bypass' ? 'bypassed' : 'short-circuited';
-    const notes = problem === undefined ? decision.notes
-      : [...decision.notes, { code: 'sidecar-stays', message: `the sidecar of pod ${pod.namespace}/${pod.name} cannot be ${what}: ${problem}` } as const];
+    const notes = problem === undefined ? decision.notes : note(`cannot be ${kind === 'bypass' ? 'bypassed' : 'short-circuited'}: ${problem}`);
     if (kind === 'bypass' || (this.#unable === undefined && this.#isOutOfPath(pod.uid, state))) return { ...decision, notes };
     return { ...decision, verdict: 'out', reason: 'sidecar', enrolled: false, traffic: undefined, notes };
   }

@@ -1,11 +1,12 @@
 /**
- * Programs of this host run inside a pod's network namespace. Only that namespace
- * is entered: the program, its libraries and its files are the host's, and nothing
- * of the pod's is executed.
+ * Things done inside a pod's network namespace. Only that namespace is entered: a
+ * program that runs there, its libraries and its files are those of the agent's own
+ * file system, and nothing of the pod's is executed.
  */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { accessSync, closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { CgrouteError, messageOf } from './error.ts';
+import { setns } from './libc.ts';
 
 /** An open network namespace. It lives on while this is open, so don't keep it. */
 export interface PodNetns extends Disposable {
@@ -24,8 +25,8 @@ export interface Ran {
 const TIMEOUT_MS = 10_000;
 /** A pod may have put any number of rules there. */
 const MOST_OUTPUT = 4 * 1024 * 1024;
-/** Out of the way of those that the program gets. */
-const NETNS_FD = 40;
+/** From <linux/sched.h>. */
+const CLONE_NEWNET = 0x40000000;
 const SYSTEM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 
 /**
@@ -45,6 +46,37 @@ export function openPodNetns(pid: number, procRoot = '/proc'): PodNetns | undefi
   return { fd, inode: fstatSync(fd).ino, [Symbol.dispose]: () => closeSync(fd) };
 }
 
+/**
+ * Calls `work` with this thread, which JavaScript runs on, in the namespace. It
+ * must be synchronous: nothing else runs on the thread meanwhile, and the agent's
+ * other threads stay where they are. What it starts or opens belongs to the
+ * namespace.
+ * @param fd of an open network namespace
+ * @throws CgrouteError `ESYSCALL`, errno `EPERM` without CAP_SYS_ADMIN; and what `work` throws
+ */
+export function insideNetns<T>(fd: number, work: () => T): T {
+  const own = openSync('/proc/thread-self/ns/net', 'r');
+  try {
+    setns(fd, CLONE_NEWNET, 'the network namespace of a pod');
+    try {
+      return work();
+    } finally {
+      goBack(own);
+    }
+  } finally {
+    closeSync(own);
+  }
+}
+
+/** In a pod's namespace nothing of the agent may go on. */
+function goBack(own: number): void {
+  try {
+    setns(own, CLONE_NEWNET, "the agent's own network namespace");
+  } catch {
+    process.abort();
+  }
+}
+
 /** The absolute path of a program of this host; undefined when it is not installed. */
 export function findProgram(name: string, path = `${process.env['PATH'] ?? ''}:${SYSTEM_PATH}`): string | undefined {
   return path.split(':').filter((directory) => directory.startsWith('/')).map((directory) => `${directory}/${name}`).find((file) => {
@@ -60,21 +92,20 @@ export function findProgram(name: string, path = `${process.env['PATH'] ?? ''}:$
 /**
  * Runs a program to its end, with nothing on its standard input.
  * @param moreDescriptors so many from 3 on are taken when it starts
- * @throws CgrouteError `ENOPROGRAM` when it or nsenter is not installed, `ETIMEDOUT`
- *   when it took too long and was killed, `ENETNS` when it could not be run
+ * @throws CgrouteError `ENOPROGRAM` when it is not installed, `ETIMEDOUT` when it
+ *   took too long and was killed, `ENETNS` when it could not be run, and others of {@link insideNetns}
  */
 export async function runInNetns(netns: PodNetns, program: string, args: readonly string[], moreDescriptors = 0): Promise<Ran> {
-  const nsenter = required('nsenter', 'util-linux');
-  const file = required(program, 'iptables');
+  const file = findProgram(program);
+  if (file === undefined) throw new CgrouteError('ENOPROGRAM', `the program ${program} is not installed where the agent runs: install the package iptables`);
   const { promise, resolve, reject } = Promise.withResolvers<Ran>();
-  const descriptors = Array.from({ length: NETNS_FD - 3 }, (_, at) => (at < moreDescriptors ? netns.fd : ('ignore' as const)));
-  // The descriptor, not the PID: that may be another process's by now.
-  const child = spawn(nsenter, [`--net=/proc/self/fd/${NETNS_FD}`, '--', file, ...args], {
-    stdio: ['ignore', 'pipe', 'pipe', ...descriptors, netns.fd],
+  // Node has forked when spawn() returns, and a child is born where its parent's thread is.
+  const child = insideNetns(netns.fd, (): ChildProcess => spawn(file, args, {
+    stdio: ['ignore', 'pipe', 'pipe', ...Array.from({ length: moreDescriptors }, () => netns.fd)],
     env: environment(),
     timeout: TIMEOUT_MS,
     killSignal: 'SIGKILL',
-  });
+  }));
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
     child[name]?.setEncoding('utf8').on('data', (text: string) => {
@@ -89,12 +120,6 @@ export async function runInNetns(netns: PodNetns, program: string, args: readonl
     else reject(new CgrouteError('ETIMEDOUT', `${program} ended by ${signal ?? 'nothing'}: expected an answer within ${TIMEOUT_MS / 1000} s`));
   });
   return promise;
-}
-
-function required(name: string, packageName: string): string {
-  const file = findProgram(name);
-  if (file === undefined) throw new CgrouteError('ENOPROGRAM', `the program ${name} is not installed where the agent runs: install the package ${packageName}`);
-  return file;
 }
 
 function environment(): NodeJS.ProcessEnv {

@@ -6,9 +6,9 @@
  * be there for that one call. The iterators of BPF see no more than their reader's
  * namespace either, and need Linux 6.5 to destroy a socket.
  */
-import { closeSync, openSync } from 'node:fs';
 import { CgrouteError } from './error.ts';
-import { AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, close, errnoName, recv, send, setns, socket } from './libc.ts';
+import { AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, close, errnoName, recv, send, socket } from './libc.ts';
+import { insideNetns } from './pod-netns.ts';
 
 /** From <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h> and <net/tcp_states.h>. */
 const NETLINK_SOCK_DIAG = 4;
@@ -23,7 +23,6 @@ const AF_INET = 2;
 const AF_INET6 = 10;
 const IPPROTO_TCP = 6;
 const INET_DIAG_CGROUP_ID = 21;
-const CLONE_NEWNET = 0x40000000;
 /** Sizes of nlmsghdr, inet_diag_req_v2 and inet_diag_msg; where the socket's id is in the last two. */
 const HEADER = 16;
 const REQUEST = 56;
@@ -73,18 +72,7 @@ export interface TcpSockets extends Disposable {
  * @throws CgrouteError `ESYSCALL`, errno `EPERM` without CAP_SYS_ADMIN
  */
 export function openTcpSockets(netns: number): TcpSockets {
-  const own = openSync('/proc/thread-self/ns/net', 'r');
-  let fd: number;
-  try {
-    setns(netns, CLONE_NEWNET, 'the network namespace of a pod');
-    try {
-      fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG, 'the sockets of a pod');
-    } finally {
-      goBack(own);
-    }
-  } finally {
-    closeSync(own);
-  }
+  const fd = insideNetns(netns, () => socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG, 'the sockets of a pod'));
   const answer = Buffer.alloc(64 * 1024);
   let sequence = 0;
 
@@ -147,15 +135,6 @@ export function openTcpSockets(netns: number): TcpSockets {
     },
     [Symbol.dispose]: () => close(fd),
   };
-}
-
-/** In a pod's namespace nothing of the agent may go on. */
-function goBack(own: number): void {
-  try {
-    setns(own, CLONE_NEWNET, "the agent's own network namespace");
-  } catch {
-    process.abort();
-  }
 }
 
 function failed(what: string, errno: number): CgrouteError {

@@ -271,6 +271,29 @@ describe('two data planes on one pod', () => {
     assert.equal((await source(node))?.state, 'off');
   });
 
+  test('sidecars: false later on leaves a short-circuited pod with the node\'s proxy, and gives a bypassed one back to its sidecar', async () => {
+    await using node = await startNode('switched-off', { demo: { [MODE]: 'kmesh' } });
+    node.manifest.namespace('plain');
+    const pod = await addSidecarPod(node, { name: 'pod' });
+    const bypassed = await addSidecarPod(node, { name: 'bypassed', namespace: 'plain', labels: { [BYPASS]: 'enabled' } });
+    await node.apply();
+    await rulesAre(pod, 'short-circuit');
+    await rulesAre(bypassed, 'bypass');
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+    await node.agent.stop();
+    const file = node.sandbox.file('config.yaml');
+    writeFileSync(file, 'sidecars: false\n');
+    await node.startAgent({ args: ['--config', file] });
+    assert.deepEqual([await out(node, pod), await out(node, bypassed)], [["the node's proxy"], ['sidecar of the client']]);
+    assert.match(await notes(node, pod), /is kept out of its path by rules that an earlier agent left/);
+    assert.match(await notes(node, bypassed), /cannot be bypassed: the agent runs with sidecars: false/);
+    await node.agent.stop();
+    await node.startAgent();
+    await label(node, pod, { [MODE]: 'none' });
+    await rulesAre(pod, 'none');
+    assert.deepEqual(await out(node, pod), ['sidecar of the client']);
+  });
+
   test('docs/data-planes.md says who handles what, in all twelve cases', async () => {
     await using node = await startNode('planes', { demo: {} });
     node.manifest.namespace('mesh-kmesh', { [MODE]: 'kmesh' });

@@ -7,7 +7,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { must, run } from './process.ts';
+import { run } from './process.ts';
 import type { Sandbox } from './sandbox.ts';
 
 const project = resolve(import.meta.dirname, '../..');
@@ -46,16 +46,17 @@ const MOST_LAYERS = 30;
 const driver = readFileSync('/proc/filesystems', 'utf8').includes('\toverlay\n') ? 'overlay' : 'vfs';
 
 /**
- * One at a time on this machine, as all use one name for the image, and in a mount
- * namespace of its own, in which buildah's mounts end. What a run that was killed
- * has begun is removed by the next.
+ * One at a time on this machine, as all use one directory for its parts and one name
+ * for the image, and in a mount namespace of its own, in which buildah's mounts end.
+ * What a run that was killed has begun is removed by the next.
  */
 const SCRIPT = `
 set -eu
-cache=$1 base=$2 image=$3 containerfile=$4 context=$5 root=$6 most=$7
-shift 7
+cache=$1 base=$2 image=$3 containerfile=$4 context=$5 root=$6 most=$7 node=$8 gather=$9
+shift 9
 exec 9>"$cache/lock"
 flock 9
+"$node" "$gather" >&2 9>&-
 "$@" rm --all >&2
 if ! "$@" inspect --type image "$base" >/dev/null 2>&1; then
 	work=$(mktemp -d "$cache/base.XXXXXX")
@@ -79,8 +80,7 @@ export async function buildImage(sandbox: Sandbox): Promise<Image> {
   mkdirSync(cache, { recursive: true });
   const root = sandbox.file('image');
   mkdirSync(root);
-  await must({ cmd: process.execPath, args: [join(project, 'deploy/image.ts')] });
-  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS)];
+  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/image.ts')];
   const buildah = ['buildah', '--root', join(cache, driver), '--runroot', sandbox.file('buildah'), '--storage-driver', driver];
   const built = await run({ cmd: 'unshare', args: ['--mount', '--propagation', 'private', 'sh', '-c', SCRIPT, 'sh', ...places, ...buildah] });
   if (built.code !== 0) throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);

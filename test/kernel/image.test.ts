@@ -16,6 +16,9 @@ const version = (JSON.parse(read('package.json')) as { readonly version: string 
 
 const MOST_MEGABYTES = 140;
 
+/** As native/iptables-rules.ts calls them. */
+const IPTABLES = ['ip6tables', 'iptables'].flatMap((family) => ['legacy', 'nft'].flatMap((backend) => [`${family}-${backend}`, `${family}-${backend}-save`]));
+
 /** Of each test and not of the suite, so that they are counted. */
 const built = { skip: IMAGE_MISSING };
 
@@ -67,11 +70,22 @@ describe('the image', () => {
     assert.deepEqual([CONTAINER.command, CONTAINER.args?.[0]], [undefined, 'run']);
   });
 
-  test('has Node, a shell and the agent to run, and no other program', built, () => {
+  test('has Node, a shell, iptables and the agent to run, and no other program', built, () => {
     const programs = files.filter((path) => (statSync(join(image.root, path)).mode & 0o111) !== 0 && !/\.so(\.|$)|\.node$/.test(path));
-    assert.deepEqual(programs.toSorted(), ['/bin/sh', '/opt/cgroute/dist/cgroute', '/opt/cgroute/node_modules/.bin/node']);
+    assert.deepEqual(programs.toSorted(), [
+      '/bin/sh', '/opt/cgroute/dist/cgroute', '/opt/cgroute/node_modules/.bin/node',
+      ...IPTABLES.map((name) => `/usr/sbin/${name}`), '/usr/sbin/xtables-legacy-multi', '/usr/sbin/xtables-nft-multi',
+    ]);
     const privileged = files.filter((path) => (lstatSync(join(image.root, path)).mode & 0o6000) !== 0);
     assert.deepEqual(privileged, []);
+  });
+
+  test('has all that iptables is linked to', built, async () => {
+    for (const name of IPTABLES) {
+      const { code, stdout, stderr } = await runIn([`/usr/sbin/${name}`, '--version']);
+      assert.deepEqual([code, stderr], [0, ''], name);
+      assert.match(stdout, new RegExp(`\\((${name.includes('legacy') ? 'legacy' : 'nf_tables'})\\)`), name);
+    }
   });
 
   test('has the BPF objects of dist, libbpf, and the licences of what is in it', built, () => {
@@ -79,7 +93,7 @@ describe('the image', () => {
     assert.deepEqual(objects(join(image.root, 'opt/cgroute/dist/bpf')), objects(join(project, 'dist/bpf')).filter((name) => !name.startsWith('.')));
     assert.ok(files.some((path) => path.endsWith('/libbpf.so.1')));
     const copyrights = files.filter((path) => path.endsWith('/copyright')).map((path) => path.split('/')[4]);
-    for (const name of ['libbpf1', 'libelf1', 'zlib1g', 'libc6', 'libstdc++6', 'libgcc-s1', 'libatomic1', 'dash']) assert.ok(copyrights.includes(name), name);
+    for (const name of ['libbpf1', 'libelf1', 'zlib1g', 'libc6', 'libstdc++6', 'libgcc-s1', 'libatomic1', 'dash', 'iptables', 'libxtables12', 'libip4tc2', 'libip6tc2', 'libmnl0', 'libnftnl11']) assert.ok(copyrights.includes(name), name);
   });
 
   test('says its version', built, async () => {

@@ -108,7 +108,18 @@ describe('the chart', { skip: HELM_MISSING }, () => {
 
   test('says of each capability which call needs it', () => {
     const text = read('deploy/chart/templates/daemonset.yaml');
-    for (const name of ['BPF', 'NET_ADMIN', 'PERFMON', 'SYS_PTRACE']) assert.match(text, new RegExp(`# \\w+\\(2\\)[^-]*?\\n +- ${name}\\n`), name);
+    for (const name of ['BPF', 'NET_ADMIN', 'PERFMON', 'SYS_PTRACE', 'SYS_ADMIN', 'NET_RAW']) assert.match(text, new RegExp(`# \\w+\\(2\\)[^-]*?\\n +- ${name}\\n`), name);
+  });
+
+  test('gives the agent two capabilities more for sidecars, one for the reset of connections, and no mount for either', async () => {
+    const [usual = [], sidecars = [], reset = []] = (await Promise.all([{}, { sidecars: true }, { 'config.existingConnections': 'reset' }].map(daemonSet)))
+      .map((object) => (agentOf(object).securityContext['capabilities'] as { add: string[] }).add);
+    assert.deepEqual([sidecars, reset], [[...usual, 'SYS_ADMIN', 'NET_RAW'], [...usual, 'SYS_ADMIN']]);
+    const volumes = async (values: Readonly<Record<string, unknown>>): Promise<unknown> => (await daemonSet(values)).spec.template.spec['volumes'];
+    assert.deepEqual(await volumes({ sidecars: true }), await volumes({}));
+    const objects = await chartObjects(...set({ sidecars: true }));
+    const { data } = objects.find(({ kind }) => kind === 'ConfigMap') as KubeObject & { data: Record<string, string> };
+    assert.equal((parse(data['config.yaml'] ?? '') as { sidecars: boolean }).sidecars, true);
   });
 
   test('passes the configuration through, and rolls the agents when it changes', async () => {

@@ -1,7 +1,9 @@
 /** Pods with a sidecar and a real API server: kubectl's labels, and Events where nothing can be done. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { parseAllDocuments } from 'yaml';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
@@ -13,6 +15,11 @@ import { connect } from '../harness/sock.ts';
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 const MODE = 'istio.io/dataplane-mode';
 const BYPASS = 'kmesh.net/bypass';
+
+interface ConfigMap {
+  readonly kind: string;
+  readonly data: Readonly<Record<string, string>>;
+}
 
 interface EventObject {
   readonly reason: string;
@@ -75,6 +82,22 @@ describe('a pod with a sidecar', { skip: KUBE_MISSING }, () => {
     });
     assert.deepEqual([event.type, event.involvedObject.name], ['Warning', 'app']);
     assert.match(event.message, /^the sidecar of pod shop\/app cannot be bypassed: the agent lacks CAP_SYS_ADMIN/);
+    assert.equal(await travel(), 'sidecar');
+  });
+
+  test('has an Event that names the chart\'s value where it is as the chart has it by default', async () => {
+    const manifest = parseAllDocuments(readFileSync(resolve(import.meta.dirname, '../../deploy/cgroute.yaml'), 'utf8')).map((document) => document.toJS() as ConfigMap | null);
+    const config = manifest.find((object) => object?.kind === 'ConfigMap')?.data['config.yaml'];
+    await label(['pod', 'app'], `${BYPASS}-`);
+    await node.agent.stop();
+    const agent = await node.startAgent(config === undefined ? {} : { config });
+    assert.ok(agent.log().some(({ level, msg }) => level === 'info' && /^sidecars stay in the path of their pods: the agent runs with sidecars: false/.test(String(msg))));
+    await label(['pod', 'app'], `${BYPASS}=enabled`);
+    const says = /^the sidecar of pod shop\/app cannot be bypassed: the agent runs with sidecars: false; to allow it, set sidecars: true in the chart's values/;
+    await eventually('there is an Event', async () => {
+      const { items } = await mesh.cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events');
+      return items.some(({ reason, type, message, involvedObject }) => reason === 'SidecarStays' && type === 'Warning' && involvedObject.name === 'app' && says.test(message));
+    });
     assert.equal(await travel(), 'sidecar');
   });
 });

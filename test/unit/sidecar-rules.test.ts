@@ -122,7 +122,20 @@ test('sidecars: false leaves them in the path, and says so on each pod that asks
   const pod = podWith({});
   assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'out sidecar');
   const [note] = rules.adjust(pod, decided(pod, 'kmesh')).notes;
-  assert.deepEqual(note, { code: 'sidecar-stays', message: 'the sidecar of pod demo/pod cannot be short-circuited: the configuration says sidecars: false' });
+  assert.deepEqual(note, { code: 'sidecar-stays', message: 'the sidecar of pod demo/pod cannot be short-circuited: the agent runs with sidecars: false; to allow it, set sidecars: true in the chart\'s values, or without the chart in the agent\'s configuration' });
   assert.equal(rules.adjust(podWith(BYPASS), decided(podWith(BYPASS))).notes.length, 1);
   assert.deepEqual(rules.adjust(pod, decided(pod)).notes, [], 'nobody asks');
+});
+
+test('an agent that may not remove the rules of an earlier one leaves the pod as redirected as it is, and says so', () => {
+  const fake = fakeRules(false, [{ uid: 'u', flags: 32, reason: 'sidecar-short-circuited' }]);
+  using rules = fake.rules;
+  fake.processes = [1];
+  const pod = podWith({});
+  assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'in sidecar-short-circuited');
+  for (const mode of ['kmesh', undefined]) {
+    const [note] = rules.adjust(pod, decided(pod, mode)).notes;
+    assert.match(note?.message ?? '', /^the sidecar of pod demo\/pod is kept out of its path by rules that an earlier agent left, until the pod is replaced or an agent may remove them: the agent runs with sidecars: false/);
+  }
+  assert.equal(settled(fake, pod, decided(pod)), 'out not-enrolled');
 });
