@@ -34,6 +34,9 @@ static __always_inline bool is_seen_branch(void)
 	__u64 id = bpf_get_current_ancestor_cgroup_id(root_level + 1);
 	__u8 yes = 1;
 
+	/* An update takes an element of the LRU list before it looks, so it looks first. */
+	if (bpf_map_lookup_elem(&seen_branch_map, &id))
+		return true;
 	return bpf_map_update_elem(&seen_branch_map, &id, &yes, BPF_NOEXIST);
 }
 

@@ -30,7 +30,7 @@ const PROC_EVENT_EXEC = 2;
 
 /** Where the fields stand in a datagram. */
 const AT = { sequence: 24, acknowledged: 28, what: 36, data: 52, end: 56 } as const;
-const REQUEST_BYTES = 40;
+const HEADER_BYTES = 36;
 
 /** An event is charged with about 800 bytes, so this is some 10,000 events. */
 const RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024;
@@ -127,6 +127,7 @@ export async function openProcConnector(options: ProcConnectorOptions): Promise<
     send(fd, subscription(token), 'the subscription to process events');
     await acknowledged.promise;
     isConfirmed = true;
+    askForExecsOnly(fd);
     return connector;
   } catch (error) {
     connector[Symbol.dispose]();
@@ -206,19 +207,36 @@ function attachExecFilter(fd: number): void {
   setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, header, 'the exec filter');
 }
 
-/** nlmsghdr, cn_msg and the operation. `token` comes back, plus one, as the answer's ack; its seq is the kernel's own count. */
-function subscription(token: number): Buffer {
-  const request = Buffer.alloc(REQUEST_BYTES);
-  writeU32(request, 0, REQUEST_BYTES);
-  writeU16(request, 4, NLMSG_DONE);
-  writeU32(request, 12, process.pid);
-  writeU32(request, 16, CN_IDX_PROC);
-  writeU32(request, 20, CN_VAL_PROC);
-  writeU32(request, AT.sequence, token);
-  writeU32(request, AT.acknowledged, token);
-  writeU16(request, 32, 4);
-  writeU32(request, 36, PROC_CN_MCAST_LISTEN);
-  return request;
+/** nlmsghdr, cn_msg and what is asked for. `token` comes back, plus one, as the answer's ack; its seq is the kernel's own count. */
+function request(token: number, ...words: readonly number[]): Buffer {
+  const message = Buffer.alloc(HEADER_BYTES + words.length * 4);
+  writeU32(message, 0, message.length);
+  writeU16(message, 4, NLMSG_DONE);
+  writeU32(message, 12, process.pid);
+  writeU32(message, 16, CN_IDX_PROC);
+  writeU32(message, 20, CN_VAL_PROC);
+  writeU32(message, AT.sequence, token);
+  writeU32(message, AT.acknowledged, token);
+  writeU16(message, 32, words.length * 4);
+  words.forEach((word, i) => writeU32(message, HEADER_BYTES + i * 4, word));
+  return message;
+}
+
+const subscription = (token: number): Buffer => request(token, PROC_CN_MCAST_LISTEN);
+
+/**
+ * Has the kernel itself leave out forks and exits for this socket, so that they do
+ * not get as far as its filter. Before Linux 6.6 a request of this length is passed
+ * over in silence, and the filter drops them. Such a socket is not told the answer
+ * to a request either, so this comes after the subscription and expects none.
+ */
+function askForExecsOnly(fd: number): void {
+  try {
+    // struct proc_input: the operation, then a mask of the events that are wanted.
+    send(fd, request(0, PROC_CN_MCAST_LISTEN, PROC_EVENT_EXEC), 'the choice of process events');
+  } catch {
+    // It has all it needs without that.
+  }
 }
 
 function refused(errno: string, cause?: unknown): CgrouteError {

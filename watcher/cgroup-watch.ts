@@ -31,7 +31,18 @@ export interface CgroupHints {
   readonly moved: readonly string[];
 }
 
-export type Subscribe = (directory: string, callback: SubscribeCallback, options: { ignore: string[] }) => Promise<AsyncSubscription>;
+/**
+ * Asked for by name: to find out by itself which there is, @parcel/watcher runs
+ * `watchman`, and leaves a pipe and a dead child behind each time it finds none.
+ */
+const BACKEND = 'inotify';
+
+export interface SubscribeOptions {
+  readonly ignore: string[];
+  readonly backend: typeof BACKEND;
+}
+
+export type Subscribe = (directory: string, callback: SubscribeCallback, options: SubscribeOptions) => Promise<AsyncSubscription>;
 
 export interface CgroupWatchOptions {
   readonly cgroupRoot: string;
@@ -115,7 +126,7 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
       logger.debug({ err }, 'the old watch could not be ended'); // its directory may be gone
     }
     try {
-      const made = await subscribe(cgroupRoot, (err, events) => take(err, events, mine), { ignore: [IGNORED] });
+      const made = await subscribe(cgroupRoot, (err, events) => take(err, events, mine), { ignore: [IGNORED], backend: BACKEND });
       tookMs = performance.now() - renewed;
       if (mine !== generation) return void (await made.unsubscribe());
       subscription = made;

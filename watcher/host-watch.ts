@@ -166,8 +166,9 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   async function onHints({ places, moved }: CgroupHints): Promise<void> {
     const before = appeared;
     for (const place of places) await tree.rescan(place);
-    // More than was named: they were made in one go, and the watch has not got into all of them.
-    if (appeared - before > places.length) watch.renew();
+    // More than was named: they were made in one go, and the watch has not got into all of them. The kernel's events need
+    // no watch there; and a watch that is made while cgroups go may fail, which leaves open files behind in @parcel/watcher.
+    if (appeared - before > places.length && kernel.state().state !== 'ok') watch.renew();
     for (const path of moved) {
       const cgroup = tree.ensure(path);
       if (cgroup) reportAny(cgroup);

@@ -16,18 +16,25 @@ import { benchLatency } from './latency-bench.ts';
 import { identityResult, stormResult } from './life-sections.ts';
 import { benchMemory } from './memory-bench.ts';
 import { benchEmpty, benchPeerName, benchPrograms } from './program-bench.ts';
+import { scaleResult, sidecarResult, turnoverResult } from './pod-sections.ts';
 import { isMet, sectionText, verdictText } from './report.ts';
+import { benchScale } from './scale-bench.ts';
 import { connectResult, latencyResult, memoryResult, programResult, type Result } from './sections.ts';
+import { benchSidecar } from './sidecar-bench.ts';
 import { benchStorm } from './storm-bench.ts';
+import { benchTurnover } from './turnover-bench.ts';
+
+const SECTIONS = ['connect', 'program', 'latency', 'memory', 'mkdir', 'storm', 'sidecar', 'scale', 'turnover', 'kube'] as const;
+type SectionName = (typeof SECTIONS)[number];
+/** They take a real API server. */
+const KUBE_SECTIONS: ReadonlySet<SectionName> = new Set(['turnover', 'kube']);
 
 const USAGE = `usage: npm run bench -- [--rounds N] [--quick] [--only SECTION,...] [--json FILE]
   --rounds N   rounds in which each way of connecting is measured once (default 100, with --quick 15)
-  --quick      less of everything: two minutes, noisier figures
-  --only       connect, program, latency, memory, mkdir, storm, kube: some of the sections
+  --quick      less of everything: some minutes, noisier figures
+  --only       some of the sections: ${SECTIONS.join(', ')}
   --json FILE  the figures as JSON too`;
 
-const SECTIONS = ['connect', 'program', 'latency', 'memory', 'mkdir', 'storm', 'kube'] as const;
-type SectionName = (typeof SECTIONS)[number];
 
 interface Options {
   readonly rounds: number;
@@ -71,12 +78,20 @@ async function programSection({ quick }: Options): Promise<Result> {
   return programResult({ empty, ways, peerName: await benchPeerName(node, quick ? 100 : 300) });
 }
 
+async function sidecarSection({ rounds, quick }: Options): Promise<Result> {
+  const count = quick ? 200 : 300;
+  return sidecarResult(await benchSidecar(rounds, count), rounds, count);
+}
+
 const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result>>> = {
   connect: connectSection,
   program: programSection,
   latency: async ({ quick }) => latencyResult(await benchLatency(quick ? 50 : 200)),
   mkdir: async ({ quick }) => identityResult(await benchIdentity(quick ? 3 : 9, 200)),
-  storm: async ({ quick }) => stormResult(await benchStorm(quick ? 2 : 5, quick ? 1000 : 2000)),
+  storm: async ({ quick }) => stormResult(await benchStorm(quick ? 5 : 30, quick ? 400 : 600)),
+  sidecar: sidecarSection,
+  scale: async ({ quick }) => scaleResult(await benchScale(quick)),
+  turnover: async ({ quick }) => turnoverResult(await benchTurnover(quick)),
   memory: async ({ quick }) => memoryResult(await benchMemory(quick)),
   kube: async ({ quick }) => kubeResult(await benchKube(quick)),
 };
@@ -87,8 +102,8 @@ async function main(options: Options): Promise<void> {
   console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} x ${machine.cpu}\n`);
   const results: Result[] = [];
   for (const name of options.only) {
-    if (name === 'kube' && KUBE_MISSING !== false) {
-      console.log(`the section kube is SKIPPED: ${KUBE_MISSING}\n`);
+    if (KUBE_SECTIONS.has(name) && KUBE_MISSING !== false) {
+      console.log(`the section ${name} is SKIPPED: ${KUBE_MISSING}\n`);
       continue;
     }
     const result = await MEASURE[name](options);

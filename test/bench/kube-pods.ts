@@ -33,19 +33,26 @@ export interface BenchPod {
   readonly cgroups: readonly Cgroup[];
 }
 
+export interface BenchPodOptions {
+  /** Beside those that every pod has. */
+  readonly labels?: Readonly<Record<string, string>>;
+  /** Default: the next one that no pod has had. */
+  readonly ip?: string;
+}
+
 export interface KubeNodeBench {
   readonly name: string;
   readonly bpffsRoot: string;
   /** Between the agent and the API server. */
   readonly relay: Relay;
   /** Starts the agent as it is shipped, with real-time priority if that is wanted, and waits until it is ready. */
-  start(isAhead?: boolean): Promise<Agent>;
+  start(isAhead?: boolean, env?: Readonly<Record<string, string>>): Promise<Agent>;
   /** Nothing of an agent is pinned any more. */
   cleanUp(): Promise<void>;
   /** The maps of an agent that has started. */
   maps(): PinnedMaps;
   /** A pod that runs: its object, its cgroups, then its status. */
-  runPod(namespace: string, name: string, containers: number): Promise<BenchPod>;
+  runPod(namespace: string, name: string, containers: number, options?: BenchPodOptions): Promise<BenchPod>;
   /** Its cgroups go, then its object. */
   endPod(pod: BenchPod): Promise<void>;
   /** The agent's requests so far. */
@@ -54,9 +61,10 @@ export interface KubeNodeBench {
 
 export interface KubeBenchCluster extends AsyncDisposable {
   readonly cluster: Cluster;
+  readonly sandbox: Sandbox;
   addNode(name: string): Promise<KubeNodeBench>;
-  /** Makes an enrolled namespace. */
-  addNamespace(name: string): Promise<void>;
+  /** Makes a namespace, enrolled unless it gets other labels. */
+  addNamespace(name: string, labels?: Readonly<Record<string, string>>): Promise<void>;
   /** Makes the objects of pods that run on other nodes, a hundred on each. */
   fillElsewhere(count: number): Promise<void>;
   /** Changes a label of so many of them. */
@@ -77,11 +85,11 @@ export async function each<T, R>(items: readonly T[], work: (item: T) => Promise
 export const numbers = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
 
 /** As long as those of a usual cluster: some kilobytes, most of which the agent has no use for. */
-function realisticPod(name: string, namespace: string, node: string, containers: number): Pod {
+function realisticPod(name: string, namespace: string, node: string, containers: number, labels: Readonly<Record<string, string>>): Pod {
   const env = numbers(20).map((i) => ({ name: `SETTING_${i}`, value: `http://service-${i}.${namespace}.svc.cluster.local:8080/` }));
   return podObject(name, {
     node, namespace,
-    labels: { app: name.replace(/-\d+$/, ''), 'pod-template-hash': '6d4b75cb6d', 'app.kubernetes.io/managed-by': 'Helm' },
+    labels: { app: name.replace(/-\d+$/, ''), 'pod-template-hash': '6d4b75cb6d', 'app.kubernetes.io/managed-by': 'Helm', ...labels },
     annotations: { 'checksum/config': containerId(name), 'prometheus.io/scrape': 'true' },
     spec: {
       containers: numbers(containers).map((i) => ({
@@ -107,16 +115,15 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
     let ips = 0;
     const nextIp = (): string => `10.${128 + (++ips >> 16)}.${(ips >> 8) & 255}.${ips & 255}`;
 
-    async function create(namespace: string, name: string, node: string, containers: number): Promise<Pod> {
-      return cluster.api.request<Pod>('POST', `/api/v1/namespaces/${namespace}/pods`, realisticPod(name, namespace, node, containers));
-    }
+    const create: CreatePod = (namespace, name, node, containers, labels = {}) =>
+      cluster.api.request<Pod>('POST', `/api/v1/namespaces/${namespace}/pods`, realisticPod(name, namespace, node, containers, labels));
 
     return {
-      cluster,
+      cluster, sandbox,
       async addNode(name) {
         return addNode(sandbox, cluster, stack.use(await startRelay(cluster.endpoint.url)), name, create, nextIp);
       },
-      addNamespace: (name) => cluster.apply(namespaceObject(name, ENROLLED)),
+      addNamespace: (name, labels = ENROLLED) => cluster.apply(namespaceObject(name, labels)),
       async fillElsewhere(count) {
         await cluster.apply(namespaceObject('elsewhere', ENROLLED));
         await each(numbers(count), (i) => create('elsewhere', `other-${i}`, `other-node-${Math.floor(i / 100)}`, 2));
@@ -132,9 +139,10 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
   }
 }
 
+type CreatePod = (namespace: string, name: string, node: string, containers: number, labels?: Readonly<Record<string, string>>) => Promise<Pod>;
+
 async function addNode(
-  sandbox: Sandbox, cluster: Cluster, relay: Relay, node: string,
-  create: (namespace: string, name: string, node: string, containers: number) => Promise<Pod>, nextIp: () => string,
+  sandbox: Sandbox, cluster: Cluster, relay: Relay, node: string, create: CreatePod, nextIp: () => string,
 ): Promise<KubeNodeBench> {
   const bpffsRoot = `${sandbox.bpffs}/${node}`;
   const account: ServiceAccount = await makeServiceAccount(cluster.api, cluster.endpoint, sandbox.file(`account-${node}`), { name: node, rules: AGENT_RULES });
@@ -142,10 +150,10 @@ async function addNode(
   const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
   return {
     name: node, bpffsRoot, relay,
-    async start(isAhead = false) {
+    async start(isAhead = false, env = {}) {
       const agent = startAgent(sandbox, {
         ...(isAhead && { start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }) }),
-        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { KUBECONFIG: account.kubeconfig(relay.url) },
+        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { ...env, KUBECONFIG: account.kubeconfig(relay.url) },
       });
       await agent.ready(60_000);
       return agent;
@@ -159,10 +167,9 @@ async function addNode(
       if (maps === undefined) throw new Error(`the agent of ${node} is ready and has pinned no maps`);
       return maps;
     },
-    async runPod(namespace, name, containers) {
-      const pod = await create(namespace, name, node, containers);
+    async runPod(namespace, name, containers, { labels, ip = nextIp() } = {}) {
+      const pod = await create(namespace, name, node, containers, labels);
       const uid = pod.metadata.uid ?? '';
-      const ip = nextIp();
       const podPath = podCgroupPath('systemd', qosOf(pod.spec), uid);
       const paths = [podPath, ...numbers(containers).map((i) => containerCgroupPath('systemd', podPath, containerId(`${uid} ${i}`)))];
       const cgroups = paths.map((path) => sandbox.cgroup(`${node}/${path}`));

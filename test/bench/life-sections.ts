@@ -1,5 +1,6 @@
 /** The figures of cgroups and programs that come and go, as sections of the table. */
 import type { IdentityFigures } from './identity-bench.ts';
+import type { Row } from './report.ts';
 import type { Result } from './sections.ts';
 import type { StormFigures } from './storm-bench.ts';
 
@@ -27,16 +28,29 @@ export function identityResult({ podNs, unknownNs, containerNs, hostNs, rmdirNs 
   };
 }
 
-export function stormResult({ agentPercent, perSecond, slowdown, forkUs }: StormFigures): Result {
+export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead }: StormFigures): Result {
+  const row = (name: string, way: keyof typeof slowdown, goal?: Row['goal']): Row => {
+    const { median, low, high } = slowdown[way];
+    return { name, value: median, digits: 3, beside: `x  (${low.toFixed(3)} to ${high.toFixed(3)})`, ...(goal && { goal }) };
+  };
   return {
     section: {
       title: 'a storm of programs outside pods', unit: '',
       rows: [
         { name: "the agent's CPU, %", value: agentPercent, digits: 2, beside: `${Math.round(perSecond)} forked and exec'd a second`, goal: { name: 'fork_storm_cpu_percent', value: agentPercent, atMost: 1, unit: ' %' } },
-        { name: 'CPU of a fork, exec and exit, us', value: forkUs, digits: 1, beside: `with cgroute ${slowdown.median.toFixed(3)} x  (${slowdown.low.toFixed(3)} to ${slowdown.high.toFixed(3)})`, goal: { name: 'fork_storm_slowdown', value: slowdown.median, atMost: 1.02, unit: ' x' } },
+        { name: 'CPU of a fork, exec and exit, us', value: forkUs, digits: 1, beside: 'without cgroute' },
+        row('  the same again, to see the noise', 'control'),
+        row('  with the programs, and no agent', 'programs'),
+        row('  with the agent and its process events', 'agent', { name: 'fork_storm_slowdown', value: slowdown.agent.median, atMost: 1.02, unit: ' x' }),
       ],
-      notes: ['CPU is of one processor; rounds with the agent and without, in another order each; 50 pods known'],
+      notes: [
+        `CPU is of one processor; the storm's own, without the agent's; ${isAhead ? 'with real-time priority' : 'without real-time priority, which this machine refuses: noisy'}; 50 pods known`,
+        'x: to the round without; median of all rounds, each way once in each, in another order; in brackets the middle half',
+      ],
     },
-    json: { fork_storm_cpu_percent: round(agentPercent, 2), fork_storm_per_second: Math.round(perSecond), fork_storm_slowdown: round(slowdown.median, 3) },
+    json: {
+      fork_storm_cpu_percent: round(agentPercent, 2), fork_storm_per_second: Math.round(perSecond), fork_storm_slowdown: round(slowdown.agent.median, 3),
+      fork_storm_slowdown_by: { control: round(slowdown.control.median, 3), programs: round(slowdown.programs.median, 3), process_events: round(slowdown.agent.median - slowdown.programs.median, 3) },
+    },
   };
 }

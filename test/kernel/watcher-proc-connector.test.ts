@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
+import { release } from 'node:os';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { recv } from '../../native/libc.ts';
+import { recv, setsockopt, SOL_SOCKET } from '../../native/libc.ts';
 import { openProcConnector } from '../../native/proc-connector.ts';
 import { eventually, run } from '../harness/process.ts';
+
+/** <asm-generic/socket.h> */
+const SO_DETACH_FILTER = 27;
 
 test('exec events arrive with the PID of the process', async () => {
   const pids: number[] = [];
@@ -29,6 +33,22 @@ test('forks and exits stay in the kernel', async () => {
     seen.add(u32[56 / 4]!);
   }
   assert.ok(seen.has(pid), 'the exec of sh is among them');
+  assert.deepEqual([...kinds], [2]); // PROC_EVENT_EXEC
+});
+
+test('from Linux 6.6 on, the kernel keeps forks and exits from the socket before its filter sees them', async (t) => {
+  const [major = 0, minor = 0] = release().split('.').map(Number);
+  if (major < 6 || (major === 6 && minor < 6)) return t.skip(`Linux ${release()} has no choice of process events`);
+  const kinds = new Set<number>();
+  const { fd, ...connector } = await openProcConnector({
+    onExec() {}, onLost() {}, onBroken: assert.fail,
+    attachFilter: (socket) => setsockopt(socket, SOL_SOCKET, SO_DETACH_FILTER, Buffer.alloc(4), 'no filter'),
+  });
+  using _ = connector;
+  // Synchronous, so that what was queued meanwhile can be read here.
+  spawnSync('sh', ['-c', 'i=0; while [ $i -lt 50 ]; do (:); i=$((i+1)); done']);
+  for (const event = Buffer.alloc(1024); recv(fd, event) > 0; ) kinds.add(new Uint32Array(event.buffer, event.byteOffset, 20)[36 / 4] ?? 0);
+  kinds.delete(0); // the answer to somebody's subscription, of before
   assert.deepEqual([...kinds], [2]); // PROC_EVENT_EXEC
 });
 

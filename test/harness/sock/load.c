@@ -16,7 +16,7 @@
 #define MAX_CONNECTING 1024
 
 struct options {
-	bool mapped;
+	bool mapped, answer;
 	long every_us;
 	union address bind;
 };
@@ -26,6 +26,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 	static const struct option names[] = {
 		{ "bind", required_argument, NULL, 'b' }, { "comm", required_argument, NULL, 'c' },
 		{ "every", required_argument, NULL, 'e' }, { "mapped", no_argument, NULL, 'm' },
+		{ "answer", no_argument, NULL, 'a' },
 		{},
 	};
 	int option;
@@ -36,6 +37,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 			if (!parse_host_port(optarg, &options->bind))
 				misuse("--bind must be ADDR, not \"%s\"", optarg);
 			break;
+		case 'a': options->answer = true; break;
 		case 'c': break;
 		case 'e': options->every_us = number(optarg, "--every", 3600000000); break;
 		case 'm': options->mapped = true; break;
@@ -305,11 +307,12 @@ static int by_value(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* How long connect() itself takes; socket() and close() are not counted. */
+/* How long connect() itself takes, or with --answer until the server's line is there; socket() and close() are not counted. */
 int cmd_bench(int argc, char **argv)
 {
 	struct options options = {};
 	long count, warm_up, done = 0, errors = 0;
+	char line[LINE_MAX_LEN];
 	union address to;
 	uint64_t *ns;
 
@@ -326,6 +329,8 @@ int cmd_bench(int argc, char **argv)
 		uint64_t started = now_ns();
 
 		failed = connect(fd, &to.any, address_len(&to));
+		if (!failed && options.answer)
+			failed = read_line(fd, line, sizeof(line));
 		if (i >= 0 && !failed)
 			ns[done++] = now_ns() - started;
 		else if (i >= 0)

@@ -27,7 +27,7 @@ static const struct {
 	{ "first", cmd_first, "[--mkdir] CGROUP_DIR ADDR PORT" },
 	{ "many", cmd_many, "[--mapped] [--bind ADDR] COUNT BASE_ADDR PORT" },
 	{ "loop", cmd_loop, "[--mapped] [--every US] ADDR PORT MS" },
-	{ "bench", cmd_bench, "[--mapped] COUNT ADDR PORT" },
+	{ "bench", cmd_bench, "[--mapped] [--answer] COUNT ADDR PORT" },
 	{ "arrive", cmd_arrive, "MS (directories of cgroups on stdin)" },
 	{ "arrived", cmd_arrived, "(begun by arrive)" },
 	{ "storm", cmd_storm, "PER_SECOND MS" },
