@@ -50,12 +50,12 @@ const TABLE = {
   enrollment: choice(
     ['live', 'new-pods'],
     'live',
-    "When the label of a namespace takes effect. `live`: on running pods too, for every connection opened afterwards. `new-pods`: only on pods that the agent sees for the first time after the change; each keeps what it had. A pod's own label always takes effect at once.",
+    "When the label of a namespace takes effect. `live`: on running pods too, for every connection opened afterwards. `new-pods`: only on pods that are made after the change; each keeps what it had. A pod's own label always takes effect at once.",
   ),
   existingConnections: choice(
     ['keep', 'reset'],
     'keep',
-    "What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that it opened and that now would go the other way are reset, which takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.",
+    "What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that would go the other way now are reset: what the pod opened, and what processes of the host opened to it; that takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.",
   ),
   unknownPods: choice(
     ['allow', 'deny'],

@@ -1,57 +1,55 @@
 /**
- * `existingConnections: reset`: when a pod's verdict flips, the connections that it
- * opened before are reset, so that what it opens in their place goes the new way.
- *
- * Concerned are connections that the pod opened. One that was opened to it went the
- * way that its client's verdict said, and ends when that flips.
+ * `existingConnections: reset`: when a pod's verdict flips, the connections that the
+ * flip concerns are reset, so that what is opened in their place goes the new way.
  */
-import { readdirSync, statSync } from 'node:fs';
-import { BlockList } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import type { DataPlane } from '../native/data-plane.ts';
-import { messageOf } from '../native/error.ts';
+import { CgrouteError, messageOf } from '../native/error.ts';
 import type { PodInfo } from '../native/layouts.ts';
-import { openPodNetns } from '../native/pod-netns.ts';
 import { effectiveCapabilities } from '../native/privilege.ts';
-import { openTcpSockets, type TcpSocket, type TcpState } from '../native/sock-destroy.ts';
+import { isInboundFlip, isOutboundFlip, resetInbound, resetOutbound, type Flipped, type FlippedConnectionsOptions } from './flipped-connections.ts';
 import type { Pod } from './objects.ts';
-import { addressText, isRedirected } from './pod-entry.ts';
-import { isExcludedOutbound } from './traffic-options.ts';
+import { isInboundRedirected, isRedirected } from './pod-entry.ts';
 import type { Decision } from './verdict.ts';
 
-const CONNECTED: readonly TcpState[] = ['established', 'synSent', 'finWait1', 'finWait2', 'closeWait'];
 /** Of a connect() that was under way at the flip, the second look finds the socket. */
 const LOOKS_MS: readonly number[] = [0, 150];
 const NOT_READY_MS = 100;
 
 /** A pod's entry was written. */
-export interface Written {
+export interface Written extends Omit<Flipped, 'before'> {
   readonly pod: Pod;
-  readonly decision: Decision;
   /** Undefined where the pod had none. */
   readonly before: PodInfo | undefined;
-  readonly entry: PodInfo;
-  /** Of its containers and its own, relative to the watched root, as they are when asked. */
-  readonly paths: () => readonly string[];
+  readonly decision: Decision;
 }
 
-export interface ConnectionResetOptions {
-  readonly maps: Pick<DataPlane['maps'], 'connections' | 'overflowConnections'>;
-  readonly sidecarUser: number;
-  readonly cgroupRoot: string;
-  readonly procRoot: string;
+type Flip = Written & Flipped;
+
+export interface ResetFigures {
+  /** Connections that were reset, since the agent's start. */
+  readonly outbound: number;
+  readonly inbound: number;
+  /** Flips after which that failed, by errno. */
+  readonly failures: ReadonlyMap<string, number>;
+}
+
+export interface ConnectionResetOptions extends FlippedConnectionsOptions {
   readonly logger: Logger;
-  readonly pidsOf: (path: string) => readonly number[];
   /** Whether all cgroups have been seen and the programs are attached. */
   readonly isReady: () => boolean;
-  readonly onError: (error: unknown) => void;
+  /** Connections of the pod go on as they were, and why. */
+  readonly onFailed: (pod: Pod, message: string) => void;
 }
 
 export class ConnectionReset implements Disposable {
   readonly #options: ConnectionResetOptions;
   /** The latest flip of each pod, by UID, while it is looked after. */
-  readonly #flips = new Map<string, Written>();
+  readonly #outbound = new Map<string, Flip>();
+  readonly #inbound = new Map<string, Flip>();
+  readonly #closed = { outbound: 0, inbound: 0 };
+  readonly #failures = new Map<string, number>();
+  #isLookingInbound = false;
   #isStopped = false;
 
   constructor(options: ConnectionResetOptions) {
@@ -62,83 +60,101 @@ export class ConnectionReset implements Disposable {
   }
 
   /** Returns at once. A pod that is seen for the first time has nothing to reset. */
-  written(written: Written): void {
-    const { pod, before, entry } = written;
-    if (before?.uid !== pod.uid || isRedirected(before) === isRedirected(entry)) return;
-    const isUnderWay = this.#flips.has(pod.uid);
-    this.#flips.set(pod.uid, written);
-    if (!isUnderWay) void this.#lookAfter(pod);
+  written({ before, ...written }: Written): void {
+    const { uid } = written.pod;
+    if (before?.uid !== uid) return;
+    const flip: Flip = { ...written, before };
+    if (isOutboundFlip(flip)) {
+      const isUnderWay = this.#outbound.has(uid);
+      this.#outbound.set(uid, flip);
+      if (!isUnderWay) void this.#lookAfterOutbound(uid);
+    }
+    if (isInboundFlip(flip)) {
+      this.#inbound.set(uid, flip);
+      void this.#lookAfterInbound();
+    }
   }
 
-  async #lookAfter({ uid, namespace, name }: Pod): Promise<void> {
-    const { logger, isReady, onError } = this.#options;
-    let done: Written | undefined;
+  get figures(): ResetFigures {
+    return { ...this.#closed, failures: this.#failures };
+  }
+
+  async #lookAfterOutbound(uid: string): Promise<void> {
+    const { logger } = this.#options;
+    let done: Flip | undefined;
     let closed = 0;
-    try {
-      // Two flips in a row: the second one is looked after from its beginning.
-      for (let flip = this.#flips.get(uid); flip !== done && flip !== undefined; flip = this.#flips.get(uid)) {
-        done = flip;
-        closed = 0;
+    // Two flips in a row: the second one is looked after from its beginning.
+    for (let flip = this.#outbound.get(uid); flip !== done && flip !== undefined && !this.#isStopped; flip = this.#outbound.get(uid)) {
+      done = flip;
+      closed = 0;
+      try {
         for (const wait of LOOKS_MS) {
-          await delay(wait, undefined, { ref: false });
-          while (!isReady() && !this.#isStopped) await delay(NOT_READY_MS, undefined, { ref: false });
-          if (this.#isStopped || this.#flips.get(uid) !== flip) break;
-          closed += this.#reset(flip);
+          await this.#wait(wait);
+          if (this.#isStopped || this.#outbound.get(uid) !== flip) break;
+          resetOutbound(flip, this.#options, () => {
+            closed++;
+            this.#closed.outbound++;
+          });
+        }
+      } catch (error) {
+        this.#failed([flip], error);
+        done = undefined;
+        if (this.#outbound.get(uid) === flip) break;
+      }
+    }
+    this.#outbound.delete(uid);
+    if (done !== undefined) logger.info({ podUid: uid, closed, redirected: isRedirected(done.entry) }, `the verdict on pod ${nameOf(done)} changed: connections that it had open were reset`);
+  }
+
+  /** All flips of one moment share their looks at the host. */
+  async #lookAfterInbound(): Promise<void> {
+    if (this.#isLookingInbound) return;
+    this.#isLookingInbound = true;
+    await this.#wait(0);
+    while (this.#inbound.size > 0 && !this.#isStopped) {
+      const flips = [...this.#inbound.values()];
+      const closed = new Map<Flip, number>();
+      // One that flips again meanwhile is looked after in the next round.
+      const current = (): Flip[] => flips.filter((flip) => this.#inbound.get(flip.pod.uid) === flip);
+      let isFailed = false;
+      for (const wait of LOOKS_MS) {
+        await this.#wait(wait);
+        const still = current();
+        if (this.#isStopped || isFailed || still.length === 0) break;
+        try {
+          resetInbound(still, this.#options, (flip) => {
+            closed.set(flip, (closed.get(flip) ?? 0) + 1);
+            this.#closed.inbound++;
+          });
+        } catch (error) {
+          this.#failed(still, error);
+          isFailed = true;
         }
       }
-      if (done !== undefined) logger.info({ podUid: uid, closed, redirected: isRedirected(done.entry) }, `the verdict on pod ${namespace}/${name} changed: connections that it had open were reset`);
-    } catch (error) {
-      onError(error);
-      logger.error({ err: error, podUid: uid }, `connections that pod ${namespace}/${name} had open could not be reset, and go on as they were: ${messageOf(error)}`);
-    } finally {
-      this.#flips.delete(uid);
+      for (const flip of current()) this.#inbound.delete(flip.pod.uid);
+      for (const [flip, count] of closed) this.#saidInbound(flip, count);
     }
+    this.#isLookingInbound = false;
   }
 
-  /** Returns how many were reset. */
-  #reset(flip: Written): number {
-    const { pidsOf, procRoot } = this.#options;
-    const paths = flip.paths();
-    const cgroups = this.#below(paths);
-    const seen = new Set<number>();
-    let closed = 0;
-    for (const pid of new Set(paths.flatMap((path) => [...pidsOf(path)]))) {
-      using netns = openPodNetns(pid, procRoot);
-      if (netns === undefined || seen.has(netns.inode)) continue;
-      seen.add(netns.inode);
-      using sockets = openTcpSockets(netns.fd);
-      const all = sockets.list([...CONNECTED, 'listen']);
-      const listening = new Set(all.filter(({ state }) => state === 'listen').map(({ localPort }) => localPort));
-      for (const tcp of all) {
-        // Another pod in the same namespace keeps its own.
-        if (tcp.state === 'listen' || tcp.cgroupId === undefined || !cgroups.has(tcp.cgroupId)) continue;
-        if (this.#isConcerned(flip, tcp, listening) && sockets.destroy(tcp)) closed++;
-      }
+  #saidInbound(flip: Flip, closed: number): void {
+    this.#options.logger.info({ podUid: flip.pod.uid, closed, redirected: isInboundRedirected(flip.entry) }, `the verdict on pod ${nameOf(flip)} changed: connections that processes of the host had open to it were reset`);
+  }
+
+  async #wait(ms: number): Promise<void> {
+    await delay(ms, undefined, { ref: false });
+    while (!this.#options.isReady() && !this.#isStopped) await delay(NOT_READY_MS, undefined, { ref: false });
+  }
+
+  #failed(flips: readonly Flip[], error: unknown): void {
+    const { logger, onFailed } = this.#options;
+    const errno = (error instanceof CgrouteError ? error.errno : undefined) ?? 'other';
+    const message = messageOf(error);
+    for (const flip of flips) {
+      this.#failures.set(errno, (this.#failures.get(errno) ?? 0) + 1);
+      logger.error({ err: error, podUid: flip.pod.uid }, `connections that pod ${nameOf(flip)} had open could not be reset, and go on as they were: ${message}`);
+      onFailed(flip.pod, `connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: ${message}`);
     }
-    return closed;
-  }
-
-  #isConcerned({ entry, decision }: Written, tcp: TcpSocket, listening: ReadonlySet<number>): boolean {
-    const { maps, sidecarUser } = this.#options;
-    const wasRedirected = maps.connections.get(tcp.cookie) !== undefined || maps.overflowConnections.get(tcp.cookie) !== undefined;
-    if (!isRedirected(entry)) return wasRedirected;
-    // Leave alone what the connect programs would: what was accepted, local, the sidecar's own, excluded.
-    if (wasRedirected || listening.has(tcp.localPort) || isLocal(tcp, entry)) return false;
-    if (decision.sidecar && tcp.uid === sidecarUser) return false;
-    return decision.traffic === undefined || !isExcludedOutbound(decision.traffic, tcp.remote, tcp.remotePort);
-  }
-
-  /** Ids of these cgroups and of all below: something in a container may have made its own. */
-  #below(paths: readonly string[]): ReadonlySet<bigint> {
-    const ids = new Set<bigint>();
-    const walk = (directory: string): void => {
-      const id = statSync(directory, { bigint: true, throwIfNoEntry: false })?.ino;
-      if (id === undefined || ids.has(id)) return;
-      ids.add(id);
-      for (const below of subdirectories(directory)) walk(below);
-    };
-    for (const path of paths) walk(this.#options.cgroupRoot + path);
-    return ids;
   }
 
   [Symbol.dispose](): void {
@@ -146,20 +162,6 @@ export class ConnectionReset implements Disposable {
   }
 }
 
-function subdirectories(directory: string): string[] {
-  try {
-    return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => `${directory}/${name}`);
-  } catch {
-    return []; // gone meanwhile
-  }
-}
-
-const LOOPBACK = new BlockList();
-LOOPBACK.addSubnet('127.0.0.0', 8);
-LOOPBACK.addAddress('::1', 'ipv6');
-
-function isLocal({ local, remote }: TcpSocket, { ip4, ip6 }: PodInfo): boolean {
-  const text = addressText(remote);
-  if (text === undefined || LOOPBACK.check(text, text.includes(':') ? 'ipv6' : 'ipv4')) return true;
-  return [local, ip4, ip6].some((own) => Buffer.compare(own, remote) === 0);
+function nameOf({ pod: { namespace, name } }: Written): string {
+  return `${namespace}/${name}`;
 }

@@ -1,13 +1,14 @@
 /**
  * Decides about pods with the memory that `enrollment: new-pods` takes: a change
- * of a namespace's label concerns only pods that are seen for the first time after
- * it. What each pod had stands in `pod_info_map`, so it outlives the agent.
+ * of a namespace's label concerns only pods that were made after it. What each pod
+ * had stands in `pod_info_map`, so it outlives the agent.
  */
 import { crc32 } from 'node:zlib';
 import type { DataPlane } from '../native/data-plane.ts';
 import type { Config } from './config.ts';
 import type { Inventory } from './inventory.ts';
-import { podKeys, type Pod } from './objects.ts';
+import { isYounger, NamespaceModes, type FirstSight } from './namespace-modes.ts';
+import { podKeys, type Namespace, type Pod } from './objects.ts';
 import { decide, namespaceMode, type Decision, type Remembered } from './verdict.ts';
 
 /** Of `pod_info.namespace_mode`; anything else stands for a mesh mode. */
@@ -34,15 +35,45 @@ export interface EnrolmentOptions {
   readonly adjust?: (pod: Pod, decision: Decision) => Decision;
 }
 
+interface Had extends Remembered {
+  readonly namespace: string;
+  /** Undefined where it was recalled: nothing that is told now makes that any other. */
+  readonly sight: FirstSight | undefined;
+}
+
 export class Enrolment {
   readonly #options: EnrolmentOptions;
   readonly #holds: boolean;
-  /** What each pod had when it was first seen, by its UID. */
-  readonly #had = new Map<string, Remembered>();
+  /** What each pod had when it was made, by its UID. */
+  readonly #had = new Map<string, Had>();
+  readonly #modes: NamespaceModes;
 
   constructor(options: EnrolmentOptions) {
     this.#options = options;
     this.#holds = options.config.enrollment === 'new-pods';
+    this.#modes = new NamespaceModes(options.config);
+  }
+
+  /** To be called before the inventory has it, and before pods that came with it. */
+  namespaceSeen(namespace: Namespace): void {
+    if (!this.#holds) return;
+    const change = this.#modes.seen(namespace);
+    if (change === undefined) return;
+    // The pods' watch may be ahead.
+    for (const [uid, had] of this.#had) {
+      if (had.namespace === namespace.name && had.sight !== undefined && isYounger(had.sight, change)) this.#had.set(uid, { ...had, mode: change.mode });
+    }
+  }
+
+  namespaceGone(name: string): void {
+    this.#modes.gone(name);
+  }
+
+  /** There are no others. */
+  namespacesAre(namespaces: readonly Namespace[]): void {
+    const names = new Set(namespaces.map(({ name }) => name));
+    for (const name of this.#modes.names) if (!names.has(name)) this.#modes.gone(name);
+    for (const namespace of namespaces) this.namespaceSeen(namespace);
   }
 
   decide(pod: Pod): Decision {
@@ -65,7 +96,10 @@ export class Enrolment {
   #remembered(pod: Pod): Remembered {
     const known = this.#had.get(pod.uid);
     if (known !== undefined) return known;
-    const had = this.#recalled(pod) ?? this.#now(pod);
+    const { namespace, createdAt, version } = pod;
+    const recalled = this.#recalled(pod);
+    const sight = recalled === undefined ? { createdAt, version, seenAt: performance.now() } : undefined;
+    const had = { namespace, sight, mode: sight === undefined ? recalled?.mode : this.#modes.at(namespace, sight) };
     this.#had.set(pod.uid, had);
     return had;
   }

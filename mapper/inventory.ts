@@ -184,6 +184,8 @@ function samePod(a: Pod, b: Pod): boolean {
     ready: a.ready === b.ready,
     terminating: a.terminating === b.terminating,
     createdAt: a.createdAt === b.createdAt,
+    // Another version of the object, and maybe of nothing that is kept of it.
+    version: true,
     ips: a.ips.length === b.ips.length && a.ips.every((ip, at) => ip === b.ips[at]),
     labels: sameLabels(a.labels, b.labels),
     annotations: sameLabels(a.annotations, b.annotations),

@@ -10,6 +10,7 @@ import type { PinnedMaps } from '../native/data-plane.ts';
 import { CgrouteError } from '../native/error.ts';
 import { branch, setting } from '../native/layouts.ts';
 import type { SourceState } from '../watcher/source-state.ts';
+import type { ResetFigures } from './connection-reset.ts';
 import type { Restart } from './kube-resource.ts';
 import type { SourceFigures } from './object-source.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
@@ -54,6 +55,8 @@ export interface MetricsView {
   /** Links and entries put back, since the agent's start. */
   driftRepaired(): number;
   sidecars(): SidecarFigures;
+  /** Undefined with `existingConnections: keep`. */
+  resets(): ResetFigures | undefined;
 }
 
 export interface Metrics {
@@ -94,6 +97,7 @@ const BRANCHES = Object.entries(branch).filter(([name]) => name !== 'count');
 const COUNTED_MAPS = ['cgroups', 'pods', 'podAddresses', 'connections', 'overflowConnections', 'originals'] as const;
 // A counter that is first seen at 1 has not increased, as Prometheus reads it: what is to be expected is there from the start, at zero.
 const ERRNOS = ['E2BIG', 'ENOMEM', 'EPERM', OTHER_ERRNO];
+const NO_RESET_FAILURES: readonly (readonly [string, number])[] = ['EPERM', 'EOPNOTSUPP', OTHER_ERRNO].map((errno) => [errno, 0]);
 const NO_RESTARTS: Readonly<Record<Restart, number>> = {
   access: 0, unreachable: 0, cut: 0, idle: 0, refused: 0, server: 0, expired: 0, garbage: 0, ended: 0, internal: 0, timeout: 0, relist: 0,
 };
@@ -231,6 +235,17 @@ const DEFINITIONS: readonly Definition[] = [
   {
     name: 'cgroute_sidecar_failures_total', type: 'counter', labels: [], help: "Failures to change rules in a pod's network namespace; each is tried again.",
     read: (view) => one(view.sidecars().failures),
+  },
+  {
+    name: 'cgroute_connections_reset_total', type: 'counter', labels: ['direction'], help: 'Open connections that were reset because a verdict changed (`existingConnections: reset`): opened by the pod (outbound), or by processes of the host to it (inbound).',
+    read: (view) => {
+      const { outbound = 0, inbound = 0 } = view.resets() ?? {};
+      return by('direction', Object.entries({ outbound, inbound }));
+    },
+  },
+  {
+    name: 'cgroute_connection_reset_failures_total', type: 'counter', labels: ['errno'], help: 'How often the connections that a change of a verdict concerns could not all be reset, by errno; `other` for one without. They go on as they were.',
+    read: (view) => by('errno', new Map([...NO_RESET_FAILURES, ...(view.resets()?.failures ?? [])])),
   },
   {
     name: 'cgroute_connections_total', type: 'counter', labels: ['branch'], help: "Connections since the agent's start, by what became of them; the branches are the counters of `cgroute status`.",

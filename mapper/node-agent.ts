@@ -29,6 +29,7 @@ import { createInventory, type Inventory } from './inventory.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { mapShares, mapSizes } from './map-sizes.ts';
 import { NodeProxy } from './node-proxy.ts';
+import { objectIntake } from './object-intake.ts';
 import { settlesWithin, type ObjectSource } from './object-source.ts';
 import { makePodAnnotator, PodMarks } from './pod-annotator.ts';
 import { makePodEvents } from './pod-events.ts';
@@ -126,6 +127,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #sidecars: SidecarRules;
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
+  readonly #enrolment: Enrolment;
   readonly #stack = new AsyncDisposableStack();
   readonly metrics: Metrics;
   #marks: PodMarks | undefined;
@@ -164,9 +166,9 @@ class RunningAgent implements AsyncDisposable {
     const reset = config.existingConnections === 'keep' ? undefined : this.#stack.use(new ConnectionReset({
       maps: dataPlane.maps, sidecarUser: config.sidecarUser, cgroupRoot, procRoot,
       logger: logger.child({ component: 'reset' }),
-      pidsOf: (path) => this.#host.pidsOf(path),
+      host: () => this.#host,
       isReady: () => this.isReady,
-      onError: (error) => this.metrics.failed(error),
+      onFailed: (pod, message) => this.#marks?.notReset(pod, message),
     }));
     this.#reconciler = new Reconciler({
       dataPlane, inventory, enrolment, config,
@@ -210,6 +212,7 @@ class RunningAgent implements AsyncDisposable {
       ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
     }));
     this.#inventory = inventory;
+    this.#enrolment = enrolment;
     this.metrics = createMetrics({
       version: options.version,
       maps: dataPlane.maps,
@@ -221,6 +224,7 @@ class RunningAgent implements AsyncDisposable {
       eventsLost: () => this.#eventsLost,
       driftRepaired: () => this.#driftRepaired,
       sidecars: () => this.#sidecars.figures,
+      resets: () => reset?.figures,
     });
   }
 
@@ -272,15 +276,7 @@ class RunningAgent implements AsyncDisposable {
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
-    const inventory = this.#inventory;
-    const changed = (uids: Iterable<string>): void => this.#changed(uids);
-    const following = this.#stack.use(await source.follow({
-      onObjects: (objects) => changed(inventory.replaceAll(objects)),
-      onPod: (pod) => changed(inventory.upsertPod(pod)),
-      onPodGone: (uid) => changed(inventory.removePod(uid)),
-      onNamespace: (namespace) => changed(inventory.upsertNamespace(namespace)),
-      onNamespaceGone: (name) => changed(inventory.removeNamespace(name)),
-    }));
+    const following = this.#stack.use(await source.follow(objectIntake(this.#inventory, this.#enrolment, (uids) => this.#changed(uids))));
     await this.#host.ready;
     // Maps first, programs second: the first connection that they see gets its verdict.
     const isSynced = await settlesWithin(following.synced, PATIENCE_MS);

@@ -7,6 +7,7 @@
  */
 
 import { isIP } from 'node:net';
+import { labelSetAt, versionOf } from './object-age.ts';
 
 /** Label or annotation values by key. Made without a prototype, so that a label named `constructor` is only a label. */
 export type Labels = Readonly<Record<string, string>>;
@@ -14,6 +15,10 @@ export type Labels = Readonly<Record<string, string>>;
 export interface Namespace {
   readonly name: string;
   readonly labels: Labels;
+  /** Of the API, as {@link Pod.version}. */
+  readonly version?: bigint;
+  /** When the label {@link MODE_LABEL} got its value, as {@link labelSetAt} has it. */
+  readonly modeSetAt?: number;
 }
 
 export const PHASES = ['Pending', 'Running', 'Succeeded', 'Failed', 'Unknown'] as const;
@@ -35,6 +40,8 @@ export interface Pod {
   readonly terminating: boolean;
   /** Milliseconds since the epoch; 0 when unknown. */
   readonly createdAt: number;
+  /** `resourceVersion`; absent in a manifest that a person wrote. */
+  readonly version?: bigint;
   /** `podIPs`, then `podIP`; canonical text, each once. A pod in the host's network has the host's here. */
   readonly ips: readonly string[];
   readonly labels: Labels;
@@ -69,6 +76,7 @@ export interface Problem {
  */
 export type Origin = 'api' | 'manifest';
 
+export const MODE_LABEL = 'istio.io/dataplane-mode';
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
 export const CONFIG_HASH = 'kubernetes.io/config.hash';
 const CONFIG_MIRROR = 'kubernetes.io/config.mirror';
@@ -90,7 +98,13 @@ export function namespaceOf(value: unknown): Namespace | Problem {
   return projected((refuse) => {
     const metadata = record(record(value, [], refuse)['metadata'], ['metadata'], refuse);
     const name = requiredText(metadata['name'], ['metadata', 'name'], refuse);
-    return { name, labels: labelsOf(metadata['labels'], ['metadata', 'labels'], refuse) };
+    const [version, modeSetAt] = [versionOf(metadata), labelSetAt(metadata, MODE_LABEL)];
+    return {
+      name,
+      labels: labelsOf(metadata['labels'], ['metadata', 'labels'], refuse),
+      ...(version === undefined ? {} : { version }),
+      ...(modeSetAt === undefined ? {} : { modeSetAt }),
+    };
   });
 }
 
@@ -112,6 +126,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
     const annotations = labelsOf(metadata['annotations'], ['metadata', 'annotations'], refuse, keepsAnnotation);
     const configHash = annotations[CONFIG_HASH]?.toLowerCase() || undefined;
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
+    const version = versionOf(metadata);
     return {
       namespace,
       name,
@@ -123,6 +138,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       ready: readyOf(status['conditions'], strict, refuse),
       terminating: metadata['deletionTimestamp'] !== undefined && metadata['deletionTimestamp'] !== null,
       createdAt: timeOf(metadata['creationTimestamp'], strict, refuse),
+      ...(version === undefined ? {} : { version }),
       ips: ipsOf(status, strict, refuse),
       labels: labelsOf(metadata['labels'], ['metadata', 'labels'], refuse),
       annotations,

@@ -292,6 +292,11 @@ export class PodMarks implements Disposable {
     return { why: `none of its ${ids.length} cgroups is in the kernel's map, which has room for ${maps.cgroups.info.maxEntries}; the agent's log says why` };
   }
 
+  /** Connections that were open before the pod's verdict changed go on as they were. */
+  notReset(pod: Pod, message: string): void {
+    this.#options.events?.report(pod, 'ConnectionsNotReset', message);
+  }
+
   /** Takes the annotations off, because redirection is about to end for all; gives up after a few seconds. */
   async withdraw(): Promise<void> {
     const { annotator, inventory } = this.#options;

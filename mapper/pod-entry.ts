@@ -120,6 +120,11 @@ export function isRedirected({ isInMesh, flags, detectedFlags }: Pick<CgroupInfo
   return isInMesh !== 0 && (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0;
 }
 
+/** Whether connections that processes of the host open to there go to the proxy. */
+export function isInboundRedirected({ isInMesh, flags }: Pick<CgroupInfo, 'isInMesh' | 'flags'>): boolean {
+  return isInMesh !== 0 && (flags & infoFlag.bypassInbound) === 0;
+}
+
 /** What `status` reads when the agent is down. */
 export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts, namespaceMode: number): PodInfo {
   return {

@@ -10,7 +10,7 @@ import { KubeError } from './kube-error.ts';
 import type { Pod } from './objects.ts';
 import type { Note } from './verdict.ts';
 
-export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'SidecarStays' | 'NotRedirected';
+export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'SidecarStays' | 'NotRedirected' | 'ConnectionsNotReset' | 'NoRoom';
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {

@@ -19,7 +19,7 @@ import type { Inventory } from './inventory.ts';
 import { MapMirror } from './map-mirror.ts';
 import type { ReconcilerFigures } from './metrics.ts';
 import { isMirror, podKeys, type Pod } from './objects.ts';
-import { addressText, cgroupEntry, hasOptions, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
+import { addressText, cgroupEntry, hasOptions, isInboundRedirected, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from './pod-entry.ts';
 import { PodAddressMap } from './pod-address-map.ts';
 import { PodCounters } from './pod-counters.ts';
 import { PodOptions } from './pod-options.ts';
@@ -298,8 +298,7 @@ export class Reconciler {
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
     // When it was made is forgotten, so any pod that is known has the better claim.
-    const redirected = remembered.isInMesh !== 0 && (remembered.flags & infoFlag.bypassInbound) === 0;
-    this.#addresses.claim(key, ips, { slot: remembered.slot, createdAt: -1, redirected, hasOptions: (remembered.flags & infoFlag.options) !== 0 });
+    this.#addresses.claim(key, ips, { slot: remembered.slot, createdAt: -1, redirected: isInboundRedirected(remembered), hasOptions: (remembered.flags & infoFlag.options) !== 0 });
   }
 
   #setEntry(cgroup: Cgroup, entry: CgroupInfo): void {

@@ -145,6 +145,17 @@ export function isExcludedOutbound(options: TrafficOptions, address: Uint8Array,
   return Array.isArray(includedRanges) && includedPorts !== 'all' && !lists(includedPorts) && !covers(includedRanges);
 }
 
+/** Ports of the proxy itself, by Istio's conventions; as the connect programs have them. */
+const PROXY_PORTS: ReadonlySet<number> = new Set([15001, 15006, 15008, 15020, 15021, 15090]);
+
+/** Whether what a process of the host opens to this port of the pod is left alone, as the connect programs decide it. */
+export function isExcludedInbound(options: TrafficOptions | undefined, port: number): boolean {
+  if (PROXY_PORTS.has(port)) return true;
+  const { includedInbound, excludedInbound } = options ?? {};
+  if (Array.isArray(includedInbound)) return !(includedInbound as readonly number[]).includes(port);
+  return excludedInbound === 'all' || (Array.isArray(excludedInbound) && (excludedInbound as readonly number[]).includes(port));
+}
+
 function isWithin({ family, address: network, prefix }: Range, address: Uint8Array): boolean {
   if ((family === 4) !== address.subarray(0, 12).every((byte) => byte === 0)) return false;
   const bits = (family === 4 ? 96 : 0) + prefix;

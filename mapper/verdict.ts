@@ -7,11 +7,10 @@
  */
 
 import type { Config } from './config.ts';
-import { SIDECAR_STATUS } from './objects.ts';
+import { MODE_LABEL, SIDECAR_STATUS } from './objects.ts';
 import type { Labels, Namespace, Pod } from './objects.ts';
 import { trafficOptions, type TrafficOptions } from './traffic-options.ts';
 
-export const MODE_LABEL = 'istio.io/dataplane-mode';
 export const GATEWAY_LABEL = 'gateway.istio.io/managed';
 export const BYPASS_LABEL = 'kmesh.net/bypass';
 export const ALLOW_BYPASS_LABEL = 'cgroute.io/allow-bypass';

@@ -1,20 +1,30 @@
 /** `existingConnections: reset`: a flip of the verdict ends the connections that it concerns, and no others. */
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { eventually, type Running } from '../harness/process.ts';
-import { type Connected, type Place, SOCK, listen } from '../harness/sock.ts';
+import { type Connected, type Place, SOCK, listen, sock } from '../harness/sock.ts';
 
-const EXCLUDED = { 'traffic.sidecar.istio.io/excludeOutboundPorts': '8081' };
+const EXCLUDED = { 'traffic.sidecar.istio.io/excludeOutboundPorts': '8081', 'traffic.sidecar.istio.io/excludeInboundPorts': '9091' };
 const BYPASS = 'kmesh.net/bypass';
+const HAS_MPTCP = existsSync('/proc/sys/net/mptcp');
+/** Which of {@link holdAll} a flip of each direction ends. */
+const OUTBOUND = ['own', 'ownMapped', ...(HAS_MPTCP ? ['ownMptcp'] : []), 'nested'];
+const INBOUND = ['fromHost', 'fromHostMapped', ...(HAS_MPTCP ? ['fromHostMptcp'] : []), 'fromBox'];
 
 describe('with existingConnections: reset', () => {
   let node: TestNode;
   let pod: NodePod;
   /** In the same network namespace, and never in the mesh. */
   let neighbour: NodePod;
+  /** Elsewhere, and never in the mesh. */
+  let other: NodePod;
+  /** In the host's network. */
+  let daemon: NodePod;
+  /** A process of the host, in a network namespace of its own. */
+  let box: Place;
   let config: string;
 
   before(async () => {
@@ -22,10 +32,18 @@ describe('with existingConnections: reset', () => {
     config = node.sandbox.file('config.yaml');
     writeFileSync(config, 'existingConnections: reset\n');
     await node.startAgent({ args: ['--config', config] });
-    pod = await node.addPod({ name: 'pod', annotations: EXCLUDED });
+    const host = await node.network.addHost('pod');
+    pod = await node.addPod({ name: 'pod', host, ips: [host.ip4, host.ip6], annotations: EXCLUDED });
     neighbour = await node.addPod({ name: 'neighbour', host: pod.host, ips: [], labels: { 'istio.io/dataplane-mode': 'none' } });
-    await listen(node.sandbox, pod.place, 'serve', '*', [9090], '--dual');
+    other = await node.addPod({ name: 'other', labels: { 'istio.io/dataplane-mode': 'none' } });
+    // It flips, too, and nothing of it runs.
+    await node.addPod({ name: 'idle' });
+    daemon = await node.addPod({ name: 'daemon', host: node.network.gateway, ips: [], hostNetwork: true });
+    box = { cgroup: node.sandbox.cgroup(`${node.sandbox.hostCgroup.path.slice(1)}/box`), netns: (await node.network.addHost('box')).netns };
+    await listen(node.sandbox, pod.place, 'serve', '*', [9090, 9091, 15020], '--dual');
+    await listen(node.sandbox, other.place, 'serve', '*', [9090], '--dual');
     await listen(node.sandbox, { netns: node.server.netns }, 'serve', '*', [8081], '--dual');
+    await listen(node.sandbox, node.hostPlace, 'serve', '*', [8081], '--dual');
     await node.apply();
   });
   after(() => node?.[Symbol.asyncDispose]());
@@ -46,26 +64,37 @@ describe('with existingConnections: reset', () => {
     return {
       own: await hold(pod.place, node.server.ip4, 8080),
       ownMapped: await hold(pod.place, node.server.ip4, 8080, '--mapped'),
+      ...(HAS_MPTCP ? { ownMptcp: await hold(pod.place, node.server.ip4, 8080, '--mptcp') } : {}),
       nested: await hold({ ...pod.place, cgroup: inner }, node.server.ip4, 8080),
       excluded: await hold(pod.place, node.server.ip4, 8081),
       loopback: await hold(pod.place, '127.0.0.1', 9090),
       itself: await hold(pod.place, pod.host.ip4, 9090),
-      accepted: await hold({ netns: node.server.netns }, pod.host.ip4, 9090),
+      fromPod: await hold(other.place, pod.host.ip4, 9090),
+      toHost: await hold(pod.place, node.network.gateway.ip4, 8081),
       fromHost: await hold(node.hostPlace, pod.host.ip4, 9090),
+      fromHostMapped: await hold(node.hostPlace, pod.host.ip4, 9090, '--mapped'),
+      ...(HAS_MPTCP ? { fromHostMptcp: await hold(node.hostPlace, pod.host.ip4, 9090, '--mptcp') } : {}),
+      fromBox: await hold(box, pod.host.ip4, 9090),
+      fromHostExcluded: await hold(node.hostPlace, pod.host.ip4, 9091),
+      fromHostToProxyPort: await hold(node.hostPlace, pod.host.ip4, 15020),
+      fromHostElsewhere: await hold(node.hostPlace, other.host.ip4, 9090),
+      fromKubelet: await hold(node.hostPlace, pod.host.ip4, 9090, '--comm', 'kubelet'),
+      fromDaemon: await hold(daemon.place, pod.host.ip4, 9090),
       neighbour: await hold(neighbour.place, node.server.ip4, 8080),
     };
   }
   /** Those that end with a flip; the others are alive when the agent says that it is through. */
-  async function endedBy(flip: () => Promise<unknown>): Promise<string[]> {
+  async function endedBy(flip: () => Promise<unknown>, says: readonly (() => number[])[] = [resets, inboundResets]): Promise<string[]> {
     const held = await holdAll();
-    const said = resets().length;
+    const said = says.map((each) => each().length);
     await flip();
-    await eventually('the agent says that it is through', () => resets().length > said);
+    await eventually('the agent says that it is through', () => says.every((each, at) => each().length > (said[at] ?? 0)));
     const ended: string[] = [];
     for (const [name, running] of Object.entries(held)) if (!(await isAlive(running))) ended.push(name);
     return ended;
   }
-  const resets = (): number[] => node.agent.log().filter(({ msg }) => /connections that it had open were reset/.test(msg ?? '')).map(({ closed }) => Number(closed));
+  const inboundResets = (): number[] => node.agent.log().filter(({ msg }) => /connections that processes of the host had open to it were reset/.test(msg ?? '')).map(({ closed }) => Number(closed));
+  const resets = (): number[] => node.agent.log().filter(({ msg, podUid }) => podUid === pod.uid && /connections that it had open were reset/.test(msg ?? '')).map(({ closed }) => Number(closed));
   async function label(labels: Readonly<Record<string, string>>): Promise<void> {
     node.manifest.namespace('demo', labels);
     await node.apply();
@@ -74,31 +103,36 @@ describe('with existingConnections: reset', () => {
     node.manifest.change(pod.uid, { labels });
     await node.apply();
   }
-  const FLIPPED = ['own', 'ownMapped', 'nested'];
 
-  test('a pod that joins loses the connections that it opened outside the mesh, and no others', async () => {
-    const ip6 = await hold(pod.place, node.server.ip6, 8080);
-    assert.deepEqual(await endedBy(() => label(ENROLLED)), FLIPPED);
-    assert.equal(await isAlive(ip6), false);
-    assert.equal(resets().at(-1), 4);
+  test('a pod that joins loses the connections outside the mesh that it opened or the host opened to it, and no others', async () => {
+    const ip6 = [await hold(pod.place, node.server.ip6, 8080), await hold(node.hostPlace, pod.host.ip6, 9090)];
+    assert.deepEqual(await endedBy(() => label(ENROLLED)), [...OUTBOUND, ...INBOUND]);
+    for (const each of ip6) assert.equal(await isAlive(each), false);
+    assert.deepEqual([resets().at(-1), inboundResets().at(-1)], [OUTBOUND.length + 1, INBOUND.length + 1]);
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
   test('a pod that leaves loses those to the proxy, and no others', async () => {
-    assert.deepEqual(await endedBy(() => label({})), FLIPPED);
+    assert.deepEqual(await endedBy(() => label({})), [...OUTBOUND, ...INBOUND]);
     assert.equal(await node.travel(pod.place), 'direct');
+    assert.equal(await node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 9090 } }), 'direct');
   });
 
-  test('the bypass of outbound connections is a flip, and that of inbound ones is none of theirs', async () => {
+  test('the bypass of one direction is a flip of that direction alone', async () => {
     await label(ENROLLED);
     await eventually('that is through', () => resets().length === 3);
-    assert.deepEqual(await endedBy(() => labelPod({ [BYPASS]: 'outbound' })), FLIPPED);
-    assert.deepEqual(await endedBy(() => labelPod({})), FLIPPED);
-    const [held, said] = [await hold(pod.place, node.server.ip4, 8080), resets().length];
-    await labelPod({ [BYPASS]: 'inbound' });
-    await labelPod({});
-    await delay(300);
-    assert.deepEqual([resets().length, await isAlive(held)], [said, true]);
+    assert.deepEqual(await endedBy(() => labelPod({ [BYPASS]: 'outbound' }), [resets]), OUTBOUND);
+    assert.deepEqual(await endedBy(() => labelPod({}), [resets]), OUTBOUND);
+    assert.deepEqual(await endedBy(() => labelPod({ [BYPASS]: 'inbound' }), [inboundResets]), INBOUND);
+    assert.deepEqual(await endedBy(() => labelPod({}), [inboundResets]), INBOUND);
+  });
+
+  test('what is reset is counted, and nothing has failed', async () => {
+    const metrics = await (await fetch(`http://${String((await node.agent.logged('serving'))['http'])}/metrics`)).text();
+    const sum = (of: readonly number[]): number => of.reduce((all, count) => all + count, 0);
+    for (const line of [`cgroute_connections_reset_total{direction="outbound"} ${sum(resets())}`, `cgroute_connections_reset_total{direction="inbound"} ${sum(inboundResets())}`, 'cgroute_connection_reset_failures_total{errno="EPERM"} 0']) {
+      assert.ok(metrics.split('\n').includes(line), `${line}\n${metrics}`);
+    }
   });
 
   test('a pod that comes with a verdict has nothing to lose, also when another agent starts', async () => {
@@ -111,7 +145,7 @@ describe('with existingConnections: reset', () => {
     await node.agent.stop();
     await node.startAgent({ args: ['--config', config] });
     await delay(300);
-    assert.deepEqual([resets(), await isAlive(held)], [[], true]);
+    assert.deepEqual([resets(), inboundResets(), await isAlive(held)], [[], [], true]);
   });
 
   test('what was changed while no agent ran is caught up with at the next start', async () => {
@@ -120,10 +154,25 @@ describe('with existingConnections: reset', () => {
     node.manifest.namespace('demo');
     node.manifest.write();
     await node.startAgent({ args: ['--config', config] });
-    await eventually('the agent says that it is through', () => resets().length > 0);
+    await eventually('the agent says that it is through', () => resets().length > 0 && inboundResets().length > 0);
     const ended: string[] = [];
     for (const [name, running] of Object.entries(held)) if (!(await isAlive(running))) ended.push(name);
-    assert.deepEqual(ended, FLIPPED);
+    assert.deepEqual(ended, [...OUTBOUND, ...INBOUND]);
+  });
+
+  test('a connect() that is under way ends, too', async () => {
+    await eventually('the pod is out', async () => (await node.travel(pod.place)) === 'direct');
+    // Nobody has that address, so the SYN waits for an answer to ARP for three seconds.
+    const connecting = sock<Connected>(pod.place, 'connect', `${node.network.gateway.ip4}99`, 8080);
+    await delay(200);
+    const said = resets().length;
+    await label(ENROLLED);
+    const ended = await connecting;
+    assert.deepEqual({ ...ended, ns: 0 }, { ok: false, step: 'connect', errno: 'ECONNABORTED', ns: 0 });
+    await eventually('the agent says so', () => resets().length > said);
+    assert.equal(resets().at(-1), 1);
+    await label({});
+    await eventually('the pod is out again', () => resets().length > said + 1);
   });
 
   test('two flips in a row: what was opened between them is reset by the second', async () => {
@@ -147,10 +196,11 @@ describe('with existingConnections: reset', () => {
   test('CAP_SYS_ADMIN is all that it takes beyond what the agent needs anyway', async () => {
     await node.agent.stop();
     await startWith('-all,+bpf,+net_admin,+perfmon,+sys_ptrace,+sys_admin');
-    const held = await hold(pod.place, node.server.ip4, 8080);
+    const [held, inbound] = [await hold(pod.place, node.server.ip4, 8080), await hold(node.hostPlace, pod.host.ip4, 9090)];
+    const kubelet = await hold(node.hostPlace, pod.host.ip4, 9090, '--comm', 'kubelet');
     await label(ENROLLED);
-    await eventually('the agent says that it has reset one', () => resets().includes(1));
-    assert.equal(await isAlive(held), false);
+    await eventually('the agent says that it has reset one of each', () => resets().includes(1) && inboundResets().includes(1));
+    assert.deepEqual([await isAlive(held), await isAlive(inbound), await isAlive(kubelet)], [false, false, true]);
     await label({});
   });
 
@@ -159,10 +209,13 @@ describe('with existingConnections: reset', () => {
     const agent = await startWith('-sys_admin');
     const messages = (): string => agent.log().map(({ msg }) => msg).join('\n');
     assert.match(messages(), /existingConnections is reset, and the agent lacks CAP_SYS_ADMIN/);
-    const held = await hold(pod.place, node.server.ip4, 8080);
+    const [held, inbound] = [await hold(pod.place, node.server.ip4, 8080), await hold(node.hostPlace, pod.host.ip4, 9090)];
     await label(ENROLLED);
     await eventually('it says that it cannot', () => /connections that pod demo\/pod had open could not be reset, and go on as they were: setns\(\) .* EPERM/.test(messages()));
     assert.equal(await node.travel(pod.place), 'redirected');
-    assert.equal(await isAlive(held), true);
+    const metrics = await (await fetch(`http://${String((await agent.logged('serving'))['http'])}/metrics`)).text();
+    assert.match(metrics, /^cgroute_connection_reset_failures_total\{errno="EPERM"\} [1-9]/m);
+    assert.match(metrics, /^cgroute_connections_reset_total\{direction="outbound"\} 0$/m);
+    assert.deepEqual([await isAlive(held), await isAlive(inbound)], [true, true]);
   });
 });

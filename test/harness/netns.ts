@@ -59,8 +59,9 @@ export async function makeNetwork(sandbox: Sandbox, options: NetworkOptions = {}
   await ip(
     netns,
     'link set lo up',
-    // Snooping would drop neighbour discovery until it has learnt who listens.
-    'link add br0 type bridge stp_state 0 mcast_snooping 0',
+    // Snooping would drop neighbour discovery until it has learnt who listens; without
+    // an address of its own it takes that of a port, another one when a host is added.
+    'link add br0 address 02:00:00:00:00:01 type bridge stp_state 0 mcast_snooping 0',
     `address add ${gateway.ip4}/24 dev br0`,
     `address add ${gateway.ip6}/64 dev br0 nodad`,
     'link set br0 up',

@@ -1,12 +1,13 @@
 /** Sockets of a network namespace, seen and reset from outside it. */
 import assert from 'node:assert/strict';
 import { openSync, closeSync, readlinkSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { addressText } from '../../mapper/pod-entry.ts';
 import { openTcpSockets, type TcpSocket, type TcpSockets } from '../../native/sock-destroy.ts';
 import type { Cgroup } from '../harness/cgroup.ts';
 import { makeNetwork, type NetworkHost } from '../harness/netns.ts';
-import type { Running } from '../harness/process.ts';
+import { must, type Running } from '../harness/process.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
 import { type Connected, listen, SOCK } from '../harness/sock.ts';
 
@@ -102,6 +103,20 @@ describe('the TCP sockets of a pod', () => {
     const id = Uint8Array.from(tcp.id);
     id[40] = (id[40] ?? 0) ^ 1;
     assert.equal(sockets.destroy({ ...tcp, id }), false);
+    assert.equal(await isAlive(held), true);
+  });
+
+  test('are listed without CAP_NET_ADMIN, and not reset: the error names the call and what it takes', async () => {
+    const held = await hold(one, server.ip4);
+    const script = `
+      import { openSync } from 'node:fs';
+      import { openTcpSockets } from ${JSON.stringify(resolve(import.meta.dirname, '../../native/sock-destroy.ts'))};
+      const sockets = openTcpSockets(openSync('/run/netns/${client.netns}', 'r'));
+      const tcp = sockets.list(['established']).find(({ localPort }) => localPort === ${portOf(held)});
+      try { console.log(sockets.destroy(tcp)); } catch ({ code, errno, message }) { console.log(JSON.stringify({ code, errno, message })); }
+    `;
+    const said = await must({ cmd: 'setpriv', args: ['--inh-caps=-net_admin', '--bounding-set=-net_admin', process.execPath, '--input-type=module', '-e', script] });
+    assert.deepEqual(JSON.parse(said), { code: 'ESOCKDIAG', errno: 'EPERM', message: "SOCK_DESTROY of NETLINK_SOCK_DIAG failed with EPERM: it takes CAP_NET_ADMIN in the namespace's user namespace" });
     assert.equal(await isAlive(held), true);
   });
 

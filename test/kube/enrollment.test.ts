@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { REDIRECTION } from '../../mapper/pod-annotator.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
-import { namespaceObject } from '../harness/kube-objects.ts';
+import { type PodSpec, namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
+import type { NodeStatus } from '../harness/node.ts';
 import { eventually } from '../harness/process.ts';
 import { type Connected, SOCK } from '../harness/sock.ts';
 
@@ -25,7 +27,7 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
   after(() => mesh?.[Symbol.asyncDispose]());
 
   /** Not by kubectl, whose start would give the watches time. */
-  const label = (mode: string): Promise<void> => mesh.cluster.apply(namespaceObject('shop', { [MODE]: mode }));
+  const label = (mode: string): Promise<void> => mesh.cluster.apply(namespaceObject('shop', mode === '' ? {} : { [MODE]: mode }));
   async function run(name: string): Promise<PodOnNode> {
     await mesh.cluster.apply(servingPod(name, { node: 'node-a', namespace: 'shop' }));
     return node.kubelet.running('shop', name);
@@ -36,22 +38,56 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
   };
   const isAnnotated = async (name: string): Promise<boolean> => (await mesh.cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
 
-  // The two watches have no common order: a pod that is made in the same moment as the label may be told of first, and keeps the old mode.
-  test('a pod that is made after its namespace was labelled follows the label, again and again', async () => {
-    const expected: string[] = [];
-    const names: string[] = [];
-    for (let round = 0; round < 10; round++) {
-      const mode = round % 2 === 0 ? 'ambient' : 'none';
+  /** All have these reasons, and keep them. One of the two watches may be behind the other for a while. */
+  async function assertReasons(expected: ReadonlyMap<string, string>): Promise<void> {
+    let reasons: (readonly [string, string | undefined])[] = [];
+    const see = ({ pods }: NodeStatus): boolean => {
+      reasons = [...expected.keys()].map((name) => [name, pods.find((pod) => pod.name === name)?.reason]);
+      return isDeepStrictEqual(reasons, [...expected]);
+    };
+    await node.until('all are as expected', see).catch(() => assert.deepEqual(reasons, [...expected]));
+    await label('kmesh');
+    await delay(500);
+    see(await node.status());
+    assert.deepEqual(reasons, [...expected], 'another label later changes none of them');
+    await label('none');
+  }
+  const make = (name: string): Promise<void> => mesh.cluster.apply(servingPod(name, { node: 'node-a', namespace: 'shop', labels: { runtime: 'none' } }));
+  const clear = (): Promise<unknown> => mesh.cluster.kubectl('-n', 'shop', 'delete', 'pod', '--all', '--grace-period=0', '--force');
+  /** A label that is removed has no time. */
+  const MODES = ['ambient', '', 'ambient', 'none'];
+  const ROUNDS = Array.from({ length: 50 }, (_, round) => ({ name: `quick-${round}`, mode: MODES[round % 4] ?? '', before: MODES[(round + 3) % 4] ?? '' }));
+  const reasonUnder = (mode: string): string => (mode === 'ambient' ? 'namespace-label' : 'not-enrolled');
+
+  test('a pod that is made right after its namespace was labelled follows the label, fifty times', async () => {
+    for (const { name, mode } of ROUNDS) {
       await label(mode);
-      await delay(500);
-      names.push(`quick-${round}`);
-      expected.push(mode === 'ambient' ? 'namespace-label' : 'not-enrolled');
-      await mesh.cluster.apply(servingPod(`quick-${round}`, { node: 'node-a', namespace: 'shop' }));
+      await make(name);
     }
-    const reasons: (string | undefined)[] = [];
-    for (const name of names) reasons.push(await reasonOf(name));
-    assert.deepEqual(reasons, expected);
-    await mesh.cluster.kubectl('-n', 'shop', 'delete', 'pod', '--all', '--grace-period=0', '--force');
+    await assertReasons(new Map(ROUNDS.map(({ name, mode }) => [name, reasonUnder(mode)])));
+    await clear();
+  });
+
+  test('a pod that is made right before its namespace is labelled keeps what was before, fifty times', async () => {
+    for (const { name, mode } of ROUNDS) {
+      await make(name);
+      await label(mode);
+    }
+    await assertReasons(new Map(ROUNDS.map(({ name, before: had }) => [name, reasonUnder(had)])));
+    await clear();
+  });
+
+  test('a pod that waits for its node longer than two seconds keeps what its namespace had when it was made', async () => {
+    const waiting = servingPod('waiting', { node: 'node-a', namespace: 'shop', labels: { runtime: 'none' } });
+    const { nodeName: _, ...spec } = waiting['spec'] as PodSpec;
+    await mesh.cluster.apply({ ...waiting, spec });
+    await delay(2500);
+    await label('ambient');
+    const binding = { apiVersion: 'v1', kind: 'Binding', metadata: { name: 'waiting' }, target: { apiVersion: 'v1', kind: 'Node', name: 'node-a' } };
+    await mesh.cluster.api.request('POST', '/api/v1/namespaces/shop/pods/waiting/binding', binding);
+    assert.equal(await reasonOf('waiting'), 'not-enrolled');
+    await label('none');
+    await clear();
   });
 
   test('pods keep what they had through labels, and through an agent that was away', async () => {
@@ -77,5 +113,34 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
     await eventually('the agent says that it is through', () => node.agent.log().some(({ msg, closed }) => /shop\/own changed: connections that it had open were reset/.test(msg ?? '') && closed === 1));
     held.end();
     assert.equal((await held.json<{ alive: boolean }>()).alive, false);
+  });
+
+  test('connections that may not be reset are counted, and the pod has one Event that says so', async () => {
+    const pod = await run('stuck');
+    await node.agent.stop();
+    await node.startAgent({
+      config,
+      start: (args) => ({ cmd: 'setpriv', args: ['--inh-caps=-sys_admin', '--bounding-set=-sys_admin', process.execPath, 'dist/cgroute.mjs', ...args] }),
+    });
+    const held = mesh.sandbox.spawn({ ...pod.place(), cmd: SOCK, args: ['connect', '--hold', mesh.server.ip, String(mesh.server.port)] });
+    assert.ok((await held.json<Connected>()).ok);
+    const failures = async (): Promise<number> => (await node.metrics()).get('cgroute_connection_reset_failures_total{errno="EPERM"}') ?? NaN;
+    assert.equal(await failures(), 0);
+    for (const mode of ['ambient', 'none']) {
+      const before = await failures();
+      await mesh.cluster.kubectl('-n', 'shop', 'label', 'pod', 'stuck', '--overwrite', `${MODE}=${mode}`);
+      await eventually('it is counted', async () => (await failures()) > before);
+    }
+    const events = async (): Promise<{ message: string; type: string }[]> => {
+      const { items } = await mesh.cluster.api.get<{ items: { reason: string; message: string; type: string; involvedObject: { name: string } }[] }>('/api/v1/namespaces/shop/events');
+      return items.filter(({ reason, involvedObject }) => reason === 'ConnectionsNotReset' && involvedObject.name === 'stuck');
+    };
+    await eventually('it is said', async () => (await events()).length > 0);
+    await delay(500);
+    const [event, ...more] = await events();
+    assert.deepEqual([more, event?.type], [[], 'Warning']);
+    assert.match(event?.message ?? '', /^connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: setns\(\) .*EPERM/);
+    held.end();
+    assert.equal((await held.json<{ alive: boolean }>()).alive, true);
   });
 });

@@ -48,6 +48,7 @@ function viewOf(fake: Fake): MetricsView {
     eventsLost: () => 6,
     driftRepaired: () => 8,
     sidecars: () => ({ bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 }),
+    resets: () => ({ outbound: 14, inbound: 15, failures: new Map([['EPERM', 16], ['ENETDOWN', 17]]) }),
   };
 }
 
@@ -70,6 +71,8 @@ test('each value is where its name says, read when it is asked for', async () =>
     'cgroute_source_restarts_total{source="pods",reason="expired"} 4', 'cgroute_source_last_event_age_seconds{source="pods"} 1.5',
     'cgroute_api_requests_total 5', 'cgroute_events_lost_total 6', 'cgroute_drift_repaired_total 8',
     'cgroute_sidecar_pods{state="short_circuited"} 10', 'cgroute_sidecar_pods{state="failing"} 12', 'cgroute_sidecar_failures_total 13',
+    'cgroute_connections_reset_total{direction="outbound"} 14', 'cgroute_connections_reset_total{direction="inbound"} 15',
+    'cgroute_connection_reset_failures_total{errno="EPERM"} 16', 'cgroute_connection_reset_failures_total{errno="EOPNOTSUPP"} 0', 'cgroute_connection_reset_failures_total{errno="ENETDOWN"} 17',
   );
   fake.intended = [pod('a', 'bypass')];
   await has('cgroute_pods_intended{verdict="in"} 0', 'cgroute_pods_intended{verdict="bypass"} 1', 'cgroute_map_errors_total{errno="E2BIG"} 2');

@@ -3,7 +3,7 @@ import { BlockList } from 'node:net';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { addressBytes } from '../../mapper/pod-entry.ts';
-import { isExcludedOutbound, TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
+import { isExcludedInbound, isExcludedOutbound, TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
   trafficOptions(Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])));
@@ -124,6 +124,23 @@ describe('a connection', () => {
   ] as const) {
     test(`to ${address}:${port} is ${expected ? 'left alone' : 'redirected'} under ${JSON.stringify(annotations)}`, () =>
       assert.equal(excluded(annotations, address, port), expected));
+  }
+
+  for (const [annotations, port, expected] of [
+    [{}, 80, false],
+    [{}, 15006, true],
+    [{}, 15090, true],
+    [{}, 15091, false],
+    [{ excludeInboundPorts: '80,443' }, 443, true],
+    [{ excludeInboundPorts: '80,443' }, 8080, false],
+    [{ excludeInboundPorts: '*' }, 8080, true],
+    [{ includeInboundPorts: '443' }, 443, false],
+    [{ includeInboundPorts: '443' }, 80, true],
+    [{ includeInboundPorts: '443', excludeInboundPorts: '443' }, 443, false],
+    [{ includeInboundPorts: '443' }, 15021, true],
+  ] as const) {
+    test(`from the host to port ${port} is ${expected ? 'left alone' : 'redirected'} under ${JSON.stringify(annotations)}`, () =>
+      assert.equal(isExcludedInbound(of(annotations).options, port), expected));
   }
 
   test('is in a range or not as Node.js says', () => {
