@@ -9,6 +9,7 @@
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include "cgroute.h"
+#include "lookup.bpf.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -39,9 +40,9 @@ SEC("socket")
 int cgroute_bypass(struct __sk_buff *skb)
 {
 	bool arriving = skb->ingress_ifindex;
-	__u8 *directions = NULL;
+	__u8 version, directions = 0;
 	struct address address;
-	__u8 version;
+	bool found = false;
 
 	if (bpf_skb_load_bytes(skb, 0, &version, sizeof(version)))
 		return NO_MATCH;
@@ -49,15 +50,15 @@ int cgroute_bypass(struct __sk_buff *skb)
 	if (version == 4) {
 		if (bpf_skb_load_bytes(skb, arriving ? 16 : 12, &address.word_be[0], 4))
 			return NO_MATCH;
-		directions = bpf_map_lookup_elem(&bypass_filter_map, &address.word_be[0]);
+		found = READ_ENTRY(&bypass_filter_map, &address.word_be[0], &directions);
 	} else if (version == 6) {
 		if (bpf_skb_load_bytes(skb, arriving ? 24 : 8, &address, sizeof(address)))
 			return NO_MATCH;
-		directions = bpf_map_lookup_elem(&bypass_filter6_map, &address);
+		found = READ_ENTRY(&bypass_filter6_map, &address, &directions);
 	}
-	if (!directions)
+	if (!found)
 		return NO_MATCH;
-	return *directions & (arriving ? BYPASS_INBOUND : BYPASS_OUTBOUND) ? MATCH : NO_MATCH;
+	return directions & (arriving ? BYPASS_INBOUND : BYPASS_OUTBOUND) ? MATCH : NO_MATCH;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

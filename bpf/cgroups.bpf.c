@@ -13,6 +13,8 @@
 #include <bpf/bpf_tracing.h>
 #include "cgroute.h"
 #include "identity.bpf.h"
+#include "lookup.bpf.h"
+#include "pod-name.bpf.h"
 
 /* Cgroup id of the watched root. */
 const volatile __u64 root_id = 0;
@@ -29,140 +31,6 @@ const volatile struct vocabulary {
 	struct cgroup_event event;
 } vocabulary;
 
-#define UID_LENGTH 36
-#define HASH_LENGTH 32
-/* Names are 255 characters at most. */
-#define NAME_LENGTH 256
-
-/* ".slice:cri-containerd:" and a container's id, where pod and container are one. */
-#define JOINED ":cri-containerd:"
-#define JOINED_LENGTH (sizeof(JOINED) - 1 + 64)
-
-/* A name in the kernel's memory, looked at in pieces. */
-struct name {
-	const char *text;
-	int length;
-};
-
-/* Whether `length` characters from `at` on are these; `length` is a constant of 24 at most. */
-static __always_inline bool reads(const struct name *name, int at, const char *text,
-				  int length)
-{
-	union {
-		char bytes[24];
-		__u64 words[3];
-	} is = {}, wanted = {};
-	int i;
-
-	if (at < 0 || at + length > name->length)
-		return false;
-	if (bpf_probe_read_kernel(is.bytes, length, name->text + at))
-		return false;
-#pragma unroll
-	for (i = 0; i < 24; i++)
-		if (i < length)
-			wanted.bytes[i] = text[i];
-	return is.words[0] == wanted.words[0] && is.words[1] == wanted.words[1] &&
-	       is.words[2] == wanted.words[2];
-}
-
-#define READS(name, at, text) reads(name, at, text, sizeof(text) - 1)
-
-/* Whether what ends at `at` is the head of a pod's slice: "kubepods-burstable-pod". */
-#define HEAD_AT(name, at, head)                                                \
-	(READS(name, (at) - (int)sizeof(head) + 1, head) &&                    \
-	 ((at) == sizeof(head) - 1 ||                                          \
-	  READS(name, (at) - (int)sizeof(head), "-")))
-
-static __always_inline bool is_slice_head(const struct name *name, int at)
-{
-	return HEAD_AT(name, at, "kubepods-pod") ||
-	       HEAD_AT(name, at, "kubepods-burstable-pod") ||
-	       HEAD_AT(name, at, "kubepods-besteffort-pod");
-}
-
-/* With systemd, dashes in a name mean nesting, so the kubelet writes underscores. */
-static __always_inline bool copy_uid(struct pod_key *key, const struct name *name,
-				     int at, char separator)
-{
-	if (at < 0 || bpf_probe_read_kernel(key->text, UID_LENGTH, name->text + at))
-		return false;
-	if (key->text[8] != separator || key->text[13] != separator ||
-	    key->text[18] != separator || key->text[23] != separator)
-		return false;
-	key->text[8] = '-';
-	key->text[13] = '-';
-	key->text[18] = '-';
-	key->text[23] = '-';
-	return true;
-}
-
-static __always_inline bool copy_hash(struct pod_key *key, const struct name *name, int at)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	return at >= 0 && !bpf_probe_read_kernel(key->text, HASH_LENGTH, name->text + at);
-}
-
-/* `end` is where the UID ends and ".slice" begins. */
-static __always_inline bool read_slice(struct pod_key *key, const struct name *name,
-				       int end)
-{
-	if (!READS(name, end, ".slice"))
-		return false;
-	if (copy_uid(key, name, end - UID_LENGTH, '_'))
-		return is_slice_head(name, end - UID_LENGTH);
-	return copy_hash(key, name, end - HASH_LENGTH) &&
-	       is_slice_head(name, end - HASH_LENGTH);
-}
-
-static __always_inline void read_name(struct cgroup *cgroup, char *buffer, struct name *name)
-{
-	name->text = (const char *)BPF_CORE_READ(cgroup, kn, name);
-	name->length = bpf_probe_read_kernel_str(buffer, NAME_LENGTH, name->text) - 1;
-}
-
-static __always_inline bool is_named(struct cgroup *cgroup, const char *text, int length)
-{
-	struct name name = {
-		.text = (const char *)BPF_CORE_READ(cgroup, kn, name),
-		.length = 24,
-	};
-
-	/* With the zero at its end. */
-	return reads(&name, 0, text, length);
-}
-
-#define NAMED(cgroup, text) is_named(cgroup, text, sizeof(text))
-
-static __always_inline struct cgroup *parent_of(struct cgroup *cgroup)
-{
-	/* A cgroup begins with the state of its own. */
-	return (struct cgroup *)BPF_CORE_READ(cgroup, self.parent);
-}
-
-/* Whether the name is a pod's; then `key` is what stands for it. */
-static __always_inline bool read_key(struct cgroup *cgroup, const struct name *name,
-				     struct pod_key *key)
-{
-	struct cgroup *parent;
-
-	if (READS(name, 0, "pod") &&
-	    (name->length == 3 + UID_LENGTH || name->length == 3 + HASH_LENGTH)) {
-		parent = parent_of(cgroup);
-		if (!NAMED(parent, "burstable") && !NAMED(parent, "besteffort") &&
-		    !NAMED(parent, "kubepods"))
-			return false;
-		return name->length == 3 + UID_LENGTH ? copy_uid(key, name, 3, '-') :
-							copy_hash(key, name, 3);
-	}
-	if (READS(name, name->length - (int)sizeof(".slice") + 1, ".slice"))
-		return read_slice(key, name, name->length - (int)sizeof(".slice") + 1);
-	if (!READS(name, name->length - (int)JOINED_LENGTH, JOINED))
-		return false;
-	return read_slice(key, name,
-			  name->length - (int)JOINED_LENGTH - (int)sizeof(".slice") + 1);
-}
-
 static __always_inline __u64 id_of(struct cgroup *cgroup)
 {
 	return BPF_CORE_READ(cgroup, kn, id);
@@ -175,8 +43,8 @@ struct place {
 	bool of_users;
 	/* Ancestors that have an entry: the pod's cgroup, its containers'. */
 	int known_above;
-	/* The parent's entry, if it has one. */
-	struct cgroup_info *parent;
+	/* Of the parent, if it has an entry. */
+	__u64 known_parent;
 	/* The cgroup right below the watched root on the way here. */
 	__u64 branch;
 };
@@ -185,7 +53,6 @@ static __always_inline void find_place(struct cgroup *cgroup, struct place *plac
 {
 	int depth = BPF_CORE_READ(cgroup, level) - root_level;
 	struct cgroup *above = cgroup;
-	struct cgroup_info *info;
 	__u64 id;
 	int i;
 
@@ -202,12 +69,41 @@ static __always_inline void find_place(struct cgroup *cgroup, struct place *plac
 			place->below_root = id == root_id;
 			return;
 		}
-		info = bpf_map_lookup_elem(&cgroup_info_map, &id);
+		if (!bpf_map_lookup_elem(&cgroup_info_map, &id))
+			continue;
+		place->known_above++;
 		if (i == 1)
-			place->parent = info;
-		if (info)
-			place->known_above++;
+			place->known_parent = id;
 	}
+}
+
+static __always_inline bool has_pod_name(struct cgroup *cgroup)
+{
+	struct pod_key key = {};
+	struct name name;
+
+	read_name(cgroup, &name);
+	return read_key(cgroup, &name, &key);
+}
+
+/*
+ * Whether a pod's cgroup lies above: one may have no entry, as the map was full or
+ * the agent has not come to it yet.
+ */
+static __always_inline bool is_below_pod(struct cgroup *cgroup)
+{
+	int depth = BPF_CORE_READ(cgroup, level) - root_level;
+	struct cgroup *above = cgroup;
+	int i;
+
+	for (i = 1; i < CGROUTE_MAX_DEPTH; i++) {
+		if (i >= depth)
+			break;
+		above = parent_of(above);
+		if (has_pod_name(above))
+			return true;
+	}
+	return false;
 }
 
 /* That pods live in this branch, so that root_connect looks for them there. */
@@ -243,6 +139,30 @@ static __always_inline bool is_handed_over(__u64 branch)
 	       bpf_map_lookup_elem(&handoff_map, &root);
 }
 
+/* What the agent thinks of a pod; false where it is not among those that it has told of. */
+static __always_inline bool read_pod(const struct pod_key *key, struct cgroup_info *info)
+{
+	struct pod_info *pod;
+	int i;
+
+	/* As READ_ENTRY, for a few of its fields. */
+	for (i = 0; i < LOOKUPS; i++) {
+		pod = bpf_map_lookup_elem(&pod_info_map, key);
+		if (!pod)
+			continue;
+		info->slot = pod->slot;
+		info->is_in_mesh = pod->is_in_mesh;
+		info->flags = pod->flags;
+		info->detected_flags = pod->detected_flags;
+		__builtin_memcpy(info->cgroup_ip, pod->ip4, sizeof(info->cgroup_ip));
+		__builtin_memcpy(info->cgroup_ip6, pod->ip6, sizeof(info->cgroup_ip6));
+		end_reads();
+		if (bpf_map_lookup_elem(&pod_info_map, key) == pod)
+			return true;
+	}
+	return false;
+}
+
 /*
  * A pod's cgroup: what the agent thinks of the pod, or that nobody knows it. Where
  * no agent was told to expect it, its connections have to wait for one.
@@ -250,23 +170,15 @@ static __always_inline bool is_handed_over(__u64 branch)
 static __always_inline void fill_pod(__u64 id, const struct pod_key *key, __u64 branch)
 {
 	struct cgroup_info info = { .id = id };
-	struct pod_info *pod;
 
-	pod = bpf_map_lookup_elem(&pod_info_map, key);
-	if (pod) {
-		info.slot = pod->slot;
-		info.is_in_mesh = pod->is_in_mesh;
-		info.flags = pod->flags;
-		info.detected_flags = pod->detected_flags;
-		if (info.is_in_mesh && !is_handed_over(branch)) {
-			info.flags |= INFO_NO_HANDOFF;
-			info.detected_flags |= INFO_NO_HANDOFF;
-		}
-		__builtin_memcpy(info.cgroup_ip, pod->ip4, sizeof(info.cgroup_ip));
-		__builtin_memcpy(info.cgroup_ip6, pod->ip6, sizeof(info.cgroup_ip6));
-	} else {
+	if (!read_pod(key, &info)) {
+		__builtin_memset(&info, 0, sizeof(info));
+		info.id = id;
 		info.flags = INFO_UNKNOWN_POD;
 		info.detected_flags = CGROUTE_DETECTED_FLAGS;
+	} else if (info.is_in_mesh && !is_handed_over(branch)) {
+		info.flags |= INFO_NO_HANDOFF;
+		info.detected_flags |= INFO_NO_HANDOFF;
 	}
 	/* What the agent has written is newer. */
 	bpf_map_update_elem(&cgroup_info_map, &id, &info, BPF_NOEXIST);
@@ -291,11 +203,12 @@ static __always_inline bool is_container(const struct name *name)
  * A container's cgroup is as the pod's. CRI-O's monitor beside it is in the host's
  * network, and never redirected.
  */
-static __always_inline void fill_container(__u64 id, const struct name *name,
-					   const struct cgroup_info *pod)
+static __always_inline void fill_container(__u64 id, const struct name *name, __u64 pod)
 {
-	struct cgroup_info info = *pod;
+	struct cgroup_info info;
 
+	if (!read_info(pod, &info))
+		return;
 	info.id = id;
 	if (READS(name, 0, "crio-conmon-") || READS(name, 0, "libpod-conmon-")) {
 		info.is_in_mesh = 0;
@@ -335,19 +248,18 @@ SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 {
 	struct place place = {};
-	char buffer[NAME_LENGTH];
 	struct pod_key key = {};
 	struct name name;
 
 	find_place(cgroup, &place);
 	if (!place.below_root)
 		return 0;
-	read_name(cgroup, buffer, &name);
+	read_name(cgroup, &name);
 	/* What is made inside a pod never passes for another pod. */
-	if (place.parent && place.known_above == 1 && is_container(&name)) {
-		fill_container(id_of(cgroup), &name, place.parent);
+	if (place.known_parent && place.known_above == 1 && is_container(&name)) {
+		fill_container(id_of(cgroup), &name, place.known_parent);
 	} else if (!place.known_above && !place.of_users &&
-		   read_key(cgroup, &name, &key)) {
+		   read_key(cgroup, &name, &key) && !is_below_pod(cgroup)) {
 		note_branch(place.branch);
 		fill_pod(id_of(cgroup), &key, place.branch);
 	}

@@ -15,6 +15,7 @@
 #include "cgroute.h"
 #include "identity.bpf.h"
 #include "kubelet.bpf.h"
+#include "lookup.bpf.h"
 #include "maps.bpf.h"
 #include "options.bpf.h"
 
@@ -76,13 +77,12 @@ const volatile struct vocabulary {
 static __always_inline bool denies(bool when_proxy_down)
 {
 	enum setting key = SETTING_POLICIES;
-	struct policies *policies;
+	struct policies policies;
 
-	policies = bpf_map_lookup_elem(&settings, &key);
-	if (!policies)
+	if (!READ_ENTRY_THAT_IS(&settings, &key, &policies))
 		return when_proxy_down; /* the defaults of both */
-	return (when_proxy_down ? policies->when_proxy_down :
-				  policies->unknown_pods) == POLICY_DENY;
+	return (when_proxy_down ? policies.when_proxy_down :
+				  policies.unknown_pods) == POLICY_DENY;
 }
 
 /* Ports of the proxy itself, by Istio's conventions. */
@@ -109,11 +109,11 @@ struct verdict {
 	__u16 proxy_port_be;
 };
 
-static __always_inline struct address *find_proxy(bool ip4)
+static __always_inline bool find_proxy(bool ip4, struct address *proxy)
 {
 	enum setting key = ip4 ? SETTING_PROXY_IP4 : SETTING_PROXY_IP6;
 
-	return bpf_map_lookup_elem(&settings, &key);
+	return READ_ENTRY_THAT_IS(&settings, &key, proxy);
 }
 
 /* Whether this is where the proxy takes redirected connections. */
@@ -127,22 +127,22 @@ static __always_inline void redirect(struct verdict *verdict,
 				     const struct address *dst, __u16 port_be,
 				     bool ip4, bool inbound)
 {
-	struct address *proxy = find_proxy(ip4);
+	struct address proxy;
 
-	if (!proxy) {
+	if (!find_proxy(ip4, &proxy)) {
 		verdict->denied = denies(true);
 		verdict->branch = verdict->denied ? BRANCH_NO_PROXY_DENIED :
 						    BRANCH_NO_PROXY_ALLOWED;
 		return;
 	}
-	if (same_address(dst, proxy) && is_redirect_port(port_be)) {
+	if (same_address(dst, &proxy) && is_redirect_port(port_be)) {
 		verdict->denied = true;
 		verdict->branch = BRANCH_LOOP_DENIED;
 		return;
 	}
 	verdict->redirected = true;
 	verdict->branch = inbound ? BRANCH_INBOUND_REDIRECTED : BRANCH_REDIRECTED;
-	verdict->proxy = *proxy;
+	verdict->proxy = proxy;
 	verdict->proxy_port_be = bpf_htons(inbound ? inbound_port : outbound_port);
 }
 
@@ -158,28 +158,26 @@ static __always_inline bool is_handed_over(void)
 {
 	__u64 branch = bpf_get_current_ancestor_cgroup_id(root_level + 1);
 	__u64 root = bpf_get_current_ancestor_cgroup_id(root_level);
-	enum handoff *handoff;
+	enum handoff handoff;
 
 	if (bpf_map_lookup_elem(&handoff_map, &branch))
 		return true;
-	handoff = bpf_map_lookup_elem(&handoff_map, &root);
-	return handoff && *handoff == HANDOFF_ALL;
+	return READ_ENTRY(&handoff_map, &root, &handoff) && handoff == HANDOFF_ALL;
 }
 
 static __always_inline void decide_host(struct verdict *verdict,
 					const struct address *dst, __u16 port_be,
 					bool ip4)
 {
-	struct pod_address *pod;
+	struct pod_address pod;
 
 	verdict->branch = BRANCH_HOST_UNTOUCHED;
-	pod = bpf_map_lookup_elem(&pod_ip_map, dst);
-	if (!pod)
+	if (!READ_ENTRY(&pod_ip_map, dst, &pod))
 		return;
-	verdict->slot = pod->slot;
+	verdict->slot = pod.slot;
 	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet() ||
-	    (pod->has_options &&
-	     is_excluded_inbound(pod->slot, bpf_ntohs(port_be)))) {
+	    (pod.has_options &&
+	     is_excluded_inbound(pod.slot, bpf_ntohs(port_be)))) {
 		verdict->branch = BRANCH_INBOUND_EXEMPT;
 		return;
 	}
@@ -266,7 +264,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 {
 	__u16 port_be = ctx->user_port;
 	__u64 cookie, *handled;
-	struct cgroup_info *info;
+	struct cgroup_info info;
 	__u32 zero = 0;
 
 	cookie = bpf_get_socket_cookie(ctx);
@@ -277,9 +275,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		*handled = 0;
 		return ALLOW;
 	}
-	info = find_pod(at_root);
-	if (info)
-		decide_pod(verdict, info, dst, port_be, ip4);
+	if (find_pod(at_root, &info))
+		decide_pod(verdict, &info, dst, port_be, ip4);
 	else if (at_root)
 		decide_host(verdict, dst, port_be, ip4);
 	else

@@ -4,6 +4,7 @@
 #define CGROUTE_IDENTITY_BPF_H
 
 #include "cgroute.h"
+#include "lookup.bpf.h"
 
 /* Level of the watched root in the cgroup hierarchy; the real root is 0. */
 const volatile __u32 root_level = 0;
@@ -63,32 +64,43 @@ static __always_inline bool in_pod_tree(void)
 	return false;
 }
 
-/*
- * The pod of the current process: by its cgroup, which is a container's most of
- * the time, else by the nearest ancestor that is known. A cgroup made inside a
- * pod is never known itself, whatever its name.
- */
-static __always_inline struct cgroup_info *find_pod(bool at_root)
+/* A copy of a cgroup's entry, which says itself whose it is; false where it has none. */
+static __always_inline bool read_info(__u64 id, struct cgroup_info *info)
 {
-	struct cgroup_info *info;
-	__u64 id, ancestor;
+	return READ_ENTRY(&cgroup_info_map, &id, info) && info->id == id;
+}
+
+/* The nearest ancestor that is known. */
+static __always_inline bool read_ancestor(__u64 id, struct cgroup_info *info)
+{
+	__u64 ancestor;
 	int i;
 
-	id = bpf_get_current_cgroup_id();
-	info = bpf_map_lookup_elem(&cgroup_info_map, &id);
-	if (info)
-		return info;
-	if (at_root && !in_pod_tree())
-		return NULL;
 	for (i = CGROUTE_MAX_DEPTH; i > 0; i--) {
 		ancestor = bpf_get_current_ancestor_cgroup_id(root_level + i);
 		if (!ancestor || ancestor == id)
 			continue;
-		info = bpf_map_lookup_elem(&cgroup_info_map, &ancestor);
-		if (info)
-			return info;
+		if (read_info(ancestor, info))
+			return true;
 	}
-	return NULL;
+	return false;
+}
+
+/*
+ * The pod of the current process: by its cgroup, which is a container's most of
+ * the time, else by the nearest ancestor that is known. A cgroup made inside a
+ * pod is never known itself, whatever its name. False for nobody's.
+ */
+static __always_inline bool find_pod(bool at_root, struct cgroup_info *info)
+{
+	__u64 id = bpf_get_current_cgroup_id();
+
+	if (read_info(id, info))
+		return true;
+	if (at_root && !in_pod_tree())
+		return false;
+	/* The one entry that there is may be passed by as it is replaced. */
+	return read_ancestor(id, info) || read_info(id, info) || read_ancestor(id, info);
 }
 
 #endif

@@ -79,10 +79,13 @@ static __always_inline bool put_original(const struct tuple *tuple,
 	return !error;
 }
 
-static __always_inline void delete_original(const struct tuple *tuple, __u32 slot)
+/* False when it was gone already. */
+static __always_inline bool delete_original(const struct tuple *tuple, __u32 slot)
 {
-	if (!bpf_map_delete_elem(&original_dst_map, tuple))
-		add_originals(slot, -1);
+	if (bpf_map_delete_elem(&original_dst_map, tuple))
+		return false;
+	add_originals(slot, -1);
+	return true;
 }
 
 static __always_inline void file_original(struct connection *connection,
@@ -249,9 +252,14 @@ static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *c
 		return NULL;
 	original = bpf_sk_storage_get(&accepted_map, sk, original,
 				      BPF_SK_STORAGE_GET_F_CREATE);
-	if (original)
-		delete_original(&tuple, original->slot);
-	return original;
+	if (!original || delete_original(&tuple, original->slot))
+		return original;
+	/*
+	 * The client has gone meanwhile, and what was copied may be another's already,
+	 * see lookup.bpf.h. Nobody else asks: the kernel holds the socket's lock.
+	 */
+	bpf_sk_storage_delete(&accepted_map, sk);
+	return NULL;
 }
 
 SEC("cgroup/getsockopt")

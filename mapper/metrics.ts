@@ -11,6 +11,7 @@ import { CgrouteError } from '../native/error.ts';
 import { branch, setting } from '../native/layouts.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import type { ResetFigures } from './connection-reset.ts';
+import { overflowEntries } from './connection-room.ts';
 import type { Restart } from './kube-resource.ts';
 import type { SourceFigures } from './object-source.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
@@ -125,7 +126,7 @@ function unmappedVerdicts(view: MetricsView): Verdict[] {
 
 /** The kernel keeps count of what the large map holds, and the others are counted in a few calls, so a scrape costs little when they are full. */
 function entryCount(maps: MetricsView['maps'], key: (typeof COUNTED_MAPS)[number]): number {
-  return key === 'overflowConnections' ? Number(BigInt.asIntN(64, maps.overflowCount.get(0) ?? 0n)) : maps[key].count();
+  return key === 'overflowConnections' ? overflowEntries(maps) : maps[key].count();
 }
 
 const errnoOf = (error: unknown): string => (error instanceof CgrouteError ? error.errno : undefined) ?? OTHER_ERRNO;

@@ -21,6 +21,7 @@ import type { SourceState } from '../watcher/source-state.ts';
 import { AgentRecord } from './agent-record.ts';
 import type { Config } from './config.ts';
 import { ConnectionReset } from './connection-reset.ts';
+import { ConnectionRoom } from './connection-room.ts';
 import { Enrolment } from './enrolment.ts';
 import { explain, type Explanation } from './explain.ts';
 import { HandoffPlaces } from './handoff-places.ts';
@@ -79,7 +80,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
     if (lock.note !== undefined) logger.warn(lock.note);
-    refuseOthers(cgroupRoot, findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot);
+    await refuseOthers({ cgroupRoot, mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot, procRoot, logger });
     makePinDirectory(bpffsRoot);
     stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     before = pinnedVersions(bpffsRoot);
@@ -125,6 +126,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #trees: PodTrees;
   readonly #handoffs: HandoffPlaces;
   readonly #sidecars: SidecarRules;
+  readonly #room: ConnectionRoom;
   readonly #host: HostWatch;
   readonly #inventory: Inventory;
   readonly #enrolment: Enrolment;
@@ -186,6 +188,7 @@ class RunningAgent implements AsyncDisposable {
       onMapped: (seconds) => this.metrics.mapped(seconds),
     });
     this.#marks = this.#podMarks(inventory, enrolment);
+    this.#room = new ConnectionRoom({ maps: dataPlane.maps, shares: mapShares(config), logger, tell: (uid, message) => this.#marks?.noRoom(uid, message) });
     const filter = dataPlane.execFilter;
     // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
     const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
@@ -372,6 +375,7 @@ class RunningAgent implements AsyncDisposable {
       this.#driftRepaired += entries;
       if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
       this.#marks?.soon();
+      this.#room.look();
       const repaired = this.#dataPlane.repairLinks();
       this.#driftRepaired += repaired.length;
       if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');

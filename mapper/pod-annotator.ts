@@ -278,6 +278,12 @@ export class PodMarks implements Disposable {
     if (missing !== undefined) this.#dirty.add(uid);
   }
 
+  /** What becomes of a pod's connections as a map is full. */
+  noRoom(uid: string, message: string): void {
+    const pod = this.#options.inventory.pod(uid);
+    if (pod !== undefined) this.#options.events?.report(pod, 'NoRoom', message);
+  }
+
   /** Why the maps don't redirect the pod, without a `why` where that is only a matter of time; undefined where they do. */
   #missing(pod: Pod): { readonly why?: string } | undefined {
     const { maps } = this.#options;

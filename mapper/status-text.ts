@@ -21,6 +21,7 @@ export function statusText(status: NodeStatus): string {
     ['proxy', proxy.address === null ? 'none is ready' : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod].filter((part) => part !== null).join('  ')],
     ['kernel', kernelText(status)],
     ...status.sources.map(({ name, state, detail }) => [name, `${state}: ${detail}`]),
+    ...status.maps.filter(({ entries, capacity }) => entries >= capacity).map(({ name, capacity }) => ['FULL', `${name} has no room for more than its ${capacity} entries; ${WITHOUT_ROOM[name] ?? 'see the log of the agent'}`]),
   ]);
   const pods = table([
     ['NAMESPACE', 'NAME', 'VERDICT', 'REASON', 'IPS', 'CGROUPS', 'REDIRECTED', 'INBOUND', 'UNTOUCHED', 'DENIED'],
@@ -32,6 +33,15 @@ export function statusText(status: NodeStatus): string {
   const unknown = status.unknown.length === 0 ? [] : [`${status.unknown.length} cgroups belong to pods that nobody knows:`, ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`)];
   return [head, '', ...(status.pods.length === 0 ? ['no pods'] : [pods]), ...unknown, ''].join('\n');
 }
+
+/** What becomes of connections. */
+const WITHOUT_ROOM: Readonly<Record<string, string>> = {
+  cgroup_info_map: 'pods that are not in it are treated as unknown: see maxPods',
+  pod_info_map: 'pods that are not in it are treated as unknown: see maxPods',
+  pod_ip_map: 'host processes reach pods that are not in it directly: see maxPods',
+  connection_overflow_map: 'further connections are refused (errorDenied): see maxConnections',
+  original_dst_map: 'the proxy is not told the destination of further connections (handoffLost): is it stuck?',
+};
 
 function kernelText({ capabilities }: NodeStatus): string {
   if (capabilities === null) return 'its features could not be tried here';

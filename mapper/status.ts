@@ -9,6 +9,7 @@ import { openCgroupTree, type Cgroup } from '../watcher/cgroup-tree.ts';
 import { findCgroupMount, realCgroupRoot } from '../watcher/host.ts';
 import type { SourceState } from '../watcher/source-state.ts';
 import { readAgentRecord } from './agent-record.ts';
+import { mapRoom, type MapRoom } from './connection-room.ts';
 import { addressText } from './pod-entry.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
 
@@ -44,6 +45,8 @@ export interface NodeStatus {
   readonly unknown: readonly CgroupStatus[];
   /** Connections of host processes and of unknown pods. */
   readonly host: Connections;
+  /** How full the maps are whose room can run out. */
+  readonly maps: readonly MapRoom[];
 }
 
 export interface StatusOptions {
@@ -62,7 +65,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
       node: null,
       agent: { running: false, ready: false, pid: null, version: null },
       proxy: { address: null, address6: null, pod: null, ready: false },
-      sources: [], capabilities: capabilities(), pods: [], unknown: [], host: NO_CONNECTIONS,
+      sources: [], capabilities: capabilities(), pods: [], unknown: [], host: NO_CONNECTIONS, maps: [],
     };
   }
   const record = readAgentRecord(maps.agent);
@@ -92,6 +95,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
       .sort((a, b) => `${a.namespace}/${a.name}`.localeCompare(`${b.namespace}/${b.name}`)),
     unknown: cgroups.filter(([, { flags }]) => (flags & infoFlag.unknownPod) !== 0).map(([id]) => cgroupStatus(id)),
     host: connectionsOf(maps.counters.get(SHARED_SLOT)?.count ?? []),
+    maps: mapRoom(maps),
   };
 }
 

@@ -59,6 +59,7 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_get_current_cgroup_id: 80,
   bpf_tcp_sock: 96,
   bpf_sk_storage_get: 107,
+  bpf_sk_storage_delete: 108,
   bpf_probe_read_kernel: 113,
   bpf_probe_read_kernel_str: 115,
   bpf_get_netns_cookie: 122,
@@ -105,7 +106,7 @@ const SECTIONS: readonly Section[] = [
   { section: 'cgroup/connect6', type: 18, attach: cgroupHooks.connect6, since: '4.17', helpers: CONNECT },
   { section: 'cgroup/getpeername4', type: 18, attach: cgroupHooks.getpeername4, since: '5.8', helpers: PEER },
   { section: 'cgroup/getpeername6', type: 18, attach: cgroupHooks.getpeername6, since: '5.8', helpers: PEER },
-  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: '5.15' } },
+  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_sk_storage_delete: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: '5.15' } },
   { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', helpers: { bpf_get_socket_cookie: '5.7' } },
   {
     section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13',

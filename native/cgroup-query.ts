@@ -63,6 +63,7 @@ const MAX_PROGRAMS = 1024;
 const KERNEL_ROOT = 1n;
 /** Names that nobody else is likely to choose; sock_ops and sock_release are not among them. */
 const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
+export const isOurName = (program: string): boolean => OUR_NAMES.test(program);
 
 /**
  * The programs of the links that are pinned in directories, by their ids.
@@ -181,7 +182,7 @@ function describe(id: number, mode: AttachMode, pinned: PinnedPrograms): Attache
   const pin = pinned.get(id);
   if (pin !== undefined) return { id, name: pin, mode, owner: 'cgroute' };
   const name = nameOf(id);
-  return { id, name, mode, owner: name !== undefined && OUR_NAMES.test(name) ? 'unpinned' : 'other' };
+  return { id, name, mode, owner: name !== undefined && isOurName(name) ? 'unpinned' : 'other' };
 }
 
 /** `name` of `struct bpf_prog_info`, <linux/bpf.h>. */

@@ -66,6 +66,8 @@ function bind(lib: LibraryHandle) {
     objGetInfo: lib.func('int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *len)') as (fd: number, info: Buffer, length: Buffer) => number,
     linkCreate: lib.func('int bpf_link_create(int prog_fd, int target_fd, int type, const void *opts)') as (program: number, target: number, type: number, options: null) => number,
     linkUpdate: lib.func('int bpf_link_update(int link_fd, int prog_fd, const void *opts)') as (link: number, program: number, options: null) => number,
+    linkNextId: lib.func('int bpf_link_get_next_id(uint32_t id, _Out_ void *next)') as (id: number, next: Buffer) => number,
+    linkFdById: lib.func('int bpf_link_get_fd_by_id(uint32_t id)') as (id: number) => number,
     progQuery: lib.func('int bpf_prog_query(int target_fd, int type, uint32_t flags, _Out_ void *attach_flags, _Out_ void *ids, _Inout_ void *count)') as (target: number, type: number, flags: number, attachFlags: Buffer, ids: Buffer, count: Buffer) => number,
     progFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)') as (id: number) => number,
     mapCreate: lib.func('int bpf_map_create(int type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries, const void *opts)') as (type: number, name: string | null, keySize: number, valueSize: number, maxEntries: number, options: null) => number,

@@ -12,6 +12,9 @@ import type { Logger } from 'pino';
 const SLICE_MS = 4;
 const STEPS_PER_LOOK = 16;
 
+/** What listing a directory says that was removed. */
+const GONE: ReadonlySet<string | undefined> = new Set(['ENOENT', 'ENODEV', 'ENOTDIR']);
+
 export interface Cgroup {
   /** The directory's inode number, which is the kernel's cgroup id. */
   readonly id: bigint;
@@ -28,6 +31,8 @@ export interface CgroupTreeOptions {
   readonly onAppeared: (cgroup: Cgroup) => void;
   /** A cgroup exists no more; its children were reported before it. What it throws is logged. */
   readonly onGone: (cgroup: Cgroup) => void;
+  /** What is new in a cgroup could not be seen, for want of file descriptors for instance; said for each. @default nobody is told */
+  readonly onUnlisted?: (path: string, error: unknown) => void;
 }
 
 export interface CgroupTree {
@@ -132,8 +137,9 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
       for (let entry = directory.readSync(); entry !== null; entry = directory.readSync()) {
         yield entry.isDirectory() && !node.children.has(entry.name) ? entry.name : undefined;
       }
-    } catch {
-      // It was removed meanwhile; the next look at its parent sees that.
+    } catch (error) {
+      // Removed meanwhile: the next look at its parent sees that.
+      if (!GONE.has((error as NodeJS.ErrnoException).code)) options.onUnlisted?.(node.path, error);
     } finally {
       directory?.closeSync();
     }

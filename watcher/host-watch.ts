@@ -7,6 +7,7 @@
  */
 import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
+import { messageOf } from '../native/error.ts';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { watchCgroups, type CgroupHints, type Subscribe } from './cgroup-watch.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
@@ -94,6 +95,9 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   let timer: NodeJS.Timeout | undefined;
   let lostTimer: NodeJS.Timeout | undefined;
   let lastLost = -Infinity;
+  /** Why cgroups could not be listed, since the last sweep began; and whether that has been said. */
+  let unlisted: string | undefined;
+  let isUnlistedSaid = false;
 
   const tree = openCgroupTree({
     cgroupRoot,
@@ -103,6 +107,12 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       if (!closed) options.onCgroup(cgroup);
     },
     onGone: (cgroup) => closed || options.onCgroupGone(cgroup),
+    onUnlisted(path, err) {
+      unlisted = `${path} could not be listed (${messageOf(err)}), which is tried again each second: what is new there may not be seen`;
+      if (!isUnlistedSaid) logger.error({ err, path }, `a cgroup's directory could not be listed, which is tried again each second: what is new in it may not be seen; if too many files are open (EMFILE, ENFILE), raise the limit`);
+      isUnlistedSaid = true;
+      sweepSoon();
+    },
   });
 
   function pidsOf(path: string): number[] {
@@ -220,7 +230,12 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     if (closed) return;
     const start = performance.now();
     const first = sweeps++ === 0;
+    unlisted = undefined;
     await tree.sweep();
+    if (isUnlistedSaid && unlisted === undefined) {
+      isUnlistedSaid = false;
+      logger.info('all cgroups can be listed again');
+    }
     if (first || wantsProcess) await reportAll();
     lastSweep = `the last of ${sweeps} took ${Math.ceil(performance.now() - start)} ms for ${tree.cgroups.size} cgroups; ${tree.foundBySweep()} were found by it alone`;
   }
@@ -262,7 +277,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       kernel.state(),
       processes.state(),
       watch.state(),
-      { name: 'sweep', state: closed ? 'off' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}` },
+      { name: 'sweep', state: closed ? 'off' : isUnlistedSaid ? 'degraded' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}${isUnlistedSaid && unlisted !== undefined ? `; ${unlisted}` : ''}` },
     ],
     pidsOf,
     hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),

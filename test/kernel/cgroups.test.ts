@@ -240,3 +240,26 @@ describe('a cgroup that is made', () => {
     assert.deepEqual(fresh.plane.maps.cgroups.keys(), [], 'nothing of it is left');
   });
 });
+
+test('a name below a pod is not believed where that pod has no entry itself, as the map was full or it was made before', async () => {
+  await using sandbox = await makeSandbox('full');
+  using plane = openTestPlane(sandbox, { maxEntries: { cgroup_info_map: 1 } });
+  const { cgroups, pods } = plane.plane.maps;
+  const make = (path: string): CgroupInfo | undefined => {
+    mkdirSync(`${sandbox.cgroupRoot}${path}`, { recursive: true });
+    return cgroups.get(statSync(`${sandbox.cgroupRoot}${path}`, { bigint: true }).ino);
+  };
+  make(`/kubepods.slice/kubepods-pod${SLICE_UID}.slice`);
+  make(`/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`);
+  assert.equal(plane.plane.attachIdentity(), true, plane.plane.notes.join());
+  pods.set({ text: UID }, POD);
+  assert.notEqual(make('/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab'), undefined);
+  assert.equal(make(`/kubepods/pod${OTHER}/${C}`), undefined, 'full');
+  cgroups.delete(statSync(`${sandbox.cgroupRoot}/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab`, { bigint: true }).ino);
+  for (const above of [`/kubepods/pod${OTHER}`, `/kubepods/pod${OTHER}/${C}/a/b`, `/kubepods.slice/kubepods-pod${SLICE_UID}.slice/${C}`, `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`]) {
+    for (const name of [`kubepods/burstable/pod${UID}`, `kubepods-pod${SLICE_UID}.slice`]) {
+      assert.equal(make(`${above}/${name}`), undefined, `${above}/${name}`);
+    }
+  }
+  assert.notEqual(make(`/kubepods/burstable/pod${UID}`), undefined, 'though there is room');
+});

@@ -295,3 +295,32 @@ test('in a cgroup namespace of its own the agent finds its own cgroup and those 
   const own = processes.filter(({ pid }) => pid === self || pid === child);
   assert.ok(own.length > 0 && own.every(({ path }) => path === '/host'), JSON.stringify(own));
 });
+
+test('without file descriptors to list a cgroup with, that is said once, and what is new is found as soon as there are some', async () => {
+  await using sandbox = await makeSandbox('watch');
+  const said: string[] = [];
+  const logger = pino({ level: 'info' }, { write: (line: string) => void said.push((JSON.parse(line) as { msg: string }).msg) });
+  const { watch, cgroups, source } = watched(sandbox, { logger, subscribe: noWatch, openProcessEvents: noEvents });
+  await using _ = watch;
+  await watch.ready;
+  const limit = sandbox.spawn({
+    cmd: 'sh', cgroup: sandbox.hostCgroup,
+    args: ['-c', 'all=$(prlimit --pid $1 --nofile --noheadings --output SOFT) && prlimit --pid $1 --nofile=3: && echo low && cat && prlimit --pid $1 --nofile=$all: && echo high', 'sh', String(process.pid)],
+  });
+  await limit.line(/low/);
+  try {
+    sandbox.cgroup('/new');
+    await watch.sweep();
+    await watch.sweep();
+    assert.equal(cgroups.has('/new'), false);
+    assert.equal(source('sweep').state, 'degraded');
+    assert.match(source('sweep').detail, /\/ could not be listed \(.*EMFILE/);
+  } finally {
+    limit.end();
+    await limit.line(/high/);
+  }
+  await eventually('it is found', () => cgroups.has('/new') && source('sweep').state === 'ok', 3000);
+  const about = said.filter((text) => /listed/.test(text));
+  assert.equal(about.length, 2, about.join());
+  assert.match(about[0] ?? '', /could not be listed.*raise the limit/);
+});

@@ -33,6 +33,8 @@ static const struct {
 	{ "storm", cmd_storm, "PER_SECOND MS" },
 	{ "grab", cmd_grab, "COUNT ADDR PORT" },
 	{ "threads", cmd_threads, "COUNT" },
+	{ "knock", cmd_knock, "MS ADDR PORT" },
+	{ "rewrite", cmd_rewrite, "PIN KEY=VALUE..." },
 	{ "nothing", cmd_nothing, "(begun by storm)" },
 };
 

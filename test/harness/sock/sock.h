@@ -80,6 +80,10 @@ int cmd_bench(int argc, char **argv);
 int cmd_grab(int argc, char **argv);
 int cmd_threads(int argc, char **argv);
 
+/* race.c */
+int cmd_knock(int argc, char **argv);
+int cmd_rewrite(int argc, char **argv);
+
 /* start.c */
 int cmd_arrive(int argc, char **argv);
 int cmd_arrived(int argc, char **argv);
