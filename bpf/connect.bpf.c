@@ -281,14 +281,16 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		decide_host(verdict, dst, port_be, ip4);
 	else
 		decide_unknown(verdict);
-	if (at_root) {
-		/* The pod_ program was here, and its mark has been lost. */
-		if (verdict->branch == BRANCH_LOOP_DENIED &&
-		    is_remembered(cookie, dst, port_be))
-			return ALLOW;
-	} else {
+	/*
+	 * Not a loop, but the same connect() once more: at the root, where the pod_
+	 * program's mark has been lost; at a pod, where the program is attached twice, as
+	 * the kernel frees a link that was removed only after its successor is there.
+	 */
+	if (verdict->branch == BRANCH_LOOP_DENIED &&
+	    (at_root || *handled == cookie) && is_remembered(cookie, dst, port_be))
+		return ALLOW;
+	if (!at_root)
 		*handled = cookie;
-	}
 	if (verdict->redirected && !remember(cookie, verdict, dst, port_be)) {
 		verdict->redirected = false;
 		verdict->denied = true;

@@ -159,6 +159,19 @@ test('a link that somebody removed is put back, and links of other cgroups are d
   assert.deepEqual(Object.keys(await linksOf(plane.bpffsRoot)).sort(), Object.keys(before).sort());
 });
 
+test('programs that are attached twice, as in the instant of a repair, redirect as one does', async () => {
+  await using mesh = await makeMesh('twice');
+  const { plane, app, server, sandbox } = mesh;
+  for (const [pin, { prog_id: program }] of Object.entries(await linksOf(plane.bpffsRoot))) {
+    const family = /^pod_connect([46])@/.exec(pin)?.[1];
+    if (family !== undefined) await must({ cmd: 'bpftool', args: ['cgroup', 'attach', join(sandbox.cgroupRoot, 'kubepods'), `cgroup_inet${family}_connect`, 'id', String(program), 'multi'] });
+  }
+  assert.equal((await programsBelow(sandbox.cgroupRoot)).filter((name) => name === 'pod_connect4').length, 2);
+  for (const address of [server.ip4, server.ip6]) {
+    for (let i = 0; i < 3; i++) await assertRedirected(mesh, await connect(app, address, PORT), at(address, PORT));
+  }
+});
+
 test('a tree that is made again under the same path gets programs of its own', async () => {
   await using sandbox = await makeSandbox('again');
   using plane = openTestPlane(sandbox);
