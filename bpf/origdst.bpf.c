@@ -13,6 +13,7 @@
 #include "address.bpf.h"
 #include "cgroute.h"
 #include "maps.bpf.h"
+#include "older-kernel.bpf.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -102,7 +103,7 @@ static __always_inline void file_original(struct connection *connection,
 	tuple->client_port_be = ends->local_port_be;
 	tuple->isn = isn;
 	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns : 0;
-	connection->original.at_ns = bpf_ktime_get_coarse_ns();
+	connection->original.at_ns = now_ns();
 	if (!put_original(tuple, &connection->original))
 		count(connection->original.slot, BRANCH_HANDOFF_LOST);
 }
@@ -119,7 +120,7 @@ static __always_inline void forget(__u64 cookie, bool over)
 	if (!connection)
 		return;
 	slot = connection->original.slot;
-	if (over || bpf_ktime_get_coarse_ns() - connection->original.at_ns > STALE_NS)
+	if (over || now_ns() - connection->original.at_ns > STALE_NS)
 		delete_original(&connection->tuple, slot);
 	delete_connection(cookie, slot);
 }
@@ -144,19 +145,54 @@ static __always_inline void read_ends(struct bpf_sock_ops *ctx, struct ends *end
 	ends->remote_port_be = bpf_htons((__u16)bpf_ntohl(remote_port_be));
 }
 
+static __always_inline __u64 netns_of(struct bpf_sock_ops *ctx)
+{
+	return HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) : netns_inode(ctx->sk);
+}
+
 static __always_inline void on_established(struct bpf_sock_ops *ctx)
 {
 	struct connection *connection;
 	struct ends ends = {};
-	__u32 isn;
 
+	connection = find_connection(bpf_get_socket_cookie(ctx));
+	if (!connection || connection->original.at_ns)
+		return; /* filed with its SYN */
+	read_ends(ctx, &ends);
+	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
+	file_original(connection, &ends, ctx->snd_una - (__u32)ctx->bytes_acked,
+		      netns_of(ctx));
+}
+
+/*
+ * With Fast Open the proxy may have accepted, and asked, before the client has its
+ * SYN-ACK. So what it asks for is there before the SYN leaves.
+ */
+static __always_inline void file_early(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct connection *connection;
+	struct ends ends = {};
+	struct tcp_sock *tcp;
+
+	tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tcp || !tcp->fastopen_req)
+		return;
 	connection = find_connection(bpf_get_socket_cookie(ctx));
 	if (!connection)
 		return;
 	read_ends(ctx, &ends);
-	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
-	isn = ctx->snd_una - (__u32)ctx->bytes_acked;
-	file_original(connection, &ends, isn, bpf_get_netns_cookie(ctx));
+	file_original(connection, &ends, tcp->write_seq, netns_of(ctx));
+}
+
+/* Before Linux 5.19 nobody can tell: each redirected one may be. */
+static __always_inline bool may_be_mptcp(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!HAS_HELPER(skc_to_mptcp_sock))
+		return find_connection(bpf_get_socket_cookie(ctx));
+	return sk && bpf_skc_to_mptcp_sock(sk);
 }
 
 /*
@@ -165,10 +201,9 @@ static __always_inline void on_established(struct bpf_sock_ops *ctx)
  */
 static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
-
-	if (sk && bpf_skc_to_mptcp_sock(sk))
+	if (may_be_mptcp(ctx))
 		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+	file_early(ctx);
 }
 
 /* Called some five times for a connection at each end, so it leaves early. */
@@ -180,12 +215,13 @@ int sock_ops(struct bpf_sock_ops *ctx)
 	else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		on_connect(ctx);
 	else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
-		forget(bpf_get_socket_cookie(ctx), false);
+		forget(bpf_get_socket_cookie(ctx), ctx->args[0] == BPF_TCP_SYN_SENT);
 	return 1;
 }
 
 /*
- * With the proxy's FIN the proxy is through with the connection. A client that
+ * With the proxy's FIN the proxy is through with the connection, and with a SYN
+ * that nobody answered nobody will ask. A client that
  * goes away first may be quicker than the proxy, which is still going to ask.
  */
 SEC("cgroup/sock_release")
@@ -194,7 +230,8 @@ int sock_release(struct bpf_sock *ctx)
 	__u32 state = ctx->state;
 
 	forget(bpf_get_socket_cookie(ctx),
-	       state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE);
+	       state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE ||
+		       state == BPF_TCP_SYN_SENT);
 	return 1;
 }
 
@@ -218,23 +255,17 @@ static __always_inline void read_tuple(struct bpf_sockopt *ctx, struct bpf_sock 
 	/* What came so far is counted with a FIN, and without the SYN. */
 	tuple->isn = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
 	if (in_one_netns(&tuple->client, &proxy))
-		tuple->netns = bpf_get_netns_cookie(ctx);
+		tuple->netns = HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) :
+						  netns_inode(sk);
 }
-
-/*
- * A Fast Open connection can be accepted before the client has its SYN-ACK, some
- * microseconds before its destination is filed. It is still in SYN_RECV then.
- */
-#define FAST_OPEN_LOOKS 2048
 
 /* NULL when the connection was not redirected. */
 static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct original_dst *original;
+	struct original_dst *original, *moved;
 	struct bpf_tcp_sock *tcp;
 	struct tuple tuple = {};
-	int i;
 
 	if (!sk)
 		return NULL;
@@ -246,14 +277,15 @@ static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *c
 		return NULL;
 	read_tuple(ctx, sk, tcp, &tuple);
 	original = bpf_map_lookup_elem(&original_dst_map, &tuple);
-	for (i = 0; !original && sk->state == BPF_TCP_SYN_RECV && i < FAST_OPEN_LOOKS; i++)
-		original = bpf_map_lookup_elem(&original_dst_map, &tuple);
 	if (!original)
 		return NULL;
-	original = bpf_sk_storage_get(&accepted_map, sk, original,
-				      BPF_SK_STORAGE_GET_F_CREATE);
-	if (!original || delete_original(&tuple, original->slot))
+	moved = bpf_sk_storage_get(&accepted_map, sk, original,
+				   BPF_SK_STORAGE_GET_F_CREATE);
+	/* No memory for that: it stays in the map while the client's socket lives. */
+	if (!moved)
 		return original;
+	if (delete_original(&tuple, moved->slot))
+		return moved;
 	/*
 	 * The client has gone meanwhile, and what was copied may be another's already,
 	 * see lookup.bpf.h. Nobody else asks: the kernel holds the socket's lock.

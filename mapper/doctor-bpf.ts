@@ -60,9 +60,13 @@ export function featureLines(features: readonly ProbedFeature[]): DoctorLine[] {
     const lines: DoctorLine[] = [];
     if (there.length > 0) lines.push(ok(KINDS[kind], kind === 'helper' ? `${there.length} of ${ofKind.length}` : names(there)));
     if (unknown.length > 0) lines.push(fail(KINDS[kind], `cannot be tried without more privileges: ${unknown.length === ofKind.length ? 'all of them' : names(unknown)}`, 'run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON'));
-    for (const { name, since, support, without } of ofKind) {
+    for (const { name, since, support, without, instead } of ofKind) {
       if (support !== 'no') continue;
       const text = `${name} is not in this kernel`;
+      if (instead !== undefined) {
+        lines.push(ok(KINDS[kind], `${text}, and not needed: ${instead}`));
+        continue;
+      }
       const remedy = `Linux ${since} has it`;
       lines.push(without === undefined ? fail(KINDS[kind], text, remedy) : warn(KINDS[kind], `${text}: ${without}`, remedy));
     }

@@ -5,7 +5,7 @@ import { dirname, resolve } from 'node:path';
 import { isOlder, leastKernel } from '../native/capability.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import type { IptablesBackend } from '../native/iptables.ts';
-import type { HostNamespaces } from '../native/privilege.ts';
+import type { Capability, HostNamespaces } from '../native/privilege.ts';
 import { levelOf } from '../watcher/cgroup-level.ts';
 import { findCgroupMount, isWholeHierarchy, namespacePath, realCgroupRoot, refuseV1Only } from '../watcher/host.ts';
 import { unifiedPath } from '../watcher/proc.ts';
@@ -116,6 +116,17 @@ export function memoryLine({ procRoot }: DoctorPlaces): DoctorLine {
   if (least === Infinity) return ok('memory', 'no limit on cgroup v2 for this process');
   const text = `${Math.floor(least / 1024 / 1024)} MiB for ${at}`;
   return least >= ENOUGH_MEMORY ? ok('memory', text) : warn('memory', `${text}, which the agent and its maps may exceed`, `a limit of ${ENOUGH_MEMORY / 1024 / 1024} MiB, or smaller maxPods and maxConnections in the configuration`);
+}
+
+/**
+ * Before Linux 5.11 maps and programs count as locked memory of whoever makes them.
+ * libbpf raises the limit where it may. Nothing to say on later kernels.
+ */
+export function lockedMemoryLines({ procRoot }: DoctorPlaces, held: ReadonlySet<Capability>, version = release()): DoctorLine[] {
+  if (!isOlder(version, '5.11') || held.has('CAP_SYS_RESOURCE')) return [];
+  const limit = /^Max locked memory +(\d+)/m.exec(read(`${procRoot}/self/limits`) ?? '')?.[1];
+  if (limit === undefined || Number(limit) >= ENOUGH_MEMORY) return [ok('locked memory', limit === undefined ? 'no limit for this process' : `${limit} bytes`)];
+  return [fail('locked memory', `${limit} bytes, and this kernel counts the maps, some 80 MB`, "LimitMEMLOCK=infinity in the systemd unit of the container runtime, or add SYS_RESOURCE to the container's capabilities")];
 }
 
 /** There, hostPID leads to the node's namespace, which holds all of its pods' processes. */

@@ -9,7 +9,7 @@ import { openProcConnector } from '../native/proc-connector.ts';
 import { effectiveCapabilities, hostNamespaces } from '../native/privilege.ts';
 import { findCgroupMount, realCgroupRoot } from '../watcher/host.ts';
 import { capabilityLines, featureLines, findPodTrees, hookLines } from './doctor-bpf.ts';
-import { bpffsLine, cgroupLine, iptablesLines, kernelLine, memoryLine, namespaceLines, settingLines } from './doctor-host.ts';
+import { bpffsLine, cgroupLine, iptablesLines, kernelLine, lockedMemoryLines, memoryLine, namespaceLines, settingLines } from './doctor-host.ts';
 import { fail, ok, warn, type DoctorLine, type DoctorPlaces } from './doctor-line.ts';
 
 export type { DoctorLine, DoctorPlaces } from './doctor-line.ts';
@@ -35,7 +35,7 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
     ...cgroup,
     ...await guarded('bpffs', () => [bpffsLine(places), ...pinLines(places)]),
     ...await guarded('settings', () => settingLines(places)),
-    ...await guarded('memory', () => [memoryLine(places)]),
+    ...await guarded('memory', () => [memoryLine(places), ...lockedMemoryLines(places, effectiveCapabilities(procRoot))]),
     ...await guarded('capabilities', () => capabilityLines(effectiveCapabilities(procRoot), { load: load || features.length === 0, namespaces: namespaces.net !== undefined })),
     ...await guarded('namespaces', () => namespaceLines(namespaces)),
     ...events,

@@ -21,8 +21,10 @@ export interface Feature {
   readonly kind: 'program' | 'helper' | 'map' | 'link';
   /** The first kernel version that has it, `5.15`. */
   readonly since: string;
-  /** What is lost without it; absent where cgroute does not work without it. */
+  /** What is lost without it; absent where cgroute does not work without it, or nothing is lost. */
   readonly without?: string;
+  /** What cgroute does in its place, so that nothing is lost. */
+  readonly instead?: string;
 }
 
 export interface ProbedFeature extends Feature {
@@ -37,6 +39,9 @@ export interface CapabilityReport {
   readonly features: Readonly<Record<string, boolean>>;
 }
 
+/** The version that has it; or with what is done in its place on older ones. */
+type Since = string | { readonly since: string; readonly instead: string };
+
 /** A type of program as its section names it, and what programs in it call. */
 interface Section {
   readonly section: string;
@@ -47,7 +52,8 @@ interface Section {
   readonly without?: string;
   /** The tracepoint, for a program of BPF_TRACE_RAW_TP. */
   readonly tracepoint?: string;
-  readonly helpers: Readonly<Record<string, string>>;
+  readonly flags?: number;
+  readonly helpers: Readonly<Record<string, Since>>;
 }
 
 /** `enum bpf_func_id`, <linux/bpf.h>. */
@@ -66,11 +72,16 @@ const HELPER_IDS: Readonly<Record<string, number>> = {
   bpf_get_current_ancestor_cgroup_id: 123,
   bpf_ringbuf_reserve: 131,
   bpf_ringbuf_submit: 132,
+  bpf_skc_to_tcp_sock: 137,
   bpf_skc_to_mptcp_sock: 196,
 };
 
-/** Helpers older than any kernel that has the rest, by id: maps' lookup, update and delete, skb_load_bytes, ktime_get_coarse_ns. */
-export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 26, 160]);
+/**
+ * Helpers older than any kernel that has the rest, by id: maps' lookup, update and
+ * delete, ktime_get_ns, skb_load_bytes; and ktime_get_coarse_ns (5.11), for which
+ * ktime_get_ns stands where it is missing.
+ */
+export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 5, 26, 160]);
 
 /** `enum bpf_attach_type`, <linux/bpf.h>. */
 const BPF_TRACE_RAW_TP = 23;
@@ -89,6 +100,10 @@ const TRACE = {
   bpf_ringbuf_submit: '5.8',
 } as const;
 const IDENTITY = "a pod's first connections may come before the agent knows its cgroup, some milliseconds after it is made";
+/** See netns_inode() and may_be_mptcp() in bpf/origdst.bpf.c. */
+const NETNS_COOKIE = { since: '5.15', instead: "the inode number of the network namespace is read from the kernel's memory in its place" } as const;
+const MPTCP_SOCK = { since: '5.19', instead: 'the end of each redirected connection is looked at, as if it were one of MPTCP' } as const;
+const LEVEL = "inside a cgroup namespace the agent starts only where the host's whole cgroup2 hierarchy is mounted, as in the chart's container and not on a kind node";
 const PEER = { bpf_get_socket_cookie: '4.19' } as const;
 
 /**
@@ -98,6 +113,7 @@ const PEER = { bpf_get_socket_cookie: '4.19' } as const;
  * allowed them there: socket cookie d692f1138a4b and, in CGROUP_SOCK, Daniel
  * Borkmann's series of March 2020 for cgroup hooks, with cgroup ids and comm;
  * netns cookie in sockops 6cf1770d63dd and in sockopt f1248dee954c;
+ * bpf_probe_read_kernel there f470378c7562;
  * cgroup ids everywhere c501bf55c88b; callback flags b13d88072172;
  * bpf_skc_to_mptcp_sock 3bc253c2e652.
  */
@@ -106,15 +122,17 @@ const SECTIONS: readonly Section[] = [
   { section: 'cgroup/connect6', type: 18, attach: cgroupHooks.connect6, since: '4.17', helpers: CONNECT },
   { section: 'cgroup/getpeername4', type: 18, attach: cgroupHooks.getpeername4, since: '5.8', helpers: PEER },
   { section: 'cgroup/getpeername6', type: 18, attach: cgroupHooks.getpeername6, since: '5.8', helpers: PEER },
-  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_sk_storage_delete: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: '5.15' } },
+  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_sk_storage_delete: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: NETNS_COOKIE, bpf_probe_read_kernel: '5.8' } },
   { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', helpers: { bpf_get_socket_cookie: '5.7' } },
   {
     section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13',
     helpers: {
       bpf_get_socket_cookie: '4.19',
       bpf_sock_ops_cb_flags_set: '4.16',
-      bpf_get_netns_cookie: '5.15',
-      bpf_skc_to_mptcp_sock: '5.19',
+      bpf_get_netns_cookie: NETNS_COOKIE,
+      bpf_probe_read_kernel: '5.8',
+      bpf_skc_to_mptcp_sock: MPTCP_SOCK,
+      bpf_skc_to_tcp_sock: '5.9',
     },
   },
   {
@@ -124,6 +142,8 @@ const SECTIONS: readonly Section[] = [
   },
   { section: 'tp_btf/cgroup_mkdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_mkdir', since: '5.5', without: IDENTITY, helpers: TRACE },
   { section: 'tp_btf/cgroup_rmdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_rmdir', since: '5.5', without: IDENTITY, helpers: TRACE },
+  // Of native/cgroup-level.ts, with BPF_F_SLEEPABLE: type 79a7f8bdb159, the helper 95b861a7935b.
+  { section: 'syscall', type: 31, attach: 0, flags: 1 << 4, since: '5.14', without: LEVEL, helpers: { bpf_get_current_ancestor_cgroup_id: '5.15' } },
 ];
 
 /** `enum bpf_map_type`, <linux/bpf.h>. */
@@ -154,11 +174,12 @@ const EXIT = instruction(0x95);
 const call = (helper: number): Buffer => instruction(0x85, helper);
 
 /** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
-function tryLoad({ type, attach, tracepoint }: Pick<Section, 'type' | 'attach' | 'tracepoint'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
+function tryLoad({ type, attach, tracepoint, flags = 0 }: Pick<Section, 'type' | 'attach' | 'tracepoint' | 'flags'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
   const log = Buffer.alloc(LOG_BYTES);
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(attach, 12);
+  options.writeUInt32LE(flags, 20);
   if (tracepoint !== undefined) options.writeUInt32LE(Math.max(0, libbpf().findVmlinuxBtfId(tracepoint, attach)), 32);
   options.writeUInt32LE(1, 88); // log_level
   options.writeUInt32LE(log.length, 92);
@@ -209,7 +230,7 @@ export function probeFeatures(): readonly ProbedFeature[] {
     mayLoad ||= support === 'yes';
     features.push({ name: section.section, kind: 'program', since: section.since, ...optional, support });
     for (const [helper, since] of Object.entries(section.helpers)) {
-      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', since, ...optional, support: support === 'yes' ? helperSupport(section, helper) : support });
+      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', ...(typeof since === 'string' ? { since } : since), ...optional, support: support === 'yes' ? helperSupport(section, helper) : support });
     }
   }
   for (const { name, type, since, without } of MAPS) {
@@ -234,7 +255,7 @@ export function mayCall(type: number, attach: number, helper: number): boolean {
 /** The first version that has all that cgroute cannot do without. */
 export function leastKernel(): string {
   const needed = SECTIONS.filter((section) => section.without === undefined);
-  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers)]), ...MAPS.filter((map) => map.without === undefined).map((map) => map.since)];
+  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers).filter((since) => typeof since === 'string')]), ...MAPS.filter((map) => map.without === undefined).map((map) => map.since)];
   return versions.reduce((least, version) => (isOlder(least, version) ? version : least));
 }
 

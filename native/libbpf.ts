@@ -5,9 +5,11 @@
  * about 50. libbpf returns negative errno values, or NULL with errno set; errno
  * is read for nothing else, as it is stale after a success.
  */
+import { release } from 'node:os';
 import koffi, { type LibraryHandle } from 'koffi';
 import { CgrouteError } from './error.ts';
 import { errnoName } from './libc.ts';
+import { effectiveCapabilities } from './privilege.ts';
 
 declare const pointer: unique symbol;
 /** koffi's pointers are plain bigints; the brand keeps them apart. */
@@ -116,8 +118,11 @@ export function checked(result: number, syscall: string, what: string): number {
   throw new CgrouteError('EBPF', `${syscall} of ${what} failed with ${errno}${hint(errno)}`, { syscall, errno });
 }
 
+/** Before Linux 5.11. */
+const COUNTS_LOCKED_MEMORY = /^(?:4|5\.(?:\d|10))\./.test(release());
+
 function hint(errno: string): string {
-  if (errno === 'EPERM') return ': the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)';
+  if (errno === 'EPERM') return `: the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)${COUNTS_LOCKED_MEMORY ? ', and on this kernel a high limit of locked memory (ulimit -l)' : ''}`;
   if (errno === 'E2BIG') return ': the map is full';
   return '';
 }
@@ -152,9 +157,15 @@ export function loadObject({ object, log }: OpenObject, file: string): void {
   const summary = text.trimEnd().split('\n').filter((line) => !/^(processed|-- END)/.test(line)).at(-1);
   throw new CgrouteError(
     'EBPFLOAD',
-    `the kernel refused ${file} with ${errno}${hint(errno)}${summary === undefined || summary === '' ? '' : `: ${summary}`}`,
+    `the kernel refused ${file} with ${errno}${refusalHint(errno)}${summary === undefined || summary === '' ? '' : `: ${summary}`}`,
     { syscall: 'bpf_object__load', errno, ...(text === '' ? {} : { cause: new Error(text) }) },
   );
+}
+
+/** How the verifier refuses what only CAP_PERFMON may do differs from kernel to kernel. */
+function refusalHint(errno: string): string {
+  const may = errno === 'EACCES' || errno === 'EINVAL';
+  return may && !effectiveCapabilities().has('CAP_PERFMON') ? ': the agent needs CAP_PERFMON (or root)' : hint(errno);
 }
 
 export function closeObject({ object, log }: OpenObject): void {

@@ -172,7 +172,9 @@ export function openProc(options: ProcOptions): Proc {
       if (netns === undefined || host === undefined) return undefined;
       if (netns === host) return { netns, isHost: true, ips: [] };
       const own = hostAddresses();
-      return { netns, isHost: false, ips: addressesIn(pid).filter((ip) => !own.has(ip)) };
+      const ips = addressesIn(pid).filter((ip) => !own.has(ip));
+      // One that has ended meanwhile is still there for its parent, and has no network any more: what was read is a part.
+      return netnsOf(pid) === netns ? { netns, isHost: false, ips } : undefined;
     });
   }
 

@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { type Exit, type Finished, type Program, type Running, run } from './process.ts';
 import type { Sandbox } from './sandbox.ts';
+import { SLOWDOWN } from './slowdown.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const PROGRAM = resolve(root, 'dist/cgroute');
@@ -92,13 +93,13 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   async function logged(message: string, timeoutMs = 10_000): Promise<LogEntry> {
     let exit: Exit | undefined;
     void running.exit.then((value) => (exit = value));
-    const until = performance.now() + timeoutMs;
+    const until = performance.now() + timeoutMs * SLOWDOWN;
     for (;;) {
       const entry = log().find(({ msg }) => msg === message);
       if (entry) return entry;
       const late = performance.now() > until;
       if (exit !== undefined || late) {
-        const why = exit === undefined ? `${timeoutMs} ms passed` : `the agent exited with ${exit.code ?? exit.signal}`;
+        const why = exit === undefined ? `${timeoutMs * SLOWDOWN} ms passed` : `the agent exited with ${exit.code ?? exit.signal}`;
         const tail = [...running.stdout.slice(-20), ...running.stderr.slice(-20)].join('\n');
         throw new Error(`${why} before it logged "${message}"\n${tail}`);
       }

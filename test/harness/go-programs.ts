@@ -29,10 +29,12 @@ export interface GoModule {
   readonly programs: Readonly<Record<string, string>>;
   /** @default -s -w */
   readonly linkerFlags?: string;
+  /** Without a C library, to run on another system than this. */
+  readonly isStatic?: boolean;
 }
 
-function environment(): NodeJS.ProcessEnv {
-  return { HOME: homedir(), ...process.env, PATH: GO_PATH, GOWORK: 'off' };
+function environment(isStatic = false): NodeJS.ProcessEnv {
+  return { HOME: homedir(), ...process.env, PATH: GO_PATH, GOWORK: 'off', ...(isStatic ? { CGO_ENABLED: '0' } : {}) };
 }
 
 /** Whether there is a Go to build with. */
@@ -51,9 +53,9 @@ export function requiredVersion(directory: string, module: string): string {
 }
 
 /** The directory of what go.mod, this Go and this machine make. */
-async function target({ directory, name }: GoModule, linkerFlags: string): Promise<string> {
+async function target({ directory, name, isStatic = false }: GoModule, linkerFlags: string): Promise<string> {
   const { stdout } = await promisify(execFile)('go', ['env', 'GOVERSION', 'GOOS', 'GOARCH'], { cwd: directory, env: environment() });
-  const hash = createHash('sha256').update(stdout).update(linkerFlags);
+  const hash = createHash('sha256').update(stdout).update(linkerFlags).update(isStatic ? 'static' : '');
   for (const file of ['go.mod', 'go.sum']) hash.update(readFileSync(join(directory, file)));
   const cache = process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache');
   return join(cache, 'cgroute', name, hash.digest('hex').slice(0, 16));
@@ -86,11 +88,11 @@ async function locked<T>(file: string, say: Say, work: () => Promise<T>): Promis
 }
 
 /** Builds one program; every 15 seconds it tells how far it is. */
-async function build(name: string, from: string, to: string, linkerFlags: string, directory: string, say: Say): Promise<void> {
+async function build(name: string, from: string, to: string, linkerFlags: string, { directory, isStatic }: GoModule, say: Say): Promise<void> {
   const started = performance.now();
   // `-v` names each package when it has been compiled.
   const args = ['build', '-v', '-mod=readonly', '-trimpath', '-ldflags', linkerFlags, '-o', to, from];
-  const child = spawn('go', args, { cwd: directory, env: environment(), stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn('go', args, { cwd: directory, env: environment(isStatic), stdio: ['ignore', 'ignore', 'pipe'] });
   const lines: string[] = [];
   createInterface({ input: child.stderr }).on('line', (line) => lines.push(line));
   const seconds = (): number => Math.round((performance.now() - started) / 1000);
@@ -124,7 +126,7 @@ export async function goPrograms(module: GoModule, sayRaw: Say = toStandardError
     rmSync(unfinished, { recursive: true, force: true });
     mkdirSync(unfinished);
     say(`building ${module.title} into ${directory}; some minutes, this once`);
-    for (const [name, from] of Object.entries(module.programs)) await build(name, from, join(unfinished, name), linkerFlags, module.directory, say);
+    for (const [name, from] of Object.entries(module.programs)) await build(name, from, join(unfinished, name), linkerFlags, module, say);
     writeFileSync(join(unfinished, 'VERSION'), `${module.version}\n`);
     renameSync(unfinished, directory);
     return directory;

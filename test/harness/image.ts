@@ -52,8 +52,8 @@ const driver = readFileSync('/proc/filesystems', 'utf8').includes('\toverlay\n')
  */
 const SCRIPT = `
 set -eu
-cache=$1 base=$2 image=$3 containerfile=$4 context=$5 root=$6 most=$7 node=$8 gather=$9
-shift 9
+cache=$1 base=$2 image=$3 containerfile=$4 context=$5 root=$6 most=$7 node=$8 gather=$9 archive=\${10}
+shift 10
 exec 9>"$cache/lock"
 flock 9
 "$node" "$gather" >&2 9>&-
@@ -71,16 +71,20 @@ container=$("$@" from --pull-never "$image")
 mounted=$("$@" mount "$container")
 cp -a "$mounted/." "$root"
 "$@" rm "$container" >/dev/null
+if [ -n "$archive" ]; then "$@" push --quiet "$image" "$archive" >&2; fi
 "$@" inspect --type image "$image"
 `;
 
-/** Gathers the image's files from dist/ and builds it as the Containerfile says, but for the base. */
-export async function buildImage(sandbox: Sandbox): Promise<Image> {
+/**
+ * Gathers the image's files from dist/ and builds it as the Containerfile says, but for the base.
+ * `archive` is a file to write it to as well, for `ctr images import`, and the name that it has there.
+ */
+export async function buildImage(sandbox: Sandbox, { archive }: { readonly archive?: { readonly file: string; readonly name: string } } = {}): Promise<Image> {
   const started = performance.now();
   mkdirSync(cache, { recursive: true });
   const root = sandbox.file('image');
   mkdirSync(root);
-  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/image.ts')];
+  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/image.ts'), archive === undefined ? '' : `docker-archive:${archive.file}:${archive.name}`];
   const buildah = ['buildah', '--root', join(cache, driver), '--runroot', sandbox.file('buildah'), '--storage-driver', driver];
   const built = await run({ cmd: 'unshare', args: ['--mount', '--propagation', 'private', 'sh', '-c', SCRIPT, 'sh', ...places, ...buildah] });
   if (built.code !== 0) throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);

@@ -53,7 +53,8 @@ export interface Cluster extends AsyncDisposable {
   log(lines?: number): string;
 }
 
-const SERVER_NAMES = 'IP:127.0.0.1,DNS:localhost,DNS:kubernetes.default.svc';
+/** With the address of the service `kubernetes`, which pods are told. */
+const SERVER_NAMES = 'IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.svc';
 
 /** Starts etcd and an API server, which takes three to four seconds. Goes away with `await using`, and with the sandbox. */
 export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}): Promise<Cluster> {

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
+import { SLOWDOWN } from './slowdown.ts';
 
 export interface Program {
   readonly cmd: string;
@@ -101,7 +102,7 @@ export function spawnIn(program: Program): Running {
   const output = Promise.all([collect(child.stdout, stdout, changed), collect(child.stderr, stderr, changed)]);
   const exit = exited.then(async (result) => {
     // A grandchild may keep the pipes open; it must not keep the test waiting.
-    await Promise.race([output, delay(1000, undefined, { ref: false })]);
+    await Promise.race([output, delay(1000 * SLOWDOWN, undefined, { ref: false })]);
     ended = result;
     changed();
     return result;
@@ -131,7 +132,7 @@ export function spawnIn(program: Program): Running {
       if (found !== undefined) resolve(found);
       else fail(`exited with ${ended?.code ?? ended?.signal}`);
     };
-    const timer = setTimeout(() => fail(`${timeoutMs} ms passed`), timeoutMs);
+    const timer = setTimeout(() => fail(`${timeoutMs * SLOWDOWN} ms passed`), timeoutMs * SLOWDOWN);
     waiting.add(check);
     check();
     return promise.finally(() => {
@@ -143,7 +144,7 @@ export function spawnIn(program: Program): Running {
   const kill = (signal: NodeJS.Signals = 'SIGTERM'): void => void child.kill(signal);
   async function stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<Exit> {
     kill(signal);
-    const timer = setTimeout(() => kill('SIGKILL'), 10_000);
+    const timer = setTimeout(() => kill('SIGKILL'), 10_000 * SLOWDOWN);
     return exit.finally(() => clearTimeout(timer));
   }
 
@@ -184,11 +185,11 @@ export async function eventually<T>(
   check: () => T | Promise<T>,
   timeoutMs = 10_000,
 ): Promise<NonNullable<T>> {
-  const until = performance.now() + timeoutMs;
+  const until = performance.now() + timeoutMs * SLOWDOWN;
   for (;;) {
     const value = await check();
     if (value) return value;
-    if (performance.now() > until) throw new Error(`${timeoutMs} ms passed, and it is still not so: ${what}`);
+    if (performance.now() > until) throw new Error(`${timeoutMs * SLOWDOWN} ms passed, and it is still not so: ${what}`);
     await delay(10);
   }
 }

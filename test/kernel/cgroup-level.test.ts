@@ -2,12 +2,17 @@
 import assert from 'node:assert/strict';
 import { relative } from 'node:path';
 import { test } from 'node:test';
+import { probeFeatures } from '../../native/capability.ts';
 import { CgrouteError } from '../../native/error.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
 import { isWholeHierarchy, findCgroupMount } from '../../watcher/host.ts';
 import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
 import { type Program, run } from '../harness/process.ts';
 import { makeSandbox } from '../harness/sandbox.ts';
+
+/** Where this is missing, the agent says so when it is in a cgroup namespace: the last test but one. */
+const UNTOLD = probeFeatures().some(({ name, support }) => name === 'bpf_get_current_ancestor_cgroup_id in syscall' && support === 'no')
+  && 'this kernel has no programs of type syscall that may ask for ancestors; Linux 5.15 has them';
 
 const url = (path: string): string => new URL(`../../${path}`, import.meta.url).href;
 
@@ -46,7 +51,7 @@ function namespaced(cgroup: Cgroup, script: string, host: string, ...args: reado
 
 const NEW_MOUNT = 'umount --lazy --recursive /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; ';
 
-test('the kernel tells the ids of all cgroups that this process is in, its own last', async () => {
+test('the kernel tells the ids of all cgroups that this process is in, its own last', { skip: UNTOLD }, async () => {
   await using sandbox = await makeSandbox('level');
   const script = `console.log((await import(${JSON.stringify(url('native/cgroup-level.ts'))})).ownCgroups().join(' '))`;
   const cgroup = sandbox.cgroup('/a/b');
@@ -56,7 +61,7 @@ test('the kernel tells the ids of all cgroups that this process is in, its own l
   assert.equal(ids[0], 1n);
 });
 
-test('the level is the same from the host, from a node in a cgroup namespace, and from a pod in that', async (t) => {
+test('the level is the same from the host, from a node in a cgroup namespace, and from a pod in that', { skip: UNTOLD }, async (t) => {
   await using sandbox = await makeSandbox('level');
   if (!isWholeHierarchy(findCgroupMount('/proc', sandbox.cgroupRoot))) return t.skip('this machine shows a part of the hierarchy only');
   const level = relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length;

@@ -2,10 +2,11 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
 import { infoFlag } from '../../native/layouts.ts';
-import { eventually, must } from '../harness/process.ts';
+import { sysctl } from '../harness/netns.ts';
+import { eventually, must, run } from '../harness/process.ts';
 import { connect, listen, type Listener } from '../harness/sock.ts';
 import {
-  assertDirect, assertFailed, assertRedirected, at, connectAll, hold, makeMesh, NO_ORIGINAL, type Pod, PORT, type Proxied, seen,
+  assertDirect, assertFailed, assertRedirected, at, connectAll, hold, makeMesh, NO_ORIGINAL, plain, type Pod, PORT, type Proxied, seen,
 } from './mesh.ts';
 
 type Lengths = Readonly<Record<string, string | number>>;
@@ -60,6 +61,26 @@ test('it is there in the accepted socket alone: no map holds it while the connec
   const held = await hold(mesh.sandbox, app, server.ip4, PORT);
   assert.deepEqual(plane.leftovers(), { connections: 1, originals: 0 });
   await held.end();
+});
+
+test('a proxy whose sockets may hold nothing of others is told all the same, each time that it asks', async (t) => {
+  // Linux 6.8 has a limit for each namespace; before, it is the machine's.
+  const limit = 'core.optmem_max';
+  const { code } = await run({ cmd: 'sysctl', args: [`net.${limit}`], netns: proxy.netns });
+  if (code !== 0) return t.skip('this kernel has one limit of such memory for the whole machine');
+  await sysctl(proxy.netns, `${limit}=0`);
+  try {
+    for (const address of [server.ip4, server.ip6]) {
+      const held = await hold(mesh.sandbox, app, address, PORT);
+      const { orig, otherOrig } = await seen(mesh.proxying, held.result.ok ? held.result.local : '');
+      assert.deepEqual([plain(orig ?? ''), plain(otherOrig ?? '')].filter((text) => text !== ''), address === server.ip4 ? [at(address, PORT), at(address, PORT)] : [at(address, PORT)]);
+      assert.equal(plane.leftovers().originals, 1, 'it stays in the map');
+      await held.end();
+      plane.plane.expireOriginals(0);
+    }
+  } finally {
+    await sysctl(proxy.netns, `${limit}=131072`);
+  }
 });
 
 test('a buffer that is too short gets the kernel\'s own answer, a longer one is filled as far as needed', async () => {

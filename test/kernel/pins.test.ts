@@ -8,7 +8,7 @@ import { heldMaps, settlePin, type WantedMap } from '../../native/pinned-map.ts'
 import { eventually, must } from '../harness/process.ts';
 import { makeSandbox } from '../harness/sandbox.ts';
 import { connect, SOCK } from '../harness/sock.ts';
-import { attachAll, openTestPlane, type TestPlane } from './data-plane.ts';
+import { attachAll, notesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 import { loadRival } from './rival.ts';
 import { assertRedirected, at, hold, makeMesh, PORT, seen, type Mesh, type Proxied } from './mesh.ts';
 
@@ -107,11 +107,11 @@ test('where no program uses a map of that name, a foreign one makes way for a ne
   await makeMap(`${bpffsRoot}/v1/maps/settings`, 24);
   {
     using plane = openTestPlane(sandbox);
-    assert.match(plane.plane.notes.join('\n'), /settings was a map of type 1, expected 1, with keys of 4 and values of 24 bytes, expected 4 and 16; it is kept as \S+\/aside\/settings_1$/);
+    assert.match(notesOf(plane).join('\n'), /settings was a map of type 1, expected 1, with keys of 4 and values of 24 bytes, expected 4 and 16; it is kept as \S+\/aside\/settings_1$/);
     plane.setProxy({ ip4: '10.0.0.1' });
   }
   using again = openTestPlane(sandbox);
-  assert.deepEqual(again.plane.notes, []);
+  assert.deepEqual(notesOf(again), []);
 });
 
 test('what cannot be moved is refused in a sentence, and nothing is changed', async () => {

@@ -4,6 +4,7 @@ import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Running } from '../harness/process.ts';
 import type { Sandbox } from '../harness/sandbox.ts';
+import { SLOWDOWN } from '../harness/slowdown.ts';
 import type { Random } from './random.ts';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -89,9 +90,9 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
     const isShort = !isPatient && random() < 0.25;
     const untilKilled = (ms: number): Promise<unknown> => delay(ms, undefined, { signal }).catch(() => undefined);
     if (isShort) {
-      await untilKilled(random() * 600);
+      await untilKilled(random() * 600 * SLOWDOWN);
     } else {
-      await Promise.race([agent.line(READY, START_MS), untilKilled(START_MS)]);
+      await Promise.race([agent.line(READY, START_MS), untilKilled(START_MS * SLOWDOWN)]);
       breakParts();
       onReady();
       await Promise.race([untilKilled(1000 + random() * 2500), agent.exit]);

@@ -5,6 +5,7 @@ import { makeManifest, type Manifest } from '../harness/manifest.ts';
 import { containerId, containerPath } from '../harness/node.ts';
 import { ip, makeNetwork, sysctl } from '../harness/netns.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { SLOWDOWN } from '../harness/slowdown.ts';
 import { type Account, account } from './account.ts';
 import { startBurst, startServer } from './burst.ts';
 import type { Attempt, CaseName, ClientLine, Job } from './connection.ts';
@@ -13,7 +14,7 @@ import { PORTS, startProxy } from './proxy.ts';
 
 /** Processes at a time. */
 const PARALLEL = 8;
-const KNOWN_MS = 30_000;
+const KNOWN_MS = 30_000 * SLOWDOWN;
 const SERVER_PORTS = [8080, 8081, 8082, 8083];
 export const POD_PORT = 80;
 /** Where kubelets keep pods, and the host its services; made before anything else. */
@@ -137,7 +138,8 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
     },
     async account() {
       let count = -1;
-      while (count !== (count = proxy.lines().length)) await delay(500);
+      // A log's last line comes late where everything is slow.
+      while (count !== (count = proxy.lines().length)) await delay(500 * Math.min(SLOWDOWN, 6));
       return account({ attempts, clients, proxy: proxy.lines(), server: servers.flatMap((server) => server.lines()), cgroupRoot: sandbox.cgroupRoot, proxyIp: proxyHost.ip4, ports: PORTS });
     },
     async [Symbol.asyncDispose]() {

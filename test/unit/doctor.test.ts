@@ -6,12 +6,12 @@ import { dirname, join, resolve } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { runDoctor, doctorExitCode, doctorText } from '../../mapper/doctor.ts';
 import { capabilityLines, describeHooks, featureLines, findPodTrees } from '../../mapper/doctor-bpf.ts';
-import { bpffsLine, cgroupLine, iptablesLines, kernelLine, memoryLine, namespaceLines, settingLines } from '../../mapper/doctor-host.ts';
+import { bpffsLine, cgroupLine, iptablesLines, kernelLine, lockedMemoryLines, memoryLine, namespaceLines, settingLines } from '../../mapper/doctor-host.ts';
 import type { DoctorLine } from '../../mapper/doctor-line.ts';
 import { alwaysThere, isOlder, leastKernel, probedHelpers, type ProbedFeature } from '../../native/capability.ts';
 import type { HookOrder, PlacedProgram } from '../../native/cgroup-query.ts';
 import { iptablesBackends } from '../../native/iptables.ts';
-import { effectiveCapabilities, hostNamespaces } from '../../native/privilege.ts';
+import { type Capability, effectiveCapabilities, hostNamespaces } from '../../native/privilege.ts';
 
 function tree(t: TestContext, files: Readonly<Record<string, string>>): string {
   const root = mkdtempSync(join(tmpdir(), 'cgroute-test-doctor-'));
@@ -36,8 +36,8 @@ test('kernel releases are compared by their first two numbers', () => {
 });
 
 test('the least kernel is the newest of the versions that are needed, without the optional ones', () => {
-  assert.equal(leastKernel(), '5.19');
-  assert.equal(kernelLine('5.15.0-91-generic', 'x86_64').state, 'warn');
+  assert.equal(leastKernel(), '5.9');
+  assert.equal(kernelLine('5.8.0-63-generic', 'x86_64').state, 'warn');
   assert.equal(kernelLine('6.1.0', 'aarch64').state, 'ok');
   assert.match(kernelLine('6.1.0', 'riscv64').detail, /riscv64/);
 });
@@ -115,18 +115,31 @@ test('namespaces are told by the numbers of the first ones, and kthreadd stands 
   assert.deepEqual(hostNamespaces('/nowhere'), { pid: undefined, user: undefined, net: undefined });
 });
 
+test('locked memory is looked at where the kernel counts maps as such, and the process may not raise its limit', (t) => {
+  const limits = (bytes: string): string => `Limit                     Soft Limit           Hard Limit           Units\nMax locked memory         ${bytes.padEnd(21)}${bytes.padEnd(21)}bytes\n`;
+  const line = (bytes: string, version: string, ...held: Capability[]): DoctorLine[] =>
+    lockedMemoryLines({ procRoot: tree(t, { 'self/limits': limits(bytes) }), bpffsRoot: '' }, new Set(held), version);
+  assert.deepEqual(states(line('65536', '5.10.0-32-cloud-amd64')), ['locked memory: fail']);
+  withRemedies(line('65536', '5.10.0-32-cloud-amd64'));
+  assert.deepEqual(states(line('unlimited', '5.10.223')), ['locked memory: ok']);
+  assert.deepEqual(line('65536', '5.10.223', 'CAP_SYS_RESOURCE'), []);
+  assert.deepEqual(line('65536', '5.11.0'), []);
+});
+
 test('each missing feature is a line that names the kernel which has it', () => {
   const features: ProbedFeature[] = [
     { name: 'cgroup/connect4', kind: 'program', since: '4.17', support: 'yes' },
-    { name: 'bpf_get_netns_cookie in sockops', kind: 'helper', since: '5.15', support: 'no' },
+    { name: 'bpf_get_socket_cookie in sockops', kind: 'helper', since: '4.19', support: 'no' },
+    { name: 'bpf_get_netns_cookie in sockops', kind: 'helper', since: '5.15', support: 'no', instead: 'its inode number' },
     { name: 'bpf_get_current_cgroup_id in socket', kind: 'helper', since: '6.4', support: 'no', without: 'more wakeups' },
     { name: 'map hash', kind: 'map', since: '3.19', support: 'unknown' },
   ];
   const lines = featureLines(features);
-  assert.deepEqual(states(lines), ['BPF programs: ok', 'BPF helpers: fail', 'BPF helpers: warn', 'BPF maps: fail']);
-  assert.match(lines[1]?.detail ?? '', /bpf_get_netns_cookie in sockops/);
-  assert.equal(lines[1]?.remedy, 'Linux 5.15 has it');
-  assert.match(lines[2]?.detail ?? '', /more wakeups/);
+  assert.deepEqual(states(lines), ['BPF programs: ok', 'BPF helpers: fail', 'BPF helpers: ok', 'BPF helpers: warn', 'BPF maps: fail']);
+  assert.match(lines[1]?.detail ?? '', /bpf_get_socket_cookie in sockops/);
+  assert.equal(lines[1]?.remedy, 'Linux 4.19 has it');
+  assert.match(lines[2]?.detail ?? '', /bpf_get_netns_cookie in sockops.* not needed: its inode number/);
+  assert.match(lines[3]?.detail ?? '', /more wakeups/);
   withRemedies(lines);
 });
 
@@ -150,7 +163,9 @@ test('the helpers that are tried are those that the compiled programs call', () 
   assert.ok(calls > 20);
   const sorted = (sections: Iterable<readonly [string, Iterable<number | undefined>]>) =>
     Object.fromEntries([...sections].map(([section, helpers]) => [section, [...helpers].sort((a, b) => Number(a) - Number(b))]));
-  assert.deepEqual(sorted(probedHelpers()), sorted(called));
+  // That one is written in instructions, in native/cgroup-level.ts.
+  const tried = [...probedHelpers()].filter(([section]) => section !== 'syscall');
+  assert.deepEqual(sorted(tried), sorted(called));
 });
 
 const places = { cgroupRoot: '/cg', podTrees: ['/kubepods.slice'] };

@@ -9,7 +9,7 @@ import { goPrograms, requiredVersion, type Say, toStandardError } from '../../ha
 const HERE = import.meta.dirname;
 
 /** Without these it calls itself `v0.0.0-master+$Format:%H$`, which clients cannot read. */
-function linkerFlags(version: string): string {
+export function linkerFlags(version: string): string {
   const [, major = '', minor = ''] = /^v(\d+)\.(\d+)/.exec(version) ?? [];
   const facts = { gitVersion: version, gitMajor: major, gitMinor: minor, gitCommit: 'unknown' };
   return ['-s -w', ...Object.entries(facts).map(([name, value]) => `-X k8s.io/component-base/version.${name}=${value}`)].join(' ');

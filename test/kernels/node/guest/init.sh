@@ -1,0 +1,3 @@
+#!/bin/sh
+# The initramfs runs this; from here on it is Debian's systemd.
+exec /usr/lib/systemd/systemd
