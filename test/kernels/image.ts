@@ -16,7 +16,7 @@ export const GUEST_PROJECT = '/cgroute';
 
 /** Of this machine; what else a script may call is busybox's. */
 const COMMANDS = [
-  'sh', 'bash', 'mount', 'umount', 'nsenter', 'unshare', 'setpriv', 'flock', 'ip', 'tc', 'sysctl', 'ps', 'kill',
+  'sh', 'bash', 'mount', 'umount', 'nsenter', 'unshare', 'setpriv', 'prlimit', 'flock', 'ip', 'tc', 'sysctl', 'ps', 'kill',
   'stat', 'cat', 'sleep', 'true', 'rm', 'mkdir', 'chroot', 'env', 'timeout', 'stty',
   'bpftool', 'haproxy', 'runc', 'openssl', 'busybox',
   'iptables', 'ip6tables', 'iptables-save', 'ip6tables-save', 'iptables-restore', 'ip6tables-restore',

@@ -65,6 +65,14 @@ export function take(result: KernelResult, report: Report): string | undefined {
   }
 }
 
+/** An earlier result of the same kernel, with what was run anew in its place. */
+export function renewed(earlier: KernelResult, now: KernelResult): KernelResult {
+  const files = earlier.files.map((each) => now.files.find(({ file }) => file === each.file) ?? each);
+  const added = now.files.filter(({ file }) => !earlier.files.some((each) => each.file === file));
+  const leak = now.leak ?? earlier.leak;
+  return { ...earlier, ...now, ended: earlier.ended && now.ended, files: [...files, ...added].sort((a, b) => (a.file < b.file ? -1 : 1)), ...(leak === undefined ? {} : { leak }), seconds: earlier.seconds };
+}
+
 const hasFailed = ({ passed, failures, skips }: FileResult): boolean => failures.length > 0 || passed + skips.length === 0;
 
 export function isGood({ problem, ended, files, leak }: KernelResult): boolean {

@@ -17,7 +17,7 @@ import { KERNELS, type KernelChoice, prepareKernel } from './kernel.ts';
 import { runGuest } from './machine.ts';
 import { isNodeGood, nodeLines, NODE_NAME, type NodeResult, runNode } from './node/run.ts';
 import { installPackages } from './packages.ts';
-import { beginResult, isGood, type KernelResult, resultLines, take } from './result.ts';
+import { beginResult, isGood, type KernelResult, renewed, resultLines, take } from './result.ts';
 import { parseReport } from './report.ts';
 import { guestScript, LEAK_CGROUPS, selectFiles } from './selection.ts';
 
@@ -25,7 +25,7 @@ const NAMES = [...KERNELS.map(({ name }) => name), NODE_NAME];
 const USAGE = `usage: npm run test:kernels -- [--only KERNEL,...] [--from FILE,...] [--files WORD,...] [--keep] [--json FILE] [--write]
   --only KERNEL  some of the guests: ${NAMES.join(', ')}
   --from FILE    takes the results of other guests from what --json wrote, so that they need not be run again
-  --files WORD   test files with one of these words in their names; "leak" is the leak test
+  --files WORD   test files with one of these words in their names; "leak" is the leak test; with --from, the rest is taken from there
   --keep         leaves the consoles of the guests, and says where
   --json FILE    all results, with the failures' messages
   --write        writes docs/kernels.md`;
@@ -64,10 +64,10 @@ function parseOptions(args: readonly string[]): Options {
   const known = earlier.filter((result) => 'files' in result);
   const knownNode = earlier.findLast((result) => 'rows' in result);
   const isKnown = (kernel: string): boolean => known.some(({ name }) => name === kernel);
-  const kernels = KERNELS.filter(({ name }) => only?.includes(name) ?? !isKnown(name));
+  const kernels = KERNELS.filter(({ name }) => only?.includes(name) ?? (!isKnown(name) || values.files !== undefined));
   const node = only?.includes(NODE_NAME) ?? (knownNode === undefined && values.files === undefined);
-  const whole = values.files === undefined && (node || knownNode !== undefined) && KERNELS.every((kernel) => kernels.includes(kernel) || isKnown(kernel.name));
-  if (values.write && !whole) throw new UsageError('--write takes all kernels and all files, so neither --files nor --only without --from');
+  const whole = (node || knownNode !== undefined) && KERNELS.every((kernel) => isKnown(kernel.name) || (kernels.includes(kernel) && values.files === undefined));
+  if (values.write && !whole) throw new UsageError('--write takes all guests and all files, so neither --files nor --only without --from');
   return { kernels, known, node, knownNode, isWhole: whole, words: values.files?.split(','), keep: values.keep, json: values.json, write: values.write };
 }
 
@@ -114,7 +114,11 @@ async function main(options: Options): Promise<boolean> {
   let node = options.knownNode;
   const waiting: { readonly name: string; run(): Promise<void> }[] = options.kernels.map((choice) => ({
     name: choice.name,
-    run: async () => void results.set(choice.name, await runKernel(choice, cache, image, join(directory, `${choice.name}.log`))),
+    async run() {
+      const now = await runKernel(choice, cache, image, join(directory, `${choice.name}.log`));
+      const earlier = options.words === undefined ? undefined : results.get(choice.name);
+      results.set(choice.name, earlier === undefined ? now : renewed(earlier, now));
+    },
   }));
   if (options.node) waiting.push({ name: NODE_NAME, run: async () => void (node = await runNode({ cache, say: (text) => console.log(`${NODE_NAME.padEnd(7)} ${text}`) })) });
   const failures: string[] = [];

@@ -1,6 +1,7 @@
 /**
  * A real HAProxy that misses no line of its log: to a pipe it would drop what the
- * reader is too slow for, so it writes to a file.
+ * reader is too slow for, so it writes to a file; and of two threads that write at
+ * once one would drop its line rather than wait, so it has one.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { waitListening } from '../harness/process.ts';
@@ -25,6 +26,7 @@ frontend port${port}
 `;
 
 const CONFIGURATION = `global
+  nbthread 1
   maxconn 4000
   log stdout format raw local0
 defaults

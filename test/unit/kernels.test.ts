@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { documentDifferences, documentText } from '../kernels/document.ts';
 import { parseReport } from '../kernels/report.ts';
-import { isGood, type KernelResult, resultLines, take } from '../kernels/result.ts';
+import { isGood, type KernelResult, renewed, resultLines, take } from '../kernels/result.ts';
 import { guestScript, selectFiles } from '../kernels/selection.ts';
 
 const FEATURE = { name: 'bpf_x in sockops', kind: 'helper', since: '5.15' } as const;
@@ -52,6 +52,18 @@ test('a kernel is good only when it came to its end and nothing failed, and the 
   assert.match(take(running, { type: 'file', result: { ...failed, failures: [], before: failed.failures } }) ?? '', /at the second try[^]*two/);
   assert.match(resultLines([result({ files: [failed] })])[0] ?? '', /^✗ 5\.10 .* 2 passed, 1 failed, 0 skipped/);
   assert.match(resultLines([result()]).at(-1) ?? '', /5\.10 kernel\/a\.test\.ts: one \(no MPTCP\)/);
+});
+
+test('files that are run again take the place of what they were, and nothing else does', () => {
+  const other = { ...failed, file: 'kernel/b.test.ts', failures: [] };
+  const earlier = result({ files: [failed, other] });
+  const good = result({ files: [{ ...failed, passed: 3, failures: [] }], seconds: 9 });
+  const now = renewed(earlier, good);
+  assert.deepEqual(now.files, [good.files[0], other]);
+  assert.ok(isGood(now) && now.seconds === earlier.seconds);
+  assert.ok(!isGood(renewed(good, result({ files: [failed] }))), 'a failure counts, whenever it came');
+  assert.ok(!isGood(renewed({ ...earlier, ended: false }, good)), 'the rest never came to its end');
+  assert.ok(!isGood(renewed({ ...earlier, problem: 'killed' }, good)));
 });
 
 test('the document is out of date when a feature, a test or a reason has changed, not when the day has', () => {
