@@ -24,7 +24,8 @@ import { guestScript, LEAK_CGROUPS, selectFiles } from './selection.ts';
 const NAMES = [...KERNELS.map(({ name }) => name), NODE_NAME];
 const USAGE = `usage: npm run test:kernels -- [--only KERNEL,...] [--from FILE,...] [--files WORD,...] [--keep] [--json FILE] [--write]
   --only KERNEL  some of the guests: ${NAMES.join(', ')}
-  --from FILE    takes the results of other guests from what --json wrote, so that they need not be run again
+  --from FILE    takes the results of other guests from what --json wrote, so that they need not be run again;
+                 of several files, separated by commas, what is in a later one counts
   --files WORD   test files with one of these words in their names; "leak" is the leak test; with --from, the rest is taken from there
   --keep         leaves the consoles of the guests, and says where
   --json FILE    all results, with the failures' messages
@@ -61,7 +62,10 @@ function parseOptions(args: readonly string[]): Options {
   const unknown = only?.find((name) => !NAMES.includes(name));
   if (unknown !== undefined) throw new UsageError(`--only must name kernels (${NAMES.join(', ')}), not "${unknown}"`);
   const earlier = values.from?.split(',').flatMap((file) => JSON.parse(readFileSync(file, 'utf8')) as (KernelResult | NodeResult)[]) ?? [];
-  const known = earlier.filter((result) => 'files' in result);
+  const known = earlier.filter((result) => 'files' in result).reduce<readonly KernelResult[]>((all, result) => {
+    const before = all.find(({ name }) => name === result.name);
+    return before === undefined ? [...all, result] : all.map((each) => (each === before ? renewed(before, result) : each));
+  }, []);
   const knownNode = earlier.findLast((result) => 'rows' in result);
   const isKnown = (kernel: string): boolean => known.some(({ name }) => name === kernel);
   const kernels = KERNELS.filter(({ name }) => only?.includes(name) ?? (!isKnown(name) || values.files !== undefined));
