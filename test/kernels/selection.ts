@@ -13,7 +13,7 @@ export interface LeftOut {
 /** File to the reason, for people. */
 const LEFT_OUT: Readonly<Record<string, string>> = {
   'image.test.ts': "it builds a container image, of Debian's packages; no kernel has a part in it",
-  'image-sidecar.test.ts': 'as image.test.ts; what it calls is tried by bypass.test.ts and pod-netns.test.ts',
+  'image-sidecar.test.ts': 'it builds that image, too; what the image calls is tried by bypass.test.ts and pod-netns.test.ts',
   'harness.test.ts': 'it tests the tools of the tests, which the others use here, too',
 };
 
