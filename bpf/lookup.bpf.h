@@ -24,8 +24,24 @@ static __always_inline void end_reads(void)
  * too, since Linux 6.1. Where a wrong value would decide about a connection, it is
  * copied first, and then the key must still lead to where it was found: an element
  * is unlinked before the next key's value is written into it, so a copy with
- * anything of that in it is told.
+ * anything of that in it is told. A program that was interrupted in the middle may
+ * find the element back with its key; so it is compared with the copy as well.
  */
+static __always_inline bool same_bytes(const void *copy, const void *found, int size)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i + 4 <= size; i += 4)
+		if (*(__u32 *)(copy + i) != *(volatile __u32 *)(found + i))
+			return false;
+#pragma unroll
+	for (i = size & ~3; i < size; i++)
+		if (*(__u8 *)(copy + i) != *(volatile __u8 *)(found + i))
+			return false;
+	return true;
+}
+
 #define READ_ENTRY(map, key, copy)                                             \
 	({                                                                     \
 		typeof(copy) found_;                                           \
@@ -38,7 +54,8 @@ static __always_inline void end_reads(void)
 				break;                                         \
 			*(copy) = *found_;                                     \
 			end_reads();                                           \
-			read_ = bpf_map_lookup_elem(map, key) == found_;       \
+			read_ = bpf_map_lookup_elem(map, key) == found_ &&     \
+				same_bytes(copy, found_, sizeof(*found_));     \
 		}                                                              \
 		read_;                                                         \
 	})
