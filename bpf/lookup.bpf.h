@@ -18,15 +18,7 @@ static __always_inline void end_reads(void)
 #endif
 }
 
-/*
- * The kernel takes an element that was deleted or replaced for the next key at
- * once, while programs that have found it still read it; without preallocation
- * too, since Linux 6.1. Where a wrong value would decide about a connection, it is
- * copied first, and then the key must still lead to where it was found: an element
- * is unlinked before the next key's value is written into it, so a copy with
- * anything of that in it is told. A program that was interrupted in the middle may
- * find the element back with its key; so it is compared with the copy as well.
- */
+/* `found` is read again, whatever the compiler knows of it. */
 static __always_inline bool same_bytes(const void *copy, const void *found, int size)
 {
 	int i;
@@ -42,6 +34,15 @@ static __always_inline bool same_bytes(const void *copy, const void *found, int 
 	return true;
 }
 
+/*
+ * The kernel takes an element that was deleted or replaced for the next key at
+ * once, while programs that have found it still read it; without preallocation
+ * too, since Linux 6.1. Where a wrong value would decide about a connection, it is
+ * copied first, and then the key must still lead to where it was found: an element
+ * is unlinked before the next key's value is written into it, so a copy with
+ * anything of that in it is told. A program that was interrupted in the middle may
+ * find the element back with its key; so it is compared with the copy as well.
+ */
 #define READ_ENTRY(map, key, copy)                                             \
 	({                                                                     \
 		typeof(copy) found_;                                           \
