@@ -158,8 +158,9 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
   };
 
   const watchDirectory = (directory: string): void => {
-    const { dev, ino } = statSync(directory, { bigint: true });
-    const identity = `${dev}:${ino}`;
+    // A new directory may get the number of the one that was removed, as on ext4.
+    const { dev, ino, birthtimeNs } = statSync(directory, { bigint: true });
+    const identity = `${dev}:${ino}:${birthtimeNs}`;
     const before = watches.get(directory);
     if (before?.identity === identity) return;
     before?.watcher.close();
