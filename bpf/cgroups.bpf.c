@@ -139,28 +139,26 @@ static __always_inline bool is_handed_over(__u64 branch)
 	       bpf_map_lookup_elem(&handoff_map, &root);
 }
 
+/* The part of a struct pod_info that programs use. */
+struct pod_head {
+	__u64 words[__builtin_offsetof(struct pod_info, uid) / sizeof(__u64)];
+};
+
 /* What the agent thinks of a pod; false where it is not among those that it has told of. */
 static __always_inline bool read_pod(const struct pod_key *key, struct cgroup_info *info)
 {
-	struct pod_info *pod;
-	int i;
+	struct pod_head head;
+	const struct pod_info *pod = (const void *)&head;
 
-	/* As READ_ENTRY, for a few of its fields. */
-	for (i = 0; i < LOOKUPS; i++) {
-		pod = bpf_map_lookup_elem(&pod_info_map, key);
-		if (!pod)
-			continue;
-		info->slot = pod->slot;
-		info->is_in_mesh = pod->is_in_mesh;
-		info->flags = pod->flags;
-		info->detected_flags = pod->detected_flags;
-		__builtin_memcpy(info->cgroup_ip, pod->ip4, sizeof(info->cgroup_ip));
-		__builtin_memcpy(info->cgroup_ip6, pod->ip6, sizeof(info->cgroup_ip6));
-		end_reads();
-		if (bpf_map_lookup_elem(&pod_info_map, key) == pod)
-			return true;
-	}
-	return false;
+	if (!READ_ENTRY_THAT_IS(&pod_info_map, key, &head))
+		return false;
+	info->slot = pod->slot;
+	info->is_in_mesh = pod->is_in_mesh;
+	info->flags = pod->flags;
+	info->detected_flags = pod->detected_flags;
+	__builtin_memcpy(info->cgroup_ip, pod->ip4, sizeof(info->cgroup_ip));
+	__builtin_memcpy(info->cgroup_ip6, pod->ip6, sizeof(info->cgroup_ip6));
+	return true;
 }
 
 /*
@@ -172,8 +170,6 @@ static __always_inline void fill_pod(__u64 id, const struct pod_key *key, __u64 
 	struct cgroup_info info = { .id = id };
 
 	if (!read_pod(key, &info)) {
-		__builtin_memset(&info, 0, sizeof(info));
-		info.id = id;
 		info.flags = INFO_UNKNOWN_POD;
 		info.detected_flags = CGROUTE_DETECTED_FLAGS;
 	} else if (info.is_in_mesh && !is_handed_over(branch)) {

@@ -43,7 +43,17 @@ static __always_inline bool same_bytes(const void *copy, const void *found, int 
  * anything of that in it is told. A program that was interrupted in the middle may
  * find the element back with its key; so it is compared with the copy as well.
  */
-#define READ_ENTRY(map, key, copy)                                             \
+#define READ_ENTRY(map, key, copy) READ_ENTRY_OR(break, map, key, copy)
+
+/*
+ * For what is always there: a look-up that runs along the elements of a bucket while
+ * the one that it looks for is replaced, first by a new one ahead, may pass both.
+ */
+#define READ_ENTRY_THAT_IS(map, key, copy)                                     \
+	(READ_ENTRY_OR(continue, map, key, copy) ||                            \
+	 READ_ENTRY_OR(continue, map, key, copy))
+
+#define READ_ENTRY_OR(when_missed, map, key, copy)                             \
 	({                                                                     \
 		typeof(copy) found_;                                           \
 		bool read_ = false;                                            \
@@ -52,7 +62,7 @@ static __always_inline bool same_bytes(const void *copy, const void *found, int 
 		for (look_ = 0; look_ < LOOKUPS && !read_; look_++) {          \
 			found_ = bpf_map_lookup_elem(map, key);                \
 			if (!found_)                                           \
-				break;                                         \
+				when_missed;                                   \
 			*(copy) = *found_;                                     \
 			end_reads();                                           \
 			read_ = bpf_map_lookup_elem(map, key) == found_ &&     \
@@ -62,13 +72,6 @@ static __always_inline bool same_bytes(const void *copy, const void *found, int 
 	})
 
 /* Each time but the last it was replaced in that very instant. */
-#define LOOKUPS 4
-
-/*
- * A look-up that runs along the elements of a bucket while the one that it looks
- * for is replaced, first by a new one ahead, may pass both. For what is always there.
- */
-#define READ_ENTRY_THAT_IS(map, key, copy)                                     \
-	(READ_ENTRY(map, key, copy) || READ_ENTRY(map, key, copy))
+#define LOOKUPS 8
 
 #endif
