@@ -57,9 +57,8 @@ export function isInboundFlip({ before, entry }: Pick<Flipped, 'before' | 'entry
  */
 export function resetOutbound(flip: Flipped, options: FlippedConnectionsOptions, onReset: () => void): void {
   const host = options.host();
-  const paths = flip.paths();
-  const cgroups = allBelow(paths, options.cgroupRoot);
-  const pids = new Set(paths.flatMap((path) => host.pidsOf(path)));
+  const cgroups = allBelow(flip.paths(), options.cgroupRoot);
+  const pids = new Set([...cgroups.values()].flatMap((path) => host.pidsOf(path)));
   inNamespaces(pids, options, (sockets) => {
     for (const tcp of openedIn(sockets)) {
       // Another pod in the same namespace keeps its own.
@@ -143,22 +142,22 @@ function originalOf({ cookie }: TcpSocket, { connections, overflowConnections }:
   return (connections.get(cookie) ?? overflowConnections.get(cookie))?.original.address.word;
 }
 
-/** Ids of these cgroups and of all below: something in a container may have made its own. */
-function allBelow(paths: readonly string[], cgroupRoot: string): ReadonlySet<bigint> {
-  const ids = new Set<bigint>();
-  const walk = (directory: string): void => {
-    const id = statSync(directory, { bigint: true, throwIfNoEntry: false })?.ino;
-    if (id === undefined || ids.has(id)) return;
-    ids.add(id);
-    for (const below of subdirectories(directory)) walk(below);
+/** These cgroups and all below, paths by id: something in a container may have made its own, and all its processes be there. */
+function allBelow(paths: readonly string[], cgroupRoot: string): ReadonlyMap<bigint, string> {
+  const found = new Map<bigint, string>();
+  const walk = (path: string): void => {
+    const id = statSync(cgroupRoot + path, { bigint: true, throwIfNoEntry: false })?.ino;
+    if (id === undefined || found.has(id)) return;
+    found.set(id, path);
+    for (const name of subdirectories(cgroupRoot + path)) walk(`${path}/${name}`);
   };
-  for (const path of paths) walk(cgroupRoot + path);
-  return ids;
+  for (const path of paths) walk(path);
+  return found;
 }
 
 function subdirectories(directory: string): string[] {
   try {
-    return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => `${directory}/${name}`);
+    return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => name);
   } catch {
     return []; // gone meanwhile
   }

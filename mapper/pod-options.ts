@@ -1,5 +1,6 @@
 /** Pods' traffic options in the kernel's maps. */
 import type { DataPlane } from '../native/data-plane.ts';
+import { CgrouteError } from '../native/error.ts';
 import { optionFlag, portList, rangeList, type PodOptions as OptionsEntry, type PortKey, type RangeKey } from '../native/layouts.ts';
 import { MapMirror } from './map-mirror.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
@@ -61,6 +62,21 @@ export class PodOptions {
     for (const [text, key] of ports) if (!newPorts.has(text) && ports.delete(text)) this.#ports.delete(key);
     for (const [text, key] of ranges) if (!newRanges.has(text) && ranges.delete(text)) this.#ranges.delete(key);
     if (ports.size + ranges.size === 0) this.#slots.delete(slot);
+  }
+
+  /**
+   * As {@link set}; lists that find no room count as absent, as a pod must not stay
+   * without a verdict for them. Gives the error then.
+   */
+  setAsFits(slot: number, traffic: TrafficOptions | undefined, exemptUser: number | undefined): CgrouteError | undefined {
+    try {
+      this.set(slot, traffic, exemptUser);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof CgrouteError) || traffic === undefined) throw error;
+      this.set(slot, undefined, exemptUser);
+      return error;
+    }
   }
 
   /** The slot is nobody's any more. */

@@ -313,7 +313,7 @@ export class Reconciler {
     if (isNew) this.#counters.start(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
-    this.#podOptions.set(slot, decision.traffic, decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined);
+    const unfit = this.#podOptions.setAsFits(slot, decision.traffic, decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined);
     const entry = podEntry(pod, facts, this.#options.enrolment.codeOf(pod));
     const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
     if (isAwaited) this.#options.handoffs.podAwaited(key);
@@ -332,6 +332,7 @@ export class Reconciler {
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
     const redirected = decision.enrolled && !decision.bypassInbound;
     this.#addresses.claim(key, ended ? [] : ips, { slot, createdAt: since, redirected, hasOptions: hasOptions(decision) });
+    if (unfit !== undefined) throw unfit;
   }
 
   /** Those of the pod's status that can be a pod's. */

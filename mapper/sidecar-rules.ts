@@ -11,7 +11,7 @@ import PQueue from 'p-queue';
 import type { Logger } from 'pino';
 import type { DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
-import { isAsWanted, readNat, ruleText, writeNat, type FilterPin, type NatTable, type RuleKind } from '../native/iptables-rules.ts';
+import { isAsWanted, readNat, removeNat, ruleText, writeNat, type FilterPin, type NatTable, type RuleKind } from '../native/iptables-rules.ts';
 import { bypassDirection, infoFlag } from '../native/layouts.ts';
 import { openPodNetns } from '../native/pod-netns.ts';
 import { effectiveCapabilities, hostNamespaces } from '../native/privilege.ts';
@@ -63,6 +63,8 @@ interface PodState {
   standing: Standing;
   /** The rules stood when they were last read. */
   isShortCircuited: boolean;
+  /** Its sidecar was short-circuited, and the rules for that have not been seen gone. */
+  isLeft: boolean;
   /** Why it failed, in a sentence that stays the same while it does. */
   problem: string | undefined;
   /** The namespace where it was done last, and in which tables. */
@@ -138,8 +140,11 @@ export class SidecarRules implements Disposable {
     const note = (message: string): Decision['notes'] => [...decision.notes, { code: 'sidecar-stays', message: `the sidecar of pod ${pod.namespace}/${pod.name} ${message}` }];
     // Its connections are redirected as before: they would else belong to no data plane.
     if (this.#unable !== undefined && this.#before.get(pod.uid) === true) return { ...decision, notes: note(`is kept out of its path by rules that an earlier agent left, until the pod is replaced or an agent may remove them: ${this.#unable}`) };
-    if (kind === undefined) return decision;
     const state = this.#pods.get(pod.uid);
+    if (kind === undefined) {
+      if (state?.problem === undefined || !state.isLeft) return decision;
+      return { ...decision, notes: note(`is kept out of its path by rules that could not be removed, and no data plane has its connections: ${state.problem}`) };
+    }
     const problem = this.#unable ?? state?.problem;
     const notes = problem === undefined ? decision.notes : note(`cannot be ${kind === 'bypass' ? 'bypassed' : 'short-circuited'}: ${problem}`);
     if (kind === 'bypass' || (this.#unable === undefined && this.#isOutOfPath(pod.uid, state))) return { ...decision, notes };
@@ -171,6 +176,7 @@ export class SidecarRules implements Disposable {
     // The map is the switch: it counts at once, and the rules follow.
     this.#list(state, kind === 'bypass' ? directionsOf(decision) : 0, ips);
     if (kind !== state.kind) {
+      state.isLeft = kind !== 'short-circuit' && (state.isLeft || state.kind === 'short-circuit');
       state.kind = kind;
       state.standing = 'unknown';
       state.isShortCircuited = false;
@@ -194,7 +200,7 @@ export class SidecarRules implements Disposable {
   #newState(pod: Pod, paths: readonly string[]): PodState {
     const { absent, failed } = this.#options.waits ?? WAITS;
     return {
-      pod, paths, kind: undefined, ips: [], standing: 'unknown', isShortCircuited: false, problem: undefined, done: undefined,
+      pod, paths, kind: undefined, ips: [], standing: 'unknown', isShortCircuited: false, isLeft: false, problem: undefined, done: undefined,
       isRunning: false, isDirty: true, timer: undefined, absent: makeBackoff(...absent), failed: makeBackoff(...failed),
     };
   }
@@ -245,13 +251,14 @@ export class SidecarRules implements Disposable {
       this.#options.logger[state.problem === problem ? 'debug' : 'warn'](log, `the rules for a pod's sidecar could not be brought up to date, and are tried again: ${problem}`);
     }
     if (state.kind !== kind) return;
-    const changed = standing !== state.standing || problem !== state.problem;
+    const changed = problem !== state.problem || (kind !== undefined && standing !== state.standing);
+    if (standing === 'done') state.isLeft = false;
     state.standing = standing;
     state.problem = problem;
     if (standing === 'failed') this.#later(state, state.failed.next());
     // Rules that are not wanted cannot come by themselves.
     else if (standing === 'waiting') this.#later(state, state.absent.next());
-    if (changed && kind !== undefined) this.#options.onChanged(pod.uid);
+    if (changed) this.#options.onChanged(pod.uid);
   }
 
   #later(state: PodState, ms: number): void {
@@ -272,10 +279,17 @@ export class SidecarRules implements Disposable {
     if (!isStill()) return 'waiting';
     const wrong = tables.filter((table) => !isAsWanted(table, text));
     if (wrong.length > 0) this.#setShortCircuited(state, kind, false);
-    for (const table of wrong) await writeNat(netns, table, text);
-    const after = wrong.length === 0 ? tables : (await readNat(netns, pid, procRoot)).tables;
-    const stillWrong = after.find((table) => !isAsWanted(table, text));
-    if (stillWrong !== undefined) throw new Error(`the rules do not stand first in the nat table of ${stillWrong.tool}: somebody else changes it at the same time`);
+    let after = tables;
+    try {
+      for (const table of wrong) await writeNat(netns, table, text);
+      if (wrong.length > 0) after = (await readNat(netns, pid, procRoot)).tables;
+      const stillWrong = after.find((table) => !isAsWanted(table, text));
+      if (stillWrong !== undefined) throw new Error(`the rules do not stand first in the nat table of ${stillWrong.tool}: somebody else changes it at the same time`);
+    } catch (error) {
+      // In one family alone they would leave its connections to no data plane, as the pod is not redirected.
+      if (kind === 'short-circuit') await removeNat(netns, pid, procRoot);
+      throw error;
+    }
     const holding = after.filter(({ hasSidecar }) => hasSidecar);
     const [tool] = missing;
     if (kind !== undefined && holding.length === 0 && tool !== undefined) throw new Error(`the program ${tool}-save is not installed where the agent runs, and the sidecar's rules may be there: install the package iptables`);
@@ -340,7 +354,8 @@ export class SidecarRules implements Disposable {
       bypassed: count(({ kind, standing }) => standing === 'done' && kind === 'bypass'),
       shortCircuited: count(({ kind, standing }) => standing === 'done' && kind === 'short-circuit'),
       waiting: count(({ standing }) => standing === 'waiting' || standing === 'unknown'),
-      failing: count(({ standing }) => standing === 'failed'),
+      // Also those whose rules are to go.
+      failing: [...this.#pods.values()].filter(({ standing }) => standing === 'failed').length,
       failures: this.#failures,
     };
   }

@@ -38,6 +38,9 @@ export interface TrafficAnnotations {
   readonly problems: readonly string[];
 }
 
+/** Ports, and ranges, that one pod may list: the maps are there for all pods. */
+export const MOST_LISTED = 4096;
+
 const PORTS = 'a port from 1 to 65535 or "*"';
 const RANGES = 'an address, a range such as 10.0.0.0/8 or fd00::/8, or "*"';
 
@@ -49,21 +52,22 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
     const text = Object.hasOwn(annotations, key) ? annotations[key] : undefined;
     if (text === undefined) return undefined;
     const parts = text.split(',').map((part) => part.trim()).filter((part) => part !== '');
-    if (parts.includes('*')) return 'all';
+    const isAll = parts.includes('*');
     const items: T[] = [];
     const bad: string[] = [];
     for (const part of parts) {
+      if (part === '*') continue;
       const item = read(part);
       if (item === undefined) bad.push(part);
       else items.push(item);
     }
     if (bad.length > 0) {
       const shown = bad.slice(0, 3).map((part) => JSON.stringify(part.slice(0, 64))).join(', ');
-      const rest = items.length > 0 ? 'the rest of the list counts' : 'the annotation counts as absent';
+      const rest = isAll || items.length > 0 ? 'the rest of the list counts' : 'the annotation counts as absent';
       problems.push(`${key} has ${shown}${bad.length > 3 ? ` and ${bad.length - 3} more` : ''}, expected each to be ${expected}; ${rest}`);
-      if (items.length === 0) return undefined;
+      if (!isAll && items.length === 0) return undefined;
     }
-    return items;
+    return isAll ? 'all' : items;
   }
   const options: TrafficOptions = {
     excludedPorts: list('excludeOutboundPorts', portOf, PORTS),
@@ -73,6 +77,13 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
     excludedInbound: list('excludeInboundPorts', portOf, PORTS),
     includedInbound: list('includeInboundPorts', portOf, PORTS),
   };
+  const count = (...lists: readonly Listed<unknown>[]): number => lists.reduce((sum, list) => sum + (Array.isArray(list) ? list.length : 0), 0);
+  const ports = count(options.excludedPorts, options.includedPorts, options.excludedInbound, options.includedInbound);
+  const ranges = count(options.excludedRanges, options.includedRanges);
+  if (ports > MOST_LISTED || ranges > MOST_LISTED) {
+    problems.push(`the annotations ${TRAFFIC}... list ${ports} ports and ${ranges} ranges, expected at most ${MOST_LISTED} of each for one pod; all of them count as absent`);
+    return { options: undefined, problems };
+  }
   return { options: limits(options) ? options : undefined, problems };
 }
 

@@ -144,6 +144,12 @@ export async function writeNat(netns: PodNetns, table: NatTable, wanted: string 
   for (const rule of table.own) if (!right.includes(rule) && !misplaced.includes(rule)) await remove(netns, table.tool, rule);
 }
 
+/** Takes all rules of ours out of a namespace, as far as that can be done. Never rejects. */
+export async function removeNat(netns: PodNetns, pid: number, procRoot = '/proc'): Promise<void> {
+  const { tables } = await readNat(netns, pid, procRoot).catch(() => ({ tables: [] }));
+  for (const table of tables) if (!isAsWanted(table, undefined)) await writeNat(netns, table, undefined).catch(() => undefined);
+}
+
 /**
  * By what the rule says, so that it can be no other; a place may be another rule's
  * by now. The bpf match compares also the number of the descriptor that iptables

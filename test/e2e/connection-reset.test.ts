@@ -175,6 +175,18 @@ describe('with existingConnections: reset', () => {
     await eventually('the pod is out again', () => resets().length > said + 1);
   });
 
+  test('a pod whose processes are all below its container\'s cgroup loses its connections, too', async () => {
+    const host = await node.network.addHost('systemd');
+    const inner = await node.addPod({ name: 'systemd', host });
+    await node.apply();
+    const cgroup = node.sandbox.cgroup(`${inner.cgroup.path.replace(/^\//, '')}/init.scope`);
+    const held = await hold({ netns: host.netns, cgroup }, node.server.ip4, 8080);
+    node.manifest.change(inner.uid, { labels: ENROLLED });
+    await node.apply();
+    await eventually('the agent says so', () => node.agent.log().some(({ msg, podUid }) => podUid === inner.uid && /connections that it had open were reset/.test(msg ?? '')));
+    assert.equal(await isAlive(held), false);
+  });
+
   test('two flips in a row: what was opened between them is reset by the second', async () => {
     const said = resets().length;
     node.manifest.namespace('demo', ENROLLED);

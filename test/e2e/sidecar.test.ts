@@ -1,6 +1,6 @@
 /** Pods with a real proxy as their sidecar, under Istio's rules, and the agent beside it. */
 import assert from 'node:assert/strict';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -256,6 +256,35 @@ describe('two data planes on one pod', () => {
       assert.deepEqual(await out(node, pod), ['sidecar of the client']);
     }
     assert.deepEqual(await toPod(node, young, old), ['sidecar of the client', 'sidecar of the server']);
+  });
+
+  test('rules that can be made for one family alone are taken back, and those that cannot be removed are told', async () => {
+    await using node = await startNode('halfway', { demo: { [MODE]: 'kmesh' }, agent: false });
+    const directory = node.sandbox.file('bin');
+    const trouble = node.sandbox.file('trouble');
+    mkdirSync(directory);
+    for (const tool of ['iptables-nft', 'ip6tables-nft']) {
+      writeFileSync(`${directory}/${tool}`, `#!/bin/sh\ngrep -qs '^${tool}$' '${trouble}' && { echo 'some trouble' >&2; exit 4; }\nexec /usr/sbin/${tool} "$@"\n`, { mode: 0o755 });
+    }
+    writeFileSync(trouble, 'ip6tables-nft\n');
+    const pod = await addSidecarPod(node, { name: 'pod' });
+    await node.startAgent({ env: { PATH: `${directory}:${process.env['PATH'] ?? ''}` } });
+    const failed = /cannot be short-circuited: ip6tables-nft failed with exit code 4: some trouble/;
+    await eventually('it is said', async () => failed.test(await notes(node, pod)));
+    assert.deepEqual([await out(node, pod), await ownRules(pod.host.netns)], [['sidecar of the client'], []]);
+    rmSync(trouble);
+    await rulesAre(pod, 'short-circuit');
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+
+    writeFileSync(trouble, 'iptables-nft\nip6tables-nft\n');
+    node.manifest.namespace('demo');
+    await node.apply();
+    await eventually('it is said', async () => /could not be removed, and no data plane has its connections: iptables-nft failed/.test(await notes(node, pod)));
+    assert.equal(await metric(node, 'cgroute_sidecar_pods{state="failing"}'), 1);
+    rmSync(trouble);
+    await rulesAre(pod, 'none');
+    assert.deepEqual(await out(node, pod), ['sidecar of the client']);
+    await eventually('nothing is said any more', async () => await notes(node, pod) === '');
   });
 
   test('without CAP_SYS_ADMIN sidecars stay in the path, which is said', async () => {

@@ -1,5 +1,6 @@
 /** Traffic annotations on running pods, through the agent. */
 import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../harness/agent.ts';
@@ -107,4 +108,21 @@ describe('traffic annotations', () => {
     const own = await connect(both.place, node.server.ip4, 8080, '--uid', '1337');
     assert.ok(own.ok && own.reply.endsWith(own.local.replace(/.*:/, ':')), JSON.stringify(own));
   });
+});
+
+test('a pod whose annotations find no room in the maps is redirected all the same, and takes no room of others', async () => {
+  await using node = await startNode('traffic-full', { agent: false });
+  const config = node.sandbox.file('config.yaml');
+  writeFileSync(config, 'maxTrafficEntries: 1024\nsweepSeconds: 1\n');
+  await node.startAgent({ args: ['--config', config] });
+  const ports = (count: number) => ({ [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: count }, (_, at) => 8080 + at).join() });
+  const hog = await node.addPod({ name: 'hog', annotations: ports(2000) });
+  const pod = await node.addPod({ name: 'pod', annotations: ports(1) });
+  await node.apply();
+  assert.deepEqual([await node.travel(hog.place), await node.travel(pod.place)], ['redirected', 'direct']);
+  const { stdout } = await cgroute(node.sandbox, ['explain', 'demo/hog']);
+  assert.match(stdout, /its entries in the maps could not be written/);
+  node.manifest.change(hog.uid, { annotations: ports(3) });
+  await node.apply();
+  assert.equal(await node.travel(hog.place), 'direct');
 });

@@ -3,7 +3,7 @@ import { BlockList } from 'node:net';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { addressBytes } from '../../mapper/pod-entry.ts';
-import { isExcludedInbound, isExcludedOutbound, TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
+import { isExcludedInbound, isExcludedOutbound, MOST_LISTED, TRAFFIC, trafficOptions, type Range } from '../../mapper/traffic-options.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
   trafficOptions(Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])));
@@ -16,6 +16,20 @@ const ranges = (value: string): string[] => {
   const { options } = of({ excludeOutboundIPRanges: value });
   return Array.isArray(options?.excludedRanges) ? (options.excludedRanges as Range[]).map(text) : [];
 };
+
+test('what cannot be read is named beside "*", too', () => {
+  const { options, problems } = of({ excludeOutboundPorts: 'http, *' });
+  assert.equal(options?.excludedPorts, 'all');
+  assert.match(problems.join(), /excludeOutboundPorts has "http", .*the rest of the list counts/);
+});
+
+test('one pod cannot list more than its share: then none of it counts, and it is said', () => {
+  const ports = (count: number): string => Array.from({ length: count }, (_, at) => at + 1).join();
+  assert.equal(of({ excludeOutboundPorts: ports(MOST_LISTED) }).problems.length, 0);
+  const { options, problems } = of({ excludeOutboundPorts: ports(MOST_LISTED), excludeInboundPorts: '1', excludeOutboundIPRanges: '*' });
+  assert.equal(options, undefined);
+  assert.match(problems.join(), /list 4097 ports and 0 ranges, expected at most 4096 of each for one pod; all of them count as absent/);
+});
 
 describe('ranges', () => {
   for (const [value, expected] of [
