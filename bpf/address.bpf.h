@@ -18,11 +18,21 @@ static __always_inline bool is_ip4(const struct address *a)
 	return !a->word_be[0] && !a->word_be[1] && !a->word_be[2];
 }
 
+/* ::1, as what else begins with zeros is an address like any other. */
+static __always_inline bool is_loopback6(const struct address *a)
+{
+	return is_ip4(a) && a->word_be[3] == bpf_htonl(1);
+}
+
+static __always_inline bool is_loopback4(const struct address *a)
+{
+	return is_ip4(a) && (a->word_be[3] & bpf_htonl(0xff000000)) ==
+				    bpf_htonl(0x7f000000);
+}
+
 static __always_inline bool is_loopback(const struct address *a)
 {
-	return is_ip4(a) && ((a->word_be[3] & bpf_htonl(0xff000000)) ==
-				     bpf_htonl(0x7f000000) ||
-			     a->word_be[3] == bpf_htonl(1));
+	return is_loopback4(a) || is_loopback6(a);
 }
 
 /* connect() to the unspecified address reaches the host itself. */

@@ -165,6 +165,12 @@ static __always_inline bool is_handed_over(void)
 	return READ_ENTRY(&handoff_map, &root, &handoff) && handoff == HANDOFF_ALL;
 }
 
+/* ::10.1.2.3, which is no IPv4 address, and would be taken for one in every map. */
+static __always_inline bool is_ambiguous(const struct address *dst, bool ip4)
+{
+	return !ip4 && is_ip4(dst);
+}
+
 static __always_inline void decide_host(struct verdict *verdict,
 					const struct address *dst, __u16 port_be,
 					bool ip4)
@@ -172,7 +178,7 @@ static __always_inline void decide_host(struct verdict *verdict,
 	struct pod_address pod;
 
 	verdict->branch = BRANCH_HOST_UNTOUCHED;
-	if (!READ_ENTRY(&pod_ip_map, dst, &pod))
+	if (is_ambiguous(dst, ip4) || !READ_ENTRY(&pod_ip_map, dst, &pod))
 		return;
 	verdict->slot = pod.slot;
 	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet() ||
@@ -201,6 +207,13 @@ static __always_inline void decide_proxy(struct verdict *verdict, __u16 port_be)
 	verdict->branch = verdict->denied ? BRANCH_LOOP_DENIED : BRANCH_PROXY;
 }
 
+/* The proxy would be told another destination. */
+static __always_inline void deny_ambiguous(struct verdict *verdict)
+{
+	verdict->denied = true;
+	verdict->branch = BRANCH_ERROR_DENIED;
+}
+
 static __always_inline void decide_pod(struct verdict *verdict,
 				       const struct cgroup_info *info,
 				       const struct address *dst, __u16 port_be,
@@ -219,8 +232,11 @@ static __always_inline void decide_pod(struct verdict *verdict,
 		verdict->branch = BRANCH_OUT;
 	else if (flags & INFO_BYPASS_OUTBOUND)
 		verdict->branch = BRANCH_BYPASSED;
-	else if (is_loopback(dst) || is_unspecified(dst) || same_address(dst, own))
+	else if ((ip4 ? is_loopback4(dst) : is_loopback6(dst)) || is_unspecified(dst) ||
+		 same_address(dst, own))
 		verdict->branch = BRANCH_LOCAL;
+	else if (is_ambiguous(dst, ip4))
+		deny_ambiguous(verdict);
 	else if (flags & INFO_OPTIONS &&
 		 is_excluded(info->slot, dst, bpf_ntohs(port_be), ip4))
 		verdict->branch = BRANCH_EXCLUDED;

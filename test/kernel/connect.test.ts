@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { copyFileSync } from 'node:fs';
 import { after, afterEach, test } from 'node:test';
 import { infoFlag } from '../../native/layouts.ts';
-import { run } from '../harness/process.ts';
+import { must, run } from '../harness/process.ts';
 import { connect, type Connected, listen, type Place, SOCK, sock } from '../harness/sock.ts';
 import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
 
@@ -227,4 +227,27 @@ test('a flag counts only with its bit among the detected ones', async () => {
   const [result, counts] = await mesh.counted(() => connect(undetected, server.ip4, PORT));
   await assertRedirected(mesh, result, at(server.ip4, PORT));
   assert.deepEqual(counts, { 'undetected redirected': 1 });
+});
+
+test('an IPv6 address that ends in an IPv4 one, such as ::127.0.0.9, is neither that nor loopback', async () => {
+  const compatible = ['::127.0.0.9', `::${app.ip4}`] as const;
+  const own = `ip -6 -o addr show to ${server.ip6} | awk '{ print $2 }'`;
+  await must({ netns: server.netns, cmd: 'sh', args: ['-ec', `for a in ${compatible.join(' ')}; do ip -6 addr add $a/128 dev $(${own}) nodad; done`] });
+  for (const address of compatible) {
+    for (const { netns } of [app, mesh.hostProcess()]) await must({ netns, cmd: 'ip', args: ['-6', 'route', 'add', `${address}/128`, 'via', server.ip6] });
+    const [result, counts] = await mesh.counted(() => connect(app, address, PORT));
+    assertFailed(result, 'EPERM');
+    assert.deepEqual(counts, { 'app errorDenied': 1 });
+    const [fromHost, hostCounts] = await mesh.counted(() => connect(mesh.hostProcess(), address, PORT));
+    assert.ok(fromHost.ok && fromHost.reply.startsWith('server '), JSON.stringify(fromHost));
+    assert.deepEqual(hostCounts, { 'none hostUntouched': 1 });
+  }
+});
+
+test('0.0.0.1, which looks like ::1, does not pass the mesh by', async () => {
+  await must({ netns: server.netns, cmd: 'ip', args: ['address', 'add', '0.0.0.1/32', 'dev', 'lo'] });
+  await must({ netns: app.netns, cmd: 'ip', args: ['route', 'add', '0.0.0.1/32', 'via', server.ip4] });
+  const [result, counts] = await mesh.counted(() => connect(app, '0.0.0.1', PORT));
+  await assertRedirected(mesh, result, at('0.0.0.1', PORT));
+  assert.deepEqual(counts, { 'app redirected': 1 });
 });
