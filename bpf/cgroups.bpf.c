@@ -77,13 +77,32 @@ static __always_inline void find_place(struct cgroup *cgroup, struct place *plac
 	}
 }
 
+/* Where kubelets put pods, so that it is one's whose UID has another form, as a static pod's may. */
+static __always_inline bool is_in_pod_place(struct cgroup *cgroup, const struct name *name)
+{
+	struct cgroup *parent = parent_of(cgroup);
+	struct name above;
+	int at;
+
+	if (READS(name, 0, "pod"))
+		return NAMED(parent, "burstable") || NAMED(parent, "besteffort") ||
+		       NAMED(parent, "kubepods");
+	/* "...kubepods-burstable.slice/...kubepods-burstable-pod<UID>.slice" */
+	read_name(parent, &above);
+	at = above.length - (int)sizeof(".slice") + 1;
+	return READS(name, at, "-pod") && READS(&above, at, ".slice") &&
+	       (READS(&above, at - 8, "kubepods") ||
+		READS(&above, at - 18, "kubepods-burstable") ||
+		READS(&above, at - 19, "kubepods-besteffort"));
+}
+
 static __always_inline bool has_pod_name(struct cgroup *cgroup)
 {
 	struct pod_key key = {};
 	struct name name;
 
 	read_name(cgroup, &name);
-	return read_key(cgroup, &name, &key);
+	return is_in_pod_place(cgroup, &name) || read_key(cgroup, &name, &key);
 }
 
 /*
@@ -253,7 +272,8 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 	read_name(cgroup, &name);
 	/* What is made inside a pod never passes for another pod. */
 	if (place.known_parent && place.known_above == 1 && is_container(&name)) {
-		fill_container(id_of(cgroup), &name, place.known_parent);
+		if (!is_joined(parent_of(cgroup)))
+			fill_container(id_of(cgroup), &name, place.known_parent);
 	} else if (!place.known_above && !place.of_users &&
 		   read_key(cgroup, &name, &key) && !is_below_pod(cgroup)) {
 		note_branch(place.branch);

@@ -121,6 +121,15 @@ static __always_inline struct cgroup *parent_of(struct cgroup *cgroup)
 	return (struct cgroup *)BPF_CORE_READ(cgroup, self.parent);
 }
 
+/* Whether the cgroup is pod and container in one: what is made in it is nested. */
+static __always_inline bool is_joined(struct cgroup *cgroup)
+{
+	struct name name;
+
+	read_name(cgroup, &name);
+	return READS(&name, name.length - (int)JOINED_LENGTH, JOINED);
+}
+
 /* Whether the name is a pod's; then `key` is what stands for it. */
 static __always_inline bool read_key(struct cgroup *cgroup, const struct name *name,
 				     struct pod_key *key)

@@ -133,6 +133,20 @@ describe('a cgroup that is made', () => {
     remove(pod);
   });
 
+  test('is nobody\'s inside a pod that is its own container, whatever it is called: a monitor\'s name least of all', () => {
+    for (const tree of ['', '/kubepods']) {
+      const pod = `${tree}/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`;
+      assert.notEqual(make(pod).entry, undefined);
+      for (const name of [`crio-conmon-${C}.scope`, `libpod-conmon-${C}.scope`, `docker-${C}.scope`, C]) {
+        const owner = ownerOf(`${pod}/${name}`);
+        assert.ok(owner.kind === 'pod' && owner.nested && !owner.monitor, 'as the agent reads it');
+        assert.equal(make(`${pod}/${name}`).entry, undefined, name);
+        remove(`${pod}/${name}`);
+      }
+      remove(pod);
+    }
+  });
+
   test('in a branch that is new has pods looked for there', () => {
     const trees = (): readonly bigint[] => {
       const { count = 0, id = [] } = plane.plane.maps.podTrees.get(0) ?? {};
