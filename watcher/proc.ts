@@ -25,6 +25,8 @@ export interface Addresses {
   readonly isHost: boolean;
   /** Canonical text, IPv4 first. No loopback, no link-local, none of the host's own. */
   readonly ips: readonly string[];
+  /** When the process began, in clock ticks since boot. */
+  readonly startedTicks: number;
 }
 
 export interface Proc {
@@ -165,16 +167,17 @@ export function openProc(options: ProcOptions): Proc {
   }
 
   function addressesOf(pid: number): Addresses | undefined {
+    const startedTicks = Number(startOf(pid));
     return ofOneProcess(() => startOf(pid), () => {
       const netns = netnsOf(pid);
       const host = hostNetns();
       // Without the host's to compare with, nothing is proved.
       if (netns === undefined || host === undefined) return undefined;
-      if (netns === host) return { netns, isHost: true, ips: [] };
+      if (netns === host) return { netns, isHost: true, ips: [], startedTicks };
       const own = hostAddresses();
       const ips = addressesIn(pid).filter((ip) => !own.has(ip));
       // One that has ended meanwhile is still there for its parent, and has no network any more: what was read is a part.
-      return netnsOf(pid) === netns ? { netns, isHost: false, ips } : undefined;
+      return netnsOf(pid) === netns ? { netns, isHost: false, ips, startedTicks } : undefined;
     });
   }
 

@@ -68,7 +68,9 @@ test('a process event alone brings a nested cgroup, its process and its addresse
   assert.equal(seen.cgroupId, cgroup.id);
   assert.equal(seen.pid, program.pid);
   assert.equal(cgroups.get('/a/b/c'), cgroup.id);
-  assert.deepEqual(watch.addressesOf(program.pid), { netns: seen.netns, isHost: false, ips: [host.ip4, host.ip6] });
+  const addresses = watch.addressesOf(program.pid);
+  assert.deepEqual({ ...addresses, startedTicks: 0 }, { netns: seen.netns, isHost: false, ips: [host.ip4, host.ip6], startedTicks: 0 });
+  assert.ok((addresses?.startedTicks ?? 0) > (watch.addressesOf(process.pid)?.startedTicks ?? Infinity), 'this test began before it');
   assert.notEqual(watch.hostNetns(), seen.netns);
   assert.deepEqual(watch.pidsOf('/a/b/c'), [program.pid]);
 });

@@ -111,9 +111,9 @@ describe('/proc on a fixture tree', () => {
       },
       { '1/ns/net': 'net:[100]', '7/ns/net': 'net:[200]', '8/ns/net': 'net:[100]', '9/ns/net': 'net:[300]' },
     );
-    assert.deepEqual(proc.addressesOf(7), { netns: 200, isHost: false, ips: ['10.244.0.5', 'fd77::5'] });
-    assert.deepEqual(proc.addressesOf(8), { netns: 100, isHost: true, ips: [] });
-    assert.deepEqual(proc.addressesOf(9), { netns: 300, isHost: false, ips: ['10.0.0.1'] }, 'a kernel without IPv6');
+    assert.deepEqual(proc.addressesOf(7), { netns: 200, isHost: false, ips: ['10.244.0.5', 'fd77::5'], startedTicks: 9 });
+    assert.deepEqual(proc.addressesOf(8), { netns: 100, isHost: true, ips: [], startedTicks: 9 });
+    assert.deepEqual(proc.addressesOf(9), { netns: 300, isHost: false, ips: ['10.0.0.1'], startedTicks: 9 }, 'a kernel without IPv6');
     assert.equal(proc.addressesOf(10), undefined);
     assert.equal(proc.hostNetns(), 100);
   });
