@@ -93,12 +93,13 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   const pathOf = ({ metadata }: Pod): string => `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
   const problem = (what: string, error: unknown): void => void (closed.aborted || problems.push(`${what}: ${String(error)}`));
 
-  /** Whether the API server has this very pod no more. One of its name on another node may not be read. */
-  async function isGone(pod: Pod): Promise<boolean> {
+  /** Whether this node has this very pod no more. Asked by a list: a pod may not be read once its name is another node's, and for a moment none may be when the server has just started. */
+  async function isGone({ metadata: { namespace, uid } }: Pod): Promise<boolean> {
     try {
-      return (await api.get<Pod>(pathOf(pod))).metadata.uid !== pod.metadata.uid;
-    } catch (error) {
-      return isStatus(error, 403, 404);
+      const { items } = await api.get<{ readonly items: readonly Pod[] }>(`/api/v1/namespaces/${namespace}/pods?fieldSelector=spec.nodeName%3D${node}`);
+      return !items.some(({ metadata }) => metadata.uid === uid);
+    } catch {
+      return false;
     }
   }
 
