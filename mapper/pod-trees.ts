@@ -9,6 +9,7 @@ import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { isPodTree } from './cgroup-path.ts';
 
 const NO_KEY = 0;
+const NONE: ReadonlySet<bigint> = new Set();
 
 export class PodTrees {
   readonly #dataPlane: DataPlane;
@@ -19,10 +20,19 @@ export class PodTrees {
   readonly #failed = new Map<bigint, CgroupPlace>();
   /** Trees that wait for the maps to be filled; undefined from then on. */
   #waiting: Map<bigint, CgroupPlace> | undefined = new Map();
+  /** Branches that an earlier agent, or the kernel before this one, has listed. */
+  readonly #earlier: ReadonlySet<bigint>;
 
   constructor(dataPlane: DataPlane, cgroupRoot: string) {
     this.#dataPlane = dataPlane;
     this.#cgroupRoot = cgroupRoot;
+    this.#earlier = new Set(this.#listed().ids);
+  }
+
+  #listed(): { readonly ids: bigint[]; readonly isOver: boolean } {
+    const { count = 0, id = [] } = this.#dataPlane.maps.podTrees.get(NO_KEY) ?? {};
+    // A count beyond what fits tells the programs to search everywhere.
+    return { ids: [...id.slice(0, count)], isOver: count > id.length };
   }
 
   /** To be called with every cgroup that appears, before its pod's entries are written. */
@@ -57,11 +67,20 @@ export class PodTrees {
     for (const place of [...this.#failed.values()]) this.#attach(place);
   }
 
+  /** Undoes what others did to the list; what is in it and was not noted here is the kernel's. Returns the number of entries. */
+  repair(): number {
+    if (this.#waiting !== undefined) return 0;
+    const { ids, isOver } = this.#listed();
+    if (isOver || [...this.#branches.values()].every((branch) => ids.includes(branch.id))) return 0;
+    this.#write();
+    return 1;
+  }
+
   /** The maps say what they should: attaches to the trees that are there, and from now on to new ones at once. */
   attach(): void {
     const trees = this.#waiting;
-    this.#write();
     this.#waiting = undefined;
+    this.#write(this.#earlier);
     for (const place of trees?.values() ?? []) this.#dataPlane.attachPodTree(place);
   }
 
@@ -72,16 +91,26 @@ export class PodTrees {
     const branch = this.#branches.get(path);
     if (branch?.users.delete(cgroup.id) !== true || branch.users.size > 0) return;
     this.#branches.delete(path);
-    this.#write(branch.id);
+    this.#write(new Set([branch.id]));
   }
 
-  /** What the kernel noted itself, and the agent has not heard of yet, stays. */
-  #write(gone?: bigint): void {
+  /**
+   * What the kernel noted itself, and the agent has not heard of yet, stays; what an
+   * earlier agent listed stays until this one knows all. Each keeps its place, as
+   * programs search the list meanwhile.
+   */
+  #write(gone: ReadonlySet<bigint> = NONE): void {
+    const { ids: listed, isOver } = this.#listed();
     const known = new Set([...this.#branches.values()].map((branch) => branch.id));
-    const { count = 0, id: noted = [] } = this.#waiting === undefined ? (this.#dataPlane.maps.podTrees.get(NO_KEY) ?? {}) : {};
-    const ids = [...known, ...noted.slice(0, count).filter((id) => id !== gone && !known.has(id))];
-    // A count beyond what fits tells the programs to search everywhere.
-    this.#dataPlane.maps.podTrees.set(NO_KEY, { count: ids.length, id: ids });
+    const ids = listed.map((id) => (gone.has(id) && !known.has(id) ? 0n : id));
+    for (const id of known) {
+      if (ids.includes(id)) continue;
+      const hole = ids.indexOf(0n);
+      ids[hole < 0 ? ids.length : hole] = id;
+    }
+    while (ids.at(-1) === 0n) ids.pop();
+    const searchesAll = isOver && this.#waiting !== undefined;
+    this.#dataPlane.maps.podTrees.set(NO_KEY, { count: searchesAll ? listed.length + 1 : ids.length, id: ids });
   }
 }
 

@@ -41,14 +41,15 @@ test('no connection escapes and none is caught wrongly, in any case, while the a
   assert.ok(figures.agent.kills >= 4 && figures.agent.upgrades === 1);
 });
 
-const breaks: readonly [string, string, (figures: Figures) => number][] = [
-  ['identity', 'without the program at mkdir(), pods are known too late: they escape', ({ escaped }) => escaped],
+const breaks: readonly [string, string, (figures: Figures) => number, string?][] = [
+  ['takeover', 'without the connect programs while an agent starts, pods that run escape', ({ cases }) => cases['taken_over']?.escaped ?? 0, 'agent_dead,taken_over'],
+  ['identity', 'without the program at mkdir(), pods are known too late: they escape', ({ escaped }) => escaped, 'agent_dead'],
   ['connect', 'without the connect programs, pods escape', ({ escaped }) => escaped],
   ['handoff', 'without sock_ops, the proxy is not told where to: connections fail', ({ failed }) => failed],
 ];
-for (const [part, sentence, count] of breaks) {
+for (const [part, sentence, count, only = 'known'] of breaks) {
   test(`${sentence}, and the exit code is 3`, async () => {
-    const { code, stdout, figures } = await leaktest('--count', '20', '--only', 'known', '--break', part, '--seed', '1');
+    const { code, stdout, figures } = await leaktest('--count', '20', '--only', only, '--break', part, '--seed', '1');
     assert.equal(code, 3, stdout);
     assert.ok(count(figures) > 0, stdout);
     assert.match(stdout, /\n✗ .*\n?$/);
@@ -59,7 +60,7 @@ test('what it is asked for and cannot do it refuses with a sentence', async () =
   for (const [args, sentence] of [
     [['--count', 'many'], '--count must be a whole number from 1, not "many"'],
     [['--only', 'known,nothing'], /--only must name cases \(.*\), not "nothing"/],
-    [['--break', 'all'], '--break must be one of identity, handoff, connect, not "all"'],
+    [['--break', 'all'], '--break must be one of identity, handoff, connect, takeover, not "all"'],
   ] as const) {
     const { code, stderr } = await run({ cmd: process.execPath, args: [LEAKTEST, ...args] });
     assert.equal(code, 2);

@@ -1,4 +1,5 @@
 /** An agent that is killed every few seconds, and started again: what the kernel does must not depend on it. */
+import { spawnSync } from 'node:child_process';
 import { cpSync, globSync, mkdirSync, readFileSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -12,7 +13,7 @@ const READY = /"msg":"ready"/;
 const START_MS = 20_000;
 
 /** Parts of the data plane that can be taken away, to see that the test would notice. */
-export const BREAKS = { identity: ['cgroup_mkdir@*'], handoff: ['sock_ops@*'], connect: ['*_connect?@*'] } as const;
+export const BREAKS = { identity: ['cgroup_mkdir@*'], handoff: ['sock_ops@*'], connect: ['*_connect?@*'], takeover: ['*_connect?@*'] } as const;
 export type Break = keyof typeof BREAKS;
 
 export type UnknownPods = 'allow' | 'deny';
@@ -73,6 +74,8 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
     const config = sandbox.file(`${unknownPods}.yaml`);
     writeFileSync(config, `unknownPods: ${unknownPods}\n`);
     starts++;
+    // An agent that lets go of what it finds before it attaches its own.
+    if (breaks === 'takeover') breakParts();
     return sandbox.spawn({
       cmd: program,
       args: ['run', '--source', `file:${manifest}`, '--node', 'node-a', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', bpffs, '--http', '127.0.0.1:0', '--config', config],
@@ -81,7 +84,11 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
 
   function breakParts(): void {
     if (breaks === undefined) return;
-    for (const pattern of BREAKS[breaks]) for (const pin of globSync(`${bpffs}/*/links/${pattern}`)) unlinkSync(pin);
+    for (const pin of BREAKS[breaks].flatMap((pattern) => globSync(`${bpffs}/*/links/${pattern}`))) {
+      // The agent holds its links. One of a tracepoint cannot be detached: it goes when the agent dies.
+      spawnSync('bpftool', ['link', 'detach', 'pinned', pin]);
+      unlinkSync(pin);
+    }
   }
 
   /** One life: until it is ready and some seconds more, or killed before. */
@@ -93,7 +100,7 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
       await untilKilled(random() * 600 * SLOWDOWN);
     } else {
       await Promise.race([agent.line(READY, START_MS), untilKilled(START_MS * SLOWDOWN)]);
-      breakParts();
+      if (breaks !== 'takeover') breakParts();
       onReady();
       await Promise.race([untilKilled(1000 + random() * 2500), agent.exit]);
     }

@@ -18,6 +18,7 @@ export const CASES = {
   restarted: 'container removed and another made',
   pod_again: "pod's cgroup removed and made again",
   pod_again_dead: 'the same, while no agent runs',
+  taken_over: 'known pods, while an agent starts and takes over',
   exec: 'exec into a container',
   nested: "cgroup below a pod, with another pod's name",
   nested_out: "the same below a pod that is out",

@@ -14,14 +14,14 @@ import { CASE_NAMES, type CaseName } from './connection.ts';
 import { startLeakNode } from './node.ts';
 import { seeded } from './random.ts';
 import { figures, type Run, tableText, verdictText } from './report.ts';
-import { runRound } from './round.ts';
+import { resumeWhileDialled, runRound } from './round.ts';
 
 const USAGE = `usage: npm run leaktest -- [--count N] [--only CASE,...] [--seed N] [--json FILE] [--break PART]
   --count N    new cgroups, at least (default 10000)
   --only       some of the cases: ${CASE_NAMES.join(', ')}
   --seed N     for the order of things and the agent's deaths (default: another each time)
   --json FILE  the figures as JSON too
-  --break      takes a part of the data plane away whenever the agent has started, to
+  --break      takes a part of the data plane away whenever the agent has started, or starts, to
                see that the test notices: ${Object.keys(BREAKS).join(', ')}`;
 
 /** What a round of size 1 makes, of all cases, and at least of one of the larger ones. */
@@ -90,7 +90,7 @@ async function run({ count, only, seed, breaks }: Options): Promise<Run> {
       await churn.pause();
       churn.unknownPods = 'deny';
       churn.upgrade();
-      await churn.resume();
+      await resumeWhileDialled({ node, churn, random, homes });
     }
     await Promise.race([runRound({ node, churn, random, size, homes, number: rounds }), churn.failed]);
     if (progress) process.stderr.write(`\r${fresh} of ${count}`);

@@ -115,7 +115,8 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
     get agentVersion() { return pinned().agent.get(0)?.version; },
     async connect(jobs) {
       const begun = jobs.filter((job) => only.has(job.case)).map((job): Attempt => {
-        if (job.isNew) onFresh();
+        // As many as the agent's start takes time for; what a round makes is counted without them.
+        if (job.isNew && job.case !== 'taken_over') onFresh();
         const number = attempts.length;
         const attempt = { ...job, token: `c${number}`, to: job.to ?? destination(number) };
         attempts.push(attempt);

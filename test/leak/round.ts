@@ -113,7 +113,7 @@ export async function runRound(options: RoundOptions): Promise<void> {
     if (!node.wants(jobs.map((one) => one.case))) return;
     await churn.pause();
     await connect(jobs);
-    await churn.resume();
+    await resumeWhileDialled(options);
   };
   await whileDead([...first('new_tree_dead', treesDead, PROXIED), ...first('agent_dead', dead, PROXIED), ...steady()]);
   // Now each pod has a cgroup, and the agent awaits none. Where one is made again that
@@ -131,6 +131,25 @@ export async function runRound(options: RoundOptions): Promise<void> {
   for (const one of live) removePod(manifest, one);
   for (const { containers } of homes) for (const directory of containers.splice(1)) removeCgroup(directory);
   for (const directory of stray) removeCgroup(directory);
+}
+
+/** Of pods that live long, every few milliseconds until the agent is ready: what it swaps and takes over must leave no gap. */
+export async function resumeWhileDialled({ node, churn, random, homes }: Pick<RoundOptions, 'node' | 'churn' | 'random' | 'homes'>): Promise<void> {
+  let isReady = false;
+  const ready = churn.resume().finally(() => (isReady = true));
+  const dial = async (): Promise<void> => {
+    while (!isReady && node.wants(['taken_over'])) {
+      const jobs = [true, false].map((isNew): Job => {
+        const home = homes[Math.floor(random() * homes.length)];
+        const directory = isNew ? home?.newContainer() : home?.containers[0];
+        if (directory === undefined) throw new Error('there is no pod to connect from');
+        return { case: 'taken_over', directory, isNew, isExec: false, isMapped: random() < 0.2, from: 'pods', allowed: always(PROXIED) };
+      });
+      await node.connect(jobs);
+      await delay(5);
+    }
+  };
+  await Promise.all([ready, dial()]);
 }
 
 const wayOf = (verdict: Verdict): readonly Way[] => (verdict === 'in' ? PROXIED : DIRECT);
