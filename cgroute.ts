@@ -20,7 +20,7 @@ import { statusText } from './mapper/status-text.ts';
 import { removeSidecarRules } from './mapper/sidecar-cleanup.ts';
 import { removePins, stopRedirecting } from './native/pin-removal.ts';
 import { CgrouteError, messageOf } from './native/error.ts';
-import { isLocked } from './native/lock.ts';
+import { lockDirectory } from './native/lock.ts';
 
 declare const __CGROUTE_VERSION__: string | undefined;
 const VERSION = typeof __CGROUTE_VERSION__ === 'string' ? __CGROUTE_VERSION__ : 'development';
@@ -213,12 +213,20 @@ async function doctor(flags: Flags): Promise<number> {
   return doctorExitCode(lines);
 }
 
+function lockForCleanup(root: string): Disposable {
+  try {
+    return lockDirectory(root, '--bpffs-root');
+  } catch (cause) {
+    if (!(cause instanceof CgrouteError) || cause.code !== 'ELOCKED') throw cause;
+    throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`, { cause });
+  }
+}
+
 async function cleanup(flags: Flags): Promise<number> {
   readConfig(flags);
   const root = valueOf(flags, 'bpffs-root');
-  if (existsSync(root) && isLocked(root)) {
-    throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`);
-  }
+  // Held to the end, so that no agent starts on what is being removed.
+  using _lock = existsSync(root) ? lockForCleanup(root) : undefined;
   // Rules in pods name what is pinned, so they go before it; what redirects goes before them.
   const redirecting = stopRedirecting(root);
   const { rules, problems } = await removeSidecarRules(paths(flags));

@@ -92,7 +92,12 @@ export function explain(text: string, view: ExplainView): Explanation {
     throw new CgrouteError('EAMBIGUOUS', `several pods of this node are named ${name}: expected one of ${namespaces.map((of) => `${of}/${name}`).join(', ')}`);
   }
   const [first, ...others] = found.toSorted((a, b) => Number(a.pod.terminating) - Number(b.pod.terminating) || b.pod.createdAt - a.pod.createdAt);
-  if (first === undefined) throw new CgrouteError('ENOPOD', `no pod of this node is named ${text}: \`cgroute status\` lists those that are`);
+  if (first === undefined) {
+    const kept = view.maps.pods.entries().map(([, info]) => info).find((info) => info.podName === name && (namespace ?? info.podNamespace) === info.podNamespace);
+    throw new CgrouteError('ENOPOD', kept === undefined
+      ? `no pod of this node is named ${text}: \`cgroute status\` lists those that are`
+      : `the source has no pod ${kept.podNamespace}/${kept.podName} any more: what an earlier agent found, ${kept.verdict} because of ${kept.reason}, stands until its cgroups are removed`);
+  }
   const { pod, decision, cgroups, key } = first;
   const entry = view.maps.pods.get({ text: key });
   const proxy = proxyOf(view);

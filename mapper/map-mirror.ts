@@ -37,8 +37,9 @@ export class MapMirror<K, V> {
     const strangers = [...found].filter(([text]) => !this.#held.has(text));
     const added = strangers.filter(([text]) => kernel === undefined || this.#strangers.has(text));
     this.#strangers = new Set(strangers.map(([text]) => text));
-    for (const [, { key, value }] of altered) this.#map.set(key, value);
+    // In this order: what others added may take all the room.
     for (const [, { key }] of added) this.#remove(key);
+    for (const [, { key, value }] of altered) this.#map.set(key, value);
     return altered.length + added.length;
   }
 

@@ -9,7 +9,7 @@ import { capabilityReport } from '../native/capability.ts';
 import type { CgroupPlace } from '../native/cgroup-link.ts';
 import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
-import { lockDirectory } from '../native/lock.ts';
+import { lockDirectory, type DirectoryLock } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
 import { makePinDirectory, pinnedVersions } from '../native/pin-directory.ts';
 import { undoPins } from '../native/pin-removal.ts';
@@ -82,7 +82,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     if (lock.note !== undefined) logger.warn(lock.note);
     await refuseOthers({ cgroupRoot, mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot, procRoot, logger });
     makePinDirectory(bpffsRoot);
-    stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
+    const pinLock = stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
     before = pinnedVersions(bpffsRoot);
     const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
     const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config), shares: mapShares(config), warn: (sentence) => logger.warn(sentence) }));
@@ -90,7 +90,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
 
-    const agent = stack.use(new RunningAgent(options, root, dataPlane, record));
+    const agent = stack.use(new RunningAgent(options, root, dataPlane, record, pinLock));
     await agent.start();
     const disposables = stack.move();
     return {
@@ -121,6 +121,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #options: NodeAgentOptions;
   readonly #dataPlane: DataPlane;
   readonly #record: AgentRecord;
+  readonly #lock: DirectoryLock;
   readonly #reconciler: Reconciler;
   readonly #proxy: NodeProxy;
   readonly #trees: PodTrees;
@@ -140,7 +141,8 @@ class RunningAgent implements AsyncDisposable {
   #isAttached = false;
   isReady = false;
 
-  constructor(options: NodeAgentOptions, root: CgroupPlace, dataPlane: DataPlane, record: AgentRecord) {
+  constructor(options: NodeAgentOptions, root: CgroupPlace, dataPlane: DataPlane, record: AgentRecord, lock: DirectoryLock) {
+    this.#lock = lock;
     const cgroupRoot = root.path;
     const { node, config, logger, procRoot } = options;
     this.#options = options;
@@ -362,30 +364,29 @@ class RunningAgent implements AsyncDisposable {
     }
   }
 
-  /** What nobody tells the agent about, it looks at from time to time. */
+  /** What nobody tells the agent about, it looks at from time to time. What fails keeps nothing else from its turn. */
   #beat(): void {
     const { logger } = this.#options;
-    try {
-      this.#record.beat();
-      this.#reconciler.retryFailed();
-      this.#trees.retry();
-      void this.#followSoon();
-      this.#handoffs.look(this.#reconciler.isHostRedirected);
-      const entries = this.#reconciler.repairMaps() + this.#proxy.repair() + this.#handoffs.repair() + this.#sidecars.repair();
-      this.#driftRepaired += entries;
-      if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
-      this.#marks?.soon();
-      this.#room.look();
-      const repaired = this.#dataPlane.repairLinks();
-      this.#driftRepaired += repaired.length;
-      if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
-      trimMemory();
-      const expired = this.#dataPlane.expireOriginals();
-      if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
-    } catch (error) {
+    const failed = (error: unknown): void => {
       this.metrics.failed(error);
       logger.error({ err: error }, `the periodic check failed: ${messageOf(error)}`);
-    }
+    };
+    const attempt = <T>(work: () => T): T | undefined => { try { return work(); } catch (error) { return void failed(error); } };
+    const looks = [() => this.#record.beat(), () => this.#reconciler.retryFailed(), () => this.#trees.retry(), () => this.#handoffs.look(this.#reconciler.isHostRedirected), () => this.#room.look()];
+    for (const look of looks) attempt(look);
+    void this.#followSoon();
+    const repairs = [...this.#reconciler.repairs(), () => this.#proxy.repair(), () => this.#handoffs.repair(), () => this.#trees.repair(), () => this.#sidecars.repair()];
+    const entries = repairs.reduce((sum, repair) => sum + (attempt(repair) ?? 0), 0);
+    this.#driftRepaired += entries;
+    if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
+    this.#marks?.soon();
+    const repaired = this.#dataPlane.repairLinks(failed);
+    this.#driftRepaired += repaired.length;
+    if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
+    attempt(() => this.#lock.renew());
+    trimMemory();
+    const expired = attempt(() => this.#dataPlane.expireOriginals()) ?? 0;
+    if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
   }
 
   sources(): SourceState[] {

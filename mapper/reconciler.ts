@@ -207,13 +207,13 @@ export class Reconciler {
     return removed + this.#addresses.removeLeftovers();
   }
 
-  /** Undoes what others did to the maps. Returns the number of entries. */
-  repairMaps(): number {
+  /** Undoes what others did to the maps: one step for each, which returns the number of entries. */
+  repairs(): (() => number)[] {
     const isGone = (id: bigint): boolean => {
       const path = this.#pods.get(this.#keyOfCgroup.get(id) ?? '')?.cgroups.get(id)?.path;
       return path !== undefined && this.#options.host.cgroupIdAt(path) !== id;
     };
-    return this.#cgroups.repair({ isGone }) + this.#podInfos.repair() + this.#addresses.repair() + this.#podOptions.repair();
+    return [() => this.#cgroups.repair({ isGone }), () => this.#podInfos.repair(), () => this.#addresses.repair(), () => this.#podOptions.repair()];
   }
 
   /** Tries again what failed, a full map for instance. */

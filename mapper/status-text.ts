@@ -50,5 +50,6 @@ function kernelText({ capabilities }: NodeStatus): string {
 }
 
 function agentDown(status: NodeStatus): string {
-  return status.node === null ? 'down, and nothing is redirected' : 'DOWN; what it left pinned goes on redirecting';
+  if (status.node === null) return 'down, and nothing is redirected';
+  return status.redirecting ? 'DOWN; what it left pinned goes on redirecting' : 'DOWN, and nothing is redirected: its programs are detached';
 }

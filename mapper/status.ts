@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { pino } from 'pino';
 import { capabilityReport, type CapabilityReport } from '../native/capability.ts';
-import { openPinnedMaps, type PinnedMaps } from '../native/data-plane.ts';
+import { isRedirecting, openPinnedMaps, type PinnedMaps } from '../native/data-plane.ts';
 import { branch, infoFlag, setting, type PodInfo } from '../native/layouts.ts';
 import { isLocked } from '../native/lock.ts';
 import { openCgroupTree, type Cgroup } from '../watcher/cgroup-tree.ts';
@@ -35,6 +35,8 @@ export interface PodStatus {
 
 export interface NodeStatus {
   readonly node: string | null;
+  /** Whether a connect program is attached by a pinned link. */
+  readonly redirecting: boolean;
   readonly agent: { readonly running: boolean; readonly ready: boolean; readonly pid: number | null; readonly version: string | null };
   readonly proxy: { readonly address: string | null; readonly address6: string | null; readonly pod: string | null; readonly ready: boolean };
   readonly sources: readonly SourceState[];
@@ -63,6 +65,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
   if (maps === undefined) {
     return {
       node: null,
+      redirecting: false,
       agent: { running: false, ready: false, pid: null, version: null },
       proxy: { address: null, address6: null, pod: null, ready: false },
       sources: [], capabilities: capabilities(), pods: [], unknown: [], host: NO_CONNECTIONS, maps: [],
@@ -77,6 +80,7 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
   const infos = maps.pods.entries().map(([, info]) => info);
   return {
     node: record?.node ?? null,
+    redirecting: isRedirecting(options.bpffsRoot),
     agent: { running, ready: live?.ready ?? false, pid: running ? record?.pid ?? null : null, version: record?.version ?? null },
     proxy: proxyOf(maps, infos),
     sources: live?.sources ?? [],

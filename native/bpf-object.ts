@@ -9,7 +9,9 @@ import { CgrouteError } from './error.ts';
 import { checkLayouts } from './layout.ts';
 import { layouts } from './layouts.ts';
 import { checked, closeObject, libbpf, loadObject, openObject, type MapPointer, type OpenObject } from './libbpf.ts';
+import { moveAside } from './pin-directory.ts';
 import { settlePin, type PinnedMapOptions, type WantedMap } from './pinned-map.ts';
+import { withPin } from './pinned-object.ts';
 
 export interface Program {
   readonly name: string;
@@ -31,8 +33,8 @@ export interface LoadedObject extends Disposable {
   readonly programs: ReadonlyMap<string, Program>;
   /** What was not as asked for, in sentences: a pinned map of another size is kept. */
   readonly notes: readonly string[];
-  /** Pins again the maps whose pins somebody has removed. Returns their names. */
-  repairPins(): string[];
+  /** Pins again the maps whose pins somebody has removed or replaced. Returns their names. */
+  repairPins(warn: (sentence: string) => void): string[];
 }
 
 /** Where the compiled objects are: beside the bundle, or in the checkout's dist. */
@@ -67,7 +69,7 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
     loadObject(open, file);
     return {
       programs: programsOf(open), notes,
-      repairPins: () => repairPins(open, options.mapDirectory),
+      repairPins: (warn) => repairPins(open, options, warn),
       [Symbol.dispose]: () => closeObject(open),
     };
   } catch (error) {
@@ -123,13 +125,20 @@ function declared(map: MapPointer, types: Types): WantedMap {
   };
 }
 
-/** What the kernel has pinned twice is one map, so this undoes a removal and nothing else. */
-function repairPins({ object }: OpenObject, mapDirectory: string): string[] {
+/** What the kernel has pinned twice is one map, so this undoes what others did and nothing else. */
+function repairPins({ object }: OpenObject, { bpffsRoot, mapDirectory }: LoadOptions, warn: (sentence: string) => void): string[] {
   const lib = libbpf();
   const repaired: string[] = [];
   for (let map = lib.nextMap(object, null); map !== null; map = lib.nextMap(object, map)) {
     const path = `${mapDirectory}/${lib.mapName(map)}`;
-    if (lib.mapIsInternal(map) || existsSync(path)) continue;
+    if (lib.mapIsInternal(map)) continue;
+    const { id } = mapInfo(lib.mapFd(map), lib.mapName(map));
+    const found = withPin(path, (kind, fd) => kind === 'map' && mapInfo(fd, path).id === id);
+    if (found === true) continue;
+    if (found === false) {
+      const what = 'another object than the map that the programs use';
+      warn(`${path} was ${what}; it is kept as ${moveAside(bpffsRoot, path, what)}`);
+    }
     checked(lib.objPin(lib.mapFd(map), path), 'bpf_obj_pin', path);
     repaired.push(lib.mapName(map));
   }

@@ -7,7 +7,7 @@ import { closeSync, existsSync, openSync, readdirSync, renameSync, unlinkSync } 
 import type { Program } from './bpf-object.ts';
 import { checked, libbpf } from './libbpf.ts';
 import { moveAside } from './pin-directory.ts';
-import { linkState } from './pinned-object.ts';
+import { linkFacts, linkState } from './pinned-object.ts';
 
 export interface CgroupPlace {
   /** Absolute path of the cgroup's directory. */
@@ -36,9 +36,10 @@ const pinName = (program: string, cgroupId: bigint): string => `${program}@${cgr
 /**
  * Makes `program` run for the processes of a cgroup and below. A link of this or,
  * where `takesOver`, of another version goes on with this program.
+ * @param held descriptor of a link that this process made or took over before; pinned again where it is live and its pin is gone
  * @throws CgrouteError `EBPF`, `EPINFOREIGN`
  */
-export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace, takesOver: boolean): void {
+export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace, takesOver: boolean, held?: number): void {
   const name = pinName(program.name, place.id);
   const pin = `${pins.directory}/${name}`;
   const what = `${program.name} at ${place.path}`;
@@ -55,7 +56,9 @@ export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace,
     renameSync(former, pin);
     isTaken = true;
   }
-  if (!isTaken) makeLink(pin, program, place, what);
+  if (isTaken) return;
+  if (held !== undefined && linkFacts(held).cgroupId === place.id) checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
+  else makeLink(pin, program, place, what);
 }
 
 /** Leaves a live link of that program there, or nothing. Returns whether there is one. */

@@ -2,7 +2,7 @@
  * The kernel's half of cgroute: its programs where they belong, its maps by
  * name. Everything is pinned below one versioned bpffs directory.
  */
-import { closeSync, existsSync, statSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { BpfMap, bytes, u8, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
@@ -21,7 +21,7 @@ import { heldMaps } from './pinned-map.ts';
 import { mapFacts, mapShape } from './pinned-object.ts';
 import { watchRingBuffer } from './ring-buffer.ts';
 import { hasTraceLink, replaceTraceLink, tracePin } from './trace-link.ts';
-import { beginHandover, dropFormer } from './version-handover.ts';
+import { beginHandover, dropFormer, isServing } from './version-handover.ts';
 
 export { makePinDirectory, PIN_VERSION } from './pin-directory.ts';
 export { removePins } from './pin-removal.ts';
@@ -95,6 +95,9 @@ export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
   }
 }
 
+/** Whether anything that is pinned, of whichever version, redirects. */
+export const isRedirecting = (bpffsRoot: string): boolean => pinDirectories(bpffsRoot).some(isServing);
+
 function disposable(maps: ReturnType<typeof openMaps>): PinnedMaps {
   return { ...maps, [Symbol.dispose]() { for (const map of Object.values(maps)) map[Symbol.dispose](); } };
 }
@@ -156,8 +159,11 @@ export interface DataPlane extends Disposable {
   attachProxy(place: CgroupPlace): void;
   /** Drops links of cgroups that are not among those attached by now. Returns their number. */
   dropOtherLinks(): number;
-  /** Puts back links, and pins of links and maps, that somebody removed. Returns their names. */
-  repairLinks(): string[];
+  /**
+   * Puts back links, and pins of links and maps, that somebody removed or replaced, with their directories. Returns their names.
+   * @param onError is told what could not be put back, and the others are; by default it is thrown
+   */
+  repairLinks(onError?: (error: unknown) => void): string[];
   /** Drops original destinations that no proxy has fetched for so long. Returns their number. @default 60,000 ms */
   expireOriginals(olderThanMs?: number): number;
   /** Nothing more is redirected; the maps stay. */
@@ -216,12 +222,29 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const attached = new Map<string, { program: Program; place: CgroupPlace }>();
   /** The same for tracepoints. */
   const traced = new Map<string, Program>();
+  /** Descriptors of the links, so that who removes a pin takes no program away. */
+  const held = new Map<string, number>();
+  const release = (isMeant: (pin: string) => boolean): void => {
+    for (const [pin, fd] of held) {
+      if (!isMeant(pin)) continue;
+      held.delete(pin);
+      closeSync(fd);
+    }
+  };
+  const hold = (pin: string): void => {
+    const path = `${links}/${pin}`;
+    const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
+    release((other) => other === pin);
+    held.set(pin, fd);
+  };
   const attach = (names: readonly string[], place: CgroupPlace): void => {
     for (const name of names) {
       const program = programs.get(name);
       if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${name}: run \`npm run setup\``);
-      ensureLink(pins(), program, place, redirects(`${name}@${place.id}`));
-      attached.set(`${name}@${place.id}`, { program, place });
+      const pin = `${name}@${place.id}`;
+      ensureLink(pins(), program, place, redirects(pin), held.get(pin));
+      attached.set(pin, { program, place });
+      hold(pin);
     }
   };
   const pins = (): LinkPins => ({ bpffsRoot, directory: links, others: handover?.links ?? [], warn });
@@ -239,6 +262,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       for (const program of tracing) {
         replaceTraceLink(pins(), program);
         traced.set(tracePin(program.name), program);
+        hold(tracePin(program.name));
       }
       return tracing.length > 0;
     },
@@ -256,6 +280,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     detachHandoff(cgroupId) {
       for (const program of HANDOFF_PROGRAMS) {
         attached.delete(`${program}@${cgroupId}`);
+        release((pin) => pin === `${program}@${cgroupId}`);
         dropLinkAt(links, program, cgroupId);
       }
     },
@@ -273,20 +298,42 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       for (const link of others) dropLink(link);
       return others.length + dropFormer(links, (id) => PROXY_PROGRAMS.some((program) => attached.has(`${program}@${id}`)));
     },
-    repairLinks() {
-      const untraced = [...traced].filter(([, { name }]) => !hasTraceLink(links, name));
-      for (const [, program] of untraced) replaceTraceLink(pins(), program);
-      const unpinned = objects.flatMap((object) => object.repairPins());
-      const lost = [...attached].filter(([, { program, place }]) => !isLive(links, program.name, place.id));
-      return [...unpinned, ...untraced.map(([pin]) => pin), ...lost.flatMap(([name, { program, place }]) => {
-        if (!isStill(place)) {
+    repairLinks(onError = (error) => { throw error; }) {
+      const repaired: string[] = [];
+      const attempt = (work: () => readonly string[]): void => {
+        try {
+          repaired.push(...work());
+        } catch (error) {
+          onError(error);
+        }
+      };
+      attempt(() => {
+        for (const directory of [mapDirectory, links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+        return [];
+      });
+      for (const object of objects) attempt(() => object.repairPins(warn));
+      for (const [pin, program] of traced) {
+        attempt(() => {
+          if (hasTraceLink(links, program.name)) return [];
+          replaceTraceLink(pins(), program);
+          hold(pin);
+          return [pin];
+        });
+      }
+      for (const [name, { program, place }] of [...attached]) {
+        attempt(() => {
+          if (isLive(links, program.name, place.id)) return [];
+          if (isStill(place)) {
+            attach([program.name], place);
+            return [name];
+          }
           attached.delete(name);
+          release((pin) => pin === name);
           dropLinkAt(links, program.name, place.id);
           return [];
-        }
-        attach([program.name], place);
-        return [name];
-      })];
+        });
+      }
+      return repaired;
     },
     expireOriginals(olderThanMs = STALE_MS) {
       // The clock that bpf_ktime_get_ns() reads.
@@ -299,14 +346,17 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     },
     stopRedirecting() {
       for (const pin of attached.keys()) if (redirects(pin)) attached.delete(pin);
+      release(redirects);
       stopRedirecting(options.bpffsRoot);
     },
     detach(keepsFilter = false) {
       attached.clear();
       traced.clear();
+      release(() => true);
       removePins(options.bpffsRoot, keepsFilter);
     },
     [Symbol.dispose]() {
+      release(() => true);
       maps[Symbol.dispose]();
       for (const object of objects.splice(0)) object[Symbol.dispose]();
     },

@@ -1,10 +1,12 @@
 /** One agent at a time: an advisory lock on a directory, which ends with the process that holds it. */
-import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, statSync } from 'node:fs';
 import { CgrouteError } from './error.ts';
 import { LOCK_EX, LOCK_SH, tryFlock } from './libc.ts';
 import { hostNamespaces } from './privilege.ts';
 
 export interface DirectoryLock extends Disposable {
+  /** Locks what is at the path now, where that was removed and made again. @throws CgrouteError `ELOCKED` */
+  renew(): void;
   /** A sentence, where an ordinary user holds a lock that only root could mean: it is passed over. */
   readonly note?: string;
 }
@@ -19,9 +21,23 @@ export interface DirectoryLock extends Disposable {
  * @throws CgrouteError `ELOCKED` when another agent holds it
  */
 export function lockDirectory(path: string, purpose: string): DirectoryLock {
-  const fd = openSync(path, 'r');
+  let fd = openSync(path, 'r');
   try {
-    const unlock: Disposable = { [Symbol.dispose]: () => closeSync(fd) };
+    const unlock = {
+      renew() {
+        const now = statSync(path, { throwIfNoEntry: false });
+        const { dev, ino } = fstatSync(fd);
+        if (now === undefined || (now.dev === dev && now.ino === ino)) return;
+        const next = openSync(path, 'r');
+        if (!lockSoon(next, path)) {
+          closeSync(next);
+          throw new CgrouteError('ELOCKED', `${purpose} ${path} was removed and made again, and is locked by another cgroute: stop that one`);
+        }
+        closeSync(fd);
+        fd = next;
+      },
+      [Symbol.dispose]: () => closeSync(fd),
+    };
     if (lockSoon(fd, path)) return unlock;
     const holders = holdersOf(fd);
     // An agent lives as long as its lock, and from the host's PID namespace it can be seen.

@@ -1,5 +1,5 @@
 /** What lies at a path of bpffs: a map, a link, or something else, and what the kernel says of it. */
-import { closeSync, existsSync, readlinkSync } from 'node:fs';
+import { closeSync, lstatSync, readlinkSync } from 'node:fs';
 import { parseBtf, type Types } from './btf.ts';
 import { shapeOf, type Shape } from './btf-shape.ts';
 import { cString } from './elf.ts';
@@ -10,7 +10,8 @@ export type PinKind = 'map' | 'link' | 'program' | 'other';
 
 /** Opens what is pinned and passes it on; undefined where nothing is. `other`, without a descriptor, is what cannot be opened. */
 export function withPin<T>(path: string, use: (kind: PinKind, fd: number) => T): T | undefined {
-  if (!existsSync(path)) return undefined;
+  // A symbolic link that leads nowhere is something, too.
+  if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return undefined;
   const fd = libbpf().objGet(path);
   if (fd < 0) return use('other', fd);
   try {

@@ -51,7 +51,8 @@ export interface Handover {
   complete(): Promise<string>;
 }
 
-const isServing = ({ links }: PinDirectory): boolean =>
+/** Whether connect programs of that version are attached by links that are pinned there. */
+export const isServing = ({ links }: PinDirectory): boolean =>
   pinsIn(links).some((pin) => {
     const [program = '', id = ''] = basename(pin).split('@');
     return redirects(pin) && linkState(pin, program, BigInt(id)) === 'live';

@@ -1,6 +1,7 @@
 /** What others do to the programs and maps: noticed by the next sweep, put right, counted, and logged once. */
 import assert from 'node:assert/strict';
-import { globSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+import { globSync, readdirSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
@@ -12,6 +13,8 @@ import { connect } from '../harness/sock.ts';
 const PROGRAMS = 'programs had been detached by somebody else, and are attached again';
 const ENTRIES = 'entries of the maps had been altered by somebody else, and are as they should be again';
 const SWEEP_MS = 1000;
+/** Does nothing: test/harness/empty.bpf.c. */
+const EXCLUSIVE = resolve(import.meta.dirname, '../../dist/test/empty.bpf.o');
 
 describe('drift:', () => {
   let node: TestNode;
@@ -65,6 +68,9 @@ describe('drift:', () => {
     return report;
   }
 
+  /** As before, while nobody has put anything right. */
+  const goesOn = async (): Promise<void> => assert.deepEqual([await node.travel(pod.place), await node.travel(outside.place)], ['redirected', 'direct']);
+
   const attached = async (place: string): Promise<readonly string[]> =>
     (JSON.parse((await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'show', place] })) || '[]') as readonly { readonly name: string }[]).map(({ name }) => name).toSorted();
 
@@ -83,6 +89,7 @@ describe('drift:', () => {
     assert.ok(before.length >= 10, before.join(' '));
     const report = await drifts(PROGRAMS, before.length, () => {
       for (const name of before) unlinkSync(`${directory('links')}/${name}`);
+      return goesOn();
     }, () => pinned('links').length === before.length);
     assert.deepEqual(pinned('links'), before);
     assert.deepEqual((report['links'] as string[]).toSorted(), before, 'each is told of');
@@ -101,6 +108,46 @@ describe('drift:', () => {
     await node.agent.kill9();
     await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
     assert.equal(await node.travel(pod.place), 'redirected');
+  });
+
+  test('all pins removed by someone else, with their directories, are there again', async () => {
+    const root = `${node.sandbox.bpffs}/cgroute`;
+    const [links, all] = [pinned('links'), pinned('links').length + pinned('maps').length];
+    await drifts(PROGRAMS, all, () => {
+      rmSync(root, { recursive: true });
+      return goesOn();
+    }, () => directory('maps') !== '' && directory('links') !== '' && pinned('links').length + pinned('maps').length === all);
+    assert.deepEqual(pinned('links'), links);
+    const { agent } = await node.status();
+    assert.deepEqual([agent.running, agent.ready], [true, true], 'the new directory is locked, too');
+  });
+
+  test("a map's pin replaced by someone else is there again, and what was put there is kept", async () => {
+    const pin = `${directory('maps')}/settings`;
+    const id = async (): Promise<number> => (JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', pin] })) as { readonly id: number }).id;
+    const before = await id();
+    await drifts(PROGRAMS, 1, async () => {
+      unlinkSync(pin);
+      await must({ cmd: 'bpftool', args: ['map', 'create', pin, 'type', 'hash', 'key', '4', 'value', '16', 'entries', '8', 'name', 'settings'] });
+    }, async () => (await id()) === before);
+    assert.deepEqual(readdirSync(`${node.sandbox.bpffs}/cgroute/aside`), ['settings_1']);
+  });
+
+  test('a list of the branches with pods that someone else has altered is as it was', async () => {
+    const before = maps.podTrees.get(0);
+    assert.ok(before !== undefined && before.count > 0);
+    await drifts(ENTRIES, 1, () => maps.podTrees.set(0, { count: 0, id: [] }), () => (maps.podTrees.get(0)?.count ?? 0) > 0);
+    assert.deepEqual(maps.podTrees.get(0), before);
+  });
+
+  test('entries that someone else has filled a map with make room for those that are missing', async () => {
+    const info = maps.cgroups.get(pod.cgroup.id);
+    assert.ok(info);
+    const was = maps.cgroups.keys().length;
+    for (const id of maps.cgroups.keys()) maps.cgroups.delete(id);
+    for (let id = 1n; id <= maps.cgroups.info.maxEntries; id++) maps.cgroups.set(id, { ...info, id, isInMesh: 0 });
+    await eventually('they are gone', () => maps.cgroups.keys().length === was, 6 * SWEEP_MS);
+    await goesOn();
   });
 
   test('an entry deleted by someone else is written again', async () => {
@@ -155,6 +202,23 @@ describe('drift:', () => {
       await through();
     }, () => maps.cgroups.get(stranger) === undefined);
   });
+});
+
+test('drift: where one thing cannot be put right, everything else is', async () => {
+  await using node = await startNode('drift-more', { agent: false });
+  writeFileSync(node.sandbox.file('config.yaml'), `sweepSeconds: ${SWEEP_MS / 1000}\n`);
+  const pod = await node.addPod({ name: 'pod' });
+  await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
+  // Lets nobody attach anything below.
+  const foreign = `${node.sandbox.bpffs}/foreign`;
+  await must({ cmd: 'bpftool', args: ['prog', 'load', EXCLUSIVE, foreign] });
+  await must({ cmd: 'bpftool', args: ['cgroup', 'attach', node.sandbox.cgroup('docker/node').absolute, 'cgroup_inet4_connect', 'pinned', foreign] });
+  node.sandbox.cgroup('docker/node/kubepods');
+  await eventually('it fails', () => node.agent.log().some(({ msg }) => /^the periodic check failed: bpf_link_create of pod_connect4/.test(String(msg))), 3 * SWEEP_MS);
+  const links = globSync(`${node.sandbox.bpffs}/cgroute/*/links`)[0] ?? '';
+  for (const name of readdirSync(links).filter((link) => /_connect/.test(link))) await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${links}/${name}`] });
+  await eventually('it is put right and told', () => node.agent.log().some(({ msg }) => msg === PROGRAMS), 3 * SWEEP_MS);
+  assert.equal(await node.travel(pod.place), 'redirected');
 });
 
 function plain(_key: string, value: unknown): unknown {

@@ -1,7 +1,7 @@
 /** The agent, the proxy and the node come and go, at any moment and all at once. */
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { cgroute, startAgent } from '../harness/agent.ts';
@@ -147,6 +147,21 @@ describe('in the life of an agent,', () => {
     assert.deepEqual([second.code, /^nothing of cgroute is pinned below/.test(second.stdout)], [0, true]);
     const status = await cgroute(node.sandbox, ['status']);
     assert.deepEqual([status.code, /nothing of cgroute is pinned here/.test(status.stdout)], [3, true]);
+    await node.startAgent();
+    const again = await connect(pod.place, node.server.ip4, 8080);
+    assert.ok(again.ok && again.reply.startsWith('proxy '));
+  });
+
+  test('an agent that starts while cleanup is at work is refused, and not robbed of its pins', async () => {
+    await node.agent.kill9();
+    const links = `${node.sandbox.bpffs}/cgroute/v1/links`;
+    const cleaning = node.sandbox.spawn({ cmd: resolve(import.meta.dirname, '../../dist/cgroute'), args: ['cleanup', '--cgroup-root', node.sandbox.cgroupRoot, '--bpffs-root', `${node.sandbox.bpffs}/cgroute`] });
+    while (readdirSync(links).some((name) => /_connect/.test(name))) await delay(1);
+    process.kill(cleaning.pid, 'SIGSTOP');
+    const early = startAgent(node.sandbox, { manifest: node.manifest.path });
+    const refused = await early.running.exit;
+    process.kill(cleaning.pid, 'SIGCONT');
+    assert.deepEqual([refused.code, (await cleaning.exit).code], [1, 0], early.running.stderr.join('\n'));
     await node.startAgent();
     const again = await connect(pod.place, node.server.ip4, 8080);
     assert.ok(again.ok && again.reply.startsWith('proxy '));

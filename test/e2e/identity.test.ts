@@ -119,6 +119,25 @@ describe('a pod is known', () => {
     assert.equal((await node.podStatus(pod)).connections['local'], 1);
   });
 
+  test('by the address where its oldest process is, not by one that a process of it has made up', async () => {
+    const pod = await node.addPod({ name: 'made-up', ips: [] });
+    await node.apply();
+    await seen(pod);
+    node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
+    await node.until('its addresses are found', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2);
+    const script = `ip link set lo up; ip address add ${node.server.ip4}/32 dev lo; echo ready; exec sleep 1000`;
+    // In several cgroups, as the agent may come to any of them first.
+    for (let count = 0; count < 4; count++) {
+      const liar = node.sandbox.spawn({ cgroup: pod.startContainer(), netns: pod.host.netns, cmd: 'unshare', args: ['-rn', 'sh', '-c', script] });
+      await liar.line(/ready/);
+    }
+    await node.agent.kill9();
+    await node.startAgent();
+    assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
+    assert.equal(await node.travel(pod.place), 'redirected');
+    assert.equal(await node.travel(node.hostPlace), 'direct');
+  });
+
   test('with its pod IP before and after: in the object before its cgroup is made, or only when it has run for a while', async () => {
     const early = await serving({ name: 'ip-early', running: false });
     await node.apply();
@@ -279,6 +298,19 @@ test('an unknown pod is refused until it is known, where the configuration says 
   node.manifest.pod(pod.object);
   await node.apply();
   assert.equal(await node.travel(pod.place), 'redirected');
+});
+
+test('a static pod whose UID has no known form gains no identity by names inside it, also while no agent runs', async () => {
+  await using node = await startNode('odd-uid', { agent: false });
+  writeFileSync(node.sandbox.file('config.yaml'), 'unknownPods: deny\n');
+  const outside = await node.addPod({ name: 'outside', labels: { 'istio.io/dataplane-mode': 'none' } });
+  await (await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] })).kill9();
+  const own = `pod${outside.uid}`;
+  const slice = own.replaceAll('-', '_');
+  for (const path of [`kubepods/burstable/podmy-own/c/burstable/${own}`, `kubepods.slice/kubepods-podmy_own.slice/kubepods-${slice}.slice`,
+    `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podmy_own.slice/c/kubepods-burstable-${slice}.slice`]) {
+    assert.equal(await node.travel({ cgroup: node.sandbox.cgroup(path), netns: outside.host.netns }), 'EPERM', path);
+  }
 });
 
 test('dual stack: a pod of two families is redirected in both, and an IPv4 address in an IPv6 socket as IPv4', async () => {
