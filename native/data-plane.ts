@@ -315,7 +315,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       for (const [pin, program] of traced) {
         attempt(() => {
           if (hasTraceLink(links, program.name)) return [];
-          replaceTraceLink(pins(), program);
+          replaceTraceLink(pins(), program, held.get(pin));
           hold(pin);
           return [pin];
         });

@@ -11,10 +11,15 @@ import { linkState } from './pinned-object.ts';
 /** Like that of a link at a cgroup, of which none has the id 0. */
 export const tracePin = (program: string): string => `${program}@0`;
 
-/** @throws CgrouteError `EBPF`, `EPINFOREIGN`; the link that was there stays */
-export function replaceTraceLink(pins: LinkPins, program: Program): void {
+/**
+ * @param held descriptor of this program's link, which this process made before; pinned again where its pin is gone
+ * @throws CgrouteError `EBPF`, `EPINFOREIGN`; the link that was there stays
+ */
+export function replaceTraceLink(pins: LinkPins, program: Program, held?: number): void {
   const pin = `${pins.directory}/${tracePin(program.name)}`;
-  clearPin(pins, pin, program.name, 0n);
+  const isThere = clearPin(pins, pin, program.name, 0n);
+  // Nobody can detach it; and before Linux 6.10 one program is not attached twice.
+  if (held !== undefined && !isThere) return void checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
   const next = `${pin}_next`;
   const link = checked(libbpf().rawTracepointOpen(null, program.fd), 'bpf_raw_tracepoint_open', program.name);
   try {
