@@ -166,6 +166,8 @@ export interface DataPlane extends Disposable {
   repairLinks(onError?: (error: unknown) => void): string[];
   /** Drops original destinations that no proxy has fetched for so long. Returns their number. @default 60,000 ms */
   expireOriginals(olderThanMs?: number): number;
+  /** No program runs any more; the maps stay. */
+  detachPrograms(): void;
   /** Nothing more is redirected; the maps stay. */
   stopRedirecting(): void;
   /** Removes all links and maps: connections are untouched from now on. */
@@ -236,6 +238,12 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
     release((other) => other === pin);
     held.set(pin, fd);
+  };
+  const detachPrograms = (): void => {
+    attached.clear();
+    traced.clear();
+    release(() => true);
+    for (const link of pinnedLinks(links)) dropLink(link);
   };
   const attach = (names: readonly string[], place: CgroupPlace): void => {
     for (const name of names) {
@@ -349,10 +357,9 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       release(redirects);
       stopRedirecting(options.bpffsRoot);
     },
+    detachPrograms,
     detach(keepsFilter = false) {
-      attached.clear();
-      traced.clear();
-      release(() => true);
+      detachPrograms();
       removePins(options.bpffsRoot, keepsFilter);
     },
     [Symbol.dispose]() {

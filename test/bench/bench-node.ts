@@ -3,7 +3,7 @@
  * all four ways over its own loopback device, its equal with iptables, and, over
  * a bridge, a server and a proxy with networks of their own.
  */
-import { readdirSync, statSync, unlinkSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { podAddresses } from '../../mapper/pod-entry.ts';
@@ -17,7 +17,6 @@ import { must, run } from '../harness/process.ts';
 import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
 import { listen, type Place, SOCK } from '../harness/sock.ts';
 import { bytesOf } from '../kernel/data-plane.ts';
-import { linkDirectory } from './program-statistics.ts';
 
 /** An address of its own on `lo`, where each pod finds a server on port 8080. */
 const LOCAL = '10.88.0.1';
@@ -149,8 +148,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
       for (const { absolute, id } of [appPod, optionsPod, sandbox.hostCgroup]) plane.attachHandoff({ path: absolute, id });
       plane.attachRoot();
     } else {
-      const links = linkDirectory(bpffsRoot);
-      for (const pin of readdirSync(links)) unlinkSync(`${links}/${pin}`);
+      plane.detachPrograms();
     }
     // The kernel patches its own code, and lets go of programs a little later.
     await delay(20);

@@ -131,3 +131,5 @@ try {
   if (!isUsage && error instanceof Error && error.stack !== undefined) console.error(error.stack);
   process.exitCode = isUsage ? 2 : 1;
 }
+// A whole run was seen to go on without doing anything when all had been printed.
+process.exit();
