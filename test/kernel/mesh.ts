@@ -162,10 +162,14 @@ export async function hold(sandbox: Sandbox, place: Place, address: string, port
   };
 }
 
-/** What a listener printed of the client with this address and port. */
-export async function seen(listener: Listener, client: string): Promise<Proxied> {
-  return eventually(`the listener has seen ${client}`, () =>
-    (listener.accepted() as Proxied[]).find((connection) => plain(connection.peer) === plain(client)), 3000);
+/**
+ * What a listener printed of the client with this address and port, or of its
+ * connection to this port alone: the kernel may use a client's port again for another.
+ */
+export async function seen(listener: Listener, client: string, port?: number): Promise<Proxied> {
+  return eventually(`the listener has seen ${client}${port === undefined ? '' : ` on port ${port}`}`, () =>
+    (listener.accepted() as Proxied[]).find(({ peer, local }) =>
+      plain(peer) === plain(client) && (port === undefined || portOf(local) === port)), 3000);
 }
 
 /**
@@ -179,7 +183,7 @@ export async function assertRedirected(
   assert.ok(result?.ok, JSON.stringify(result));
   assert.equal(result.peer, asked, 'getpeername()');
   const original = plain(asked);
-  const { local, orig, otherOrig, otherError } = await seen(mesh.proxying, result.local);
+  const { local, orig, otherOrig, otherError } = await seen(mesh.proxying, result.local, port);
   const is6 = original.startsWith('[');
   const mapped = `[::ffff:${original.replace(':', ']:')}`;
   // An IPv6 destination has no answer at SOL_IP: there the kernel's own one stays.
@@ -198,7 +202,8 @@ export const NO_ORIGINAL = /^(ENOENT|ENOPROTOOPT|EOPNOTSUPP|EINVAL)$/;
 export async function assertDirect(mesh: Pick<Mesh, 'serving'>, result: Connected | undefined, asked: string): Promise<void> {
   assert.ok(result?.ok, JSON.stringify(result));
   assert.equal(result.peer, asked, 'getpeername()');
-  const { local } = await seen(mesh.serving, result.local);
+  assert.equal(result.reply.split(' ').map(plain).join(' '), `server ${plain(asked)} ${plain(result.local)}`);
+  const { local } = await seen(mesh.serving, result.local, portOf(asked));
   assert.equal(plain(local), plain(asked));
 }
 
