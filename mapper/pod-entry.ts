@@ -13,10 +13,10 @@ NOBODYS.addSubnet('127.0.0.0', 8);
 NOBODYS.addSubnet('169.254.0.0', 16);
 NOBODYS.addAddress('0.0.0.0');
 NOBODYS.addSubnet('fe80::', 10, 'ipv6');
-NOBODYS.addAddress('::1', 'ipv6');
-NOBODYS.addAddress('::', 'ipv6');
+// ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
+NOBODYS.addSubnet('::', 96, 'ipv6');
 
-/** True for an address that is no pod's, whoever says so: loopback, link-local, unspecified. */
+/** True for an address that is no pod's, whoever says so: loopback, link-local, unspecified, IPv4-compatible. */
 export function isNobodys(ip: string): boolean {
   return NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6');
 }

@@ -249,7 +249,7 @@ export function localAddresses4(fibTrie: string): string[] {
   return [...found];
 }
 
-/** The namespace's own IPv6 addresses in /proc/<pid>/net/if_inet6, without loopback, link-local and duplicates on the link. */
+/** The namespace's own IPv6 addresses in /proc/<pid>/net/if_inet6, without loopback, link-local, IPv4-compatible ones and duplicates on the link. */
 export function localAddresses6(ifInet6: string): string[] {
   const found = new Set<string>();
   for (const line of ifInet6.split('\n')) {
@@ -259,7 +259,8 @@ export function localAddresses6(ifInet6: string): string[] {
     if (Number.parseInt(flags, 16) & 0x08) continue; // IFA_F_DADFAILED
     const groups = hex.match(/.{4}/g)!;
     const first = Number.parseInt(groups[0]!, 16);
-    if (/^0{31}[01]$/.test(hex) || (first & 0xffc0) === 0xfe80) continue;
+    // ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
+    if (hex.startsWith('0'.repeat(24)) || (first & 0xffc0) === 0xfe80) continue;
     found.add(new SocketAddress({ address: groups.join(':'), family: 'ipv6' }).address);
   }
   return [...found];

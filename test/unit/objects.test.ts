@@ -5,6 +5,7 @@ import fc from 'fast-check';
 
 import { canonicalIp, isProblem, namespaceOf, podOf } from '../../mapper/objects.ts';
 import type { Pod } from '../../mapper/objects.ts';
+import { isNobodys } from '../../mapper/pod-entry.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const RAW = {
@@ -105,4 +106,9 @@ describe('an IP address', () => {
     ['fe80::1%eth0', undefined], ['10.0.0', undefined], ['010.0.0.1', undefined], ['', undefined], ['a.b.c.d', undefined], ['[::1]', undefined],
   ];
   for (const [text, canonical] of table) test(`${JSON.stringify(text)} is ${canonical}`, () => assert.equal(canonicalIp(text), canonical));
+
+  test('of loopback, of a link, of nobody or that looks like another one in the maps is no pod\'s', () => {
+    const addresses = ['127.0.0.1', '169.254.1.1', '0.0.0.0', '::', '::1', 'fe80::1', '::10.0.0.1', '10.0.0.1', 'fd77::1', '::1:0:0'];
+    assert.deepEqual(addresses.filter((ip) => !isNobodys(ip)), ['10.0.0.1', 'fd77::1', '::1:0:0']);
+  });
 });
