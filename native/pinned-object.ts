@@ -4,16 +4,25 @@ import { parseBtf, type Types } from './btf.ts';
 import { shapeOf, type Shape } from './btf-shape.ts';
 import { cString } from './elf.ts';
 import { checked, libbpf } from './libbpf.ts';
-import { addressOf } from './libc.ts';
+import { addressOf, errnoName } from './libc.ts';
 
 export type PinKind = 'map' | 'link' | 'program' | 'other';
 
-/** Opens what is pinned and passes it on; undefined where nothing is. `other`, without a descriptor, is what cannot be opened. */
+/** Failures that say nothing of what is there. */
+const NO_ROOM: ReadonlySet<string> = new Set(['EMFILE', 'ENFILE', 'ENOMEM']);
+
+/**
+ * Opens what is pinned and passes it on; undefined where nothing is. `other`, without a descriptor, is what cannot be opened.
+ * @throws CgrouteError `EBPF`, errno `EMFILE`, `ENFILE` or `ENOMEM`
+ */
 export function withPin<T>(path: string, use: (kind: PinKind, fd: number) => T): T | undefined {
   // A symbolic link that leads nowhere is something, too.
   if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return undefined;
   const fd = libbpf().objGet(path);
-  if (fd < 0) return use('other', fd);
+  if (fd < 0) {
+    if (NO_ROOM.has(errnoName(-fd))) checked(fd, 'bpf_obj_get', path);
+    return use('other', fd);
+  }
   try {
     return use(kindOf(fd), fd);
   } finally {

@@ -1,6 +1,6 @@
 /** Pins that are missing, broken, foreign or of another version: told apart, and no connection pays for it. */
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, unlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, unlinkSync } from 'node:fs';
 import { test } from 'node:test';
 import { CgrouteError } from '../../native/error.ts';
 import { removePins } from '../../native/pin-removal.ts';
@@ -200,6 +200,19 @@ test('pins that are removed while the agent runs are put back', async () => {
   rmSync(`${links(mesh)}/${link}`);
   await makeMap(`${links(mesh)}/${link}`);
   assert.deepEqual(mesh.plane.plane.repairLinks(), [link]);
+  // Without a free descriptor nothing can be told of a pin, least of all that it is somebody else's.
+  const kept = aside(mesh);
+  const [, before = ''] = /^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8')) ?? [];
+  const script = 'prlimit --pid $1 --nofile=3: && echo low && read _; prlimit --pid $1 --nofile=$2: && echo high';
+  const limit = mesh.sandbox.spawn({ cmd: 'sh', args: ['-c', script, 'sh', String(process.pid), before] });
+  const errors: unknown[] = [];
+  await limit.line(/low/);
+  const repaired = mesh.plane.plane.repairLinks((error) => void errors.push(error));
+  limit.end();
+  await limit.line(/high/);
+  assert.deepEqual([repaired, aside(mesh)], [[], kept]);
+  assert.ok(errors.length > 0 && errors.every((error) => error instanceof CgrouteError && error.errno === 'EMFILE'), errors.map(String).join('\n'));
+  assert.deepEqual(mesh.plane.plane.repairLinks(), []);
   await assertRedirected(mesh, await connect(mesh.app, mesh.server.ip4, PORT), at(mesh.server.ip4, PORT));
 });
 
