@@ -7,6 +7,7 @@ import { pino } from 'pino';
 import { stringify } from 'yaml';
 import { endAgents, isEnding, parseAgentSet } from './mapper/agent-set.ts';
 import { defaultConfig, parseConfig, type Config } from './mapper/config.ts';
+import { isFull } from './mapper/connection-room.ts';
 import { doctorExitCode, doctorText, runDoctor } from './mapper/doctor.ts';
 import { askExplanation, parsePodName } from './mapper/explain.ts';
 import { explanationText } from './mapper/explain-text.ts';
@@ -193,7 +194,7 @@ async function status(flags: Flags): Promise<number> {
   readConfig(flags);
   const now = await readStatus(paths(flags));
   show(flags, now, () => statusText(now));
-  return now.agent.running ? EXIT.fine : EXIT.notAsWanted;
+  return now.agent.running && now.agent.ready && !now.maps.some(isFull) ? EXIT.fine : EXIT.notAsWanted;
 }
 
 async function explain(flags: Flags, pod: string): Promise<number> {
@@ -215,7 +216,11 @@ async function doctor(flags: Flags): Promise<number> {
 
 function lockForCleanup(root: string): Disposable {
   try {
-    return lockDirectory(root, '--bpffs-root');
+    const lock = lockDirectory(root, '--bpffs-root');
+    // An agent need not be root's; nobody else gets at this directory.
+    if (lock.note === undefined) return lock;
+    lock[Symbol.dispose]();
+    throw new CgrouteError('ELOCKED', lock.note);
   } catch (cause) {
     if (!(cause instanceof CgrouteError) || cause.code !== 'ELOCKED') throw cause;
     throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`, { cause });

@@ -17,6 +17,10 @@ export interface MapRoom {
   readonly capacity: number;
 }
 
+export function isFull({ entries, capacity }: MapRoom): boolean {
+  return entries >= capacity;
+}
+
 /** How full they are. The kernel keeps count of the largest. */
 export function mapRoom(maps: RoomMaps): MapRoom[] {
   return FINITE.map((key) => ({ name: maps[key].name, entries: key === 'overflowConnections' ? overflowEntries(maps) : maps[key].count(), capacity: maps[key].info.maxEntries }));
@@ -84,7 +88,7 @@ export class ConnectionRoom {
     const { maxEntries } = maps.overflowConnections.info;
     if (overflowEntries(maps) >= maxEntries) return `the node's map of open connections is full, which has room for ${maxEntries} (maxConnections)`;
     if ((maps.shares.get(slot)?.connections ?? 0n) >= BigInt(shares.connections)) return `it has as many open as one pod may have, ${shares.connections} beside the node's first 4,096 (maxConnectionsPerPod)`;
-    return 'there was no room to keep their destinations, or no way yet to tell the proxy';
+    return 'there was no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10.1.2.3, of which it would be told 10.1.2.3';
   }
 
   #whyLost(slot: number): string {

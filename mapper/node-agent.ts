@@ -11,7 +11,7 @@ import { openDataPlane, type DataPlane } from '../native/data-plane.ts';
 import { messageOf } from '../native/error.ts';
 import { lockDirectory, type DirectoryLock } from '../native/lock.ts';
 import { trimMemory } from '../native/memory.ts';
-import { makePinDirectory, pinnedVersions } from '../native/pin-directory.ts';
+import { lockPinDirectory, pinnedVersions } from '../native/pin-directory.ts';
 import { undoPins } from '../native/pin-removal.ts';
 import { attachProgram } from '../native/proc-connector.ts';
 import { levelOf } from '../watcher/cgroup-level.ts';
@@ -81,8 +81,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
     if (lock.note !== undefined) logger.warn(lock.note);
     await refuseOthers({ cgroupRoot, mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot, procRoot, logger });
-    makePinDirectory(bpffsRoot);
-    const pinLock = stack.use(lockDirectory(bpffsRoot, '--bpffs-root'));
+    const pinLock = stack.use(lockPinDirectory(bpffsRoot));
     before = pinnedVersions(bpffsRoot);
     const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
     const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config), shares: mapShares(config), warn: (sentence) => logger.warn(sentence) }));
@@ -380,10 +379,11 @@ class RunningAgent implements AsyncDisposable {
     this.#driftRepaired += entries;
     if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
     this.#marks?.soon();
-    const repaired = this.#dataPlane.repairLinks(failed);
+    // Where another agent has them by now, they are not ours to repair.
+    const isLocked = attempt(() => { this.#lock.renew(); return true; }) ?? false;
+    const repaired = isLocked ? this.#dataPlane.repairLinks(failed) : [];
     this.#driftRepaired += repaired.length;
     if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
-    attempt(() => this.#lock.renew());
     trimMemory();
     const expired = attempt(() => this.#dataPlane.expireOriginals()) ?? 0;
     if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');

@@ -1,4 +1,5 @@
 /** `status` for people: the node, its proxy, then a line for each pod. */
+import { isFull } from './connection-room.ts';
 import type { Connections, NodeStatus } from './status.ts';
 
 const untouched = ({ out, bypassed, proxy, local, excluded, unknownAllowed, noProxyAllowed }: Connections): number =>
@@ -21,7 +22,7 @@ export function statusText(status: NodeStatus): string {
     ['proxy', proxy.address === null ? 'none is ready' : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod].filter((part) => part !== null).join('  ')],
     ['kernel', kernelText(status)],
     ...status.sources.map(({ name, state, detail }) => [name, `${state}: ${detail}`]),
-    ...status.maps.filter(({ entries, capacity }) => entries >= capacity).map(({ name, capacity }) => ['FULL', `${name} has no room for more than its ${capacity} entries; ${WITHOUT_ROOM[name] ?? 'see the log of the agent'}`]),
+    ...status.maps.filter(isFull).map(({ name, capacity }) => ['FULL', `${name} has no room for more than its ${capacity} entries; ${WITHOUT_ROOM[name] ?? 'see the log of the agent'}`]),
   ]);
   const pods = table([
     ['NAMESPACE', 'NAME', 'VERDICT', 'REASON', 'IPS', 'CGROUPS', 'REDIRECTED', 'INBOUND', 'UNTOUCHED', 'DENIED'],

@@ -5,6 +5,7 @@
 import { existsSync, mkdirSync, readdirSync, renameSync, rmdirSync, statfsSync, unlinkSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { CgrouteError, messageOf } from './error.ts';
+import { lockDirectory, type DirectoryLock } from './lock.ts';
 
 /** Changes when a map's layout does; then the old version's state is taken over by copying. */
 export const PIN_VERSION = 'v1';
@@ -52,6 +53,26 @@ export function makePinDirectory(bpffsRoot: string): void {
   while (!existsSync(at) && at !== dirname(at)) at = dirname(at);
   requireBpffs(at, bpffsRoot);
   mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
+}
+
+/**
+ * Makes the directory for pins and locks it. To renew makes it again, where somebody has removed it.
+ * @throws CgrouteError `EBPFFS`, `ELOCKED`
+ */
+export function lockPinDirectory(bpffsRoot: string): DirectoryLock {
+  makePinDirectory(bpffsRoot);
+  const lock = lockDirectory(bpffsRoot, '--bpffs-root');
+  const renew = (): void => {
+    makePinDirectory(bpffsRoot);
+    lock.renew();
+  };
+  try {
+    renew(); // A cleanup that held the lock has removed what is locked now.
+  } catch (error) {
+    lock[Symbol.dispose]();
+    throw error;
+  }
+  return { ...lock, renew };
 }
 
 /** @throws CgrouteError `EBPFFS` */

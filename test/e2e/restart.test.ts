@@ -1,13 +1,16 @@
 /** Leaving and coming back: redirection does not depend on the agent, and nothing is lost or left over. */
 import assert from 'node:assert/strict';
-import { readdirSync } from 'node:fs';
+import { mkdirSync, readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
+import { isLocked } from '../../native/lock.ts';
+import { lockPinDirectory } from '../../native/pin-directory.ts';
 import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
 import { removeCgroup } from '../harness/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { type Running, must, spawnIn } from '../harness/process.ts';
+import { type Running, eventually, must, spawnIn } from '../harness/process.ts';
+import { makeSandbox } from '../harness/sandbox.ts';
 import { SOCK, connect, listen } from '../harness/sock.ts';
 
 interface Totals {
@@ -180,6 +183,17 @@ describe('an agent that comes and goes', () => {
     assert.deepEqual(await agent.stop(), { code: 0, signal: null });
     assert.deepEqual([pins(node), await attached(node), await answers(pod)], [[], [], 'server']);
   });
+});
+
+test('an agent that waits for a cleanup locks the directory of pins that is there then, not the one that is gone', async () => {
+  await using sandbox = await makeSandbox('lock');
+  const root = `${sandbox.bpffs}/cgroute`;
+  mkdirSync(root);
+  await using cleanup = spawnIn({ cmd: 'flock', args: [root, 'sh', '-c', 'echo held; sleep 0.06; exec rmdir "$1"', 'sh', root] });
+  await cleanup.line(/held/);
+  const attempt = (): Disposable | undefined => { try { return lockPinDirectory(root); } catch { return undefined; } };
+  using _lock = await eventually('it has the lock', attempt);
+  assert.equal(isLocked(root), true);
 });
 
 test('two agents on one host under different cgroup roots do not touch each other, with equal addresses and ports', async () => {
