@@ -67,6 +67,8 @@ interface PodState {
   isLeft: boolean;
   /** Why it failed, in a sentence that stays the same while it does. */
   problem: string | undefined;
+  /** Whose table could not be written last: the next try begins there, before it changes any other. */
+  stuck: NatTable['tool'] | undefined;
   /** The namespace where it was done last, and in which tables. */
   done: { readonly inode: number; readonly kind: RuleKind | undefined; readonly tools: ReadonlySet<string> } | undefined;
   isRunning: boolean;
@@ -200,7 +202,7 @@ export class SidecarRules implements Disposable {
   #newState(pod: Pod, paths: readonly string[]): PodState {
     const { absent, failed } = this.#options.waits ?? WAITS;
     return {
-      pod, paths, kind: undefined, ips: [], standing: 'unknown', isShortCircuited: false, isLeft: false, problem: undefined, done: undefined,
+      pod, paths, kind: undefined, ips: [], standing: 'unknown', isShortCircuited: false, isLeft: this.#before.get(pod.uid) === true, problem: undefined, stuck: undefined, done: undefined,
       isRunning: false, isDirty: true, timer: undefined, absent: makeBackoff(...absent), failed: makeBackoff(...failed),
     };
   }
@@ -278,10 +280,14 @@ export class SidecarRules implements Disposable {
     const { tables, missing } = await readNat(netns, pid, procRoot);
     if (!isStill()) return 'waiting';
     const wrong = tables.filter((table) => !isAsWanted(table, text));
+    state.isLeft = kind !== 'short-circuit' && tables.some(({ own }) => own.some((rule) => rule.kind === 'short-circuit'));
     if (wrong.length > 0) this.#setShortCircuited(state, kind, false);
     let after = tables;
     try {
-      for (const table of wrong) await writeNat(netns, table, text);
+      for (const table of wrong.toSorted((a, b) => Number(b.tool === state.stuck) - Number(a.tool === state.stuck))) {
+        state.stuck = table.tool;
+        await writeNat(netns, table, text);
+      }
       if (wrong.length > 0) after = (await readNat(netns, pid, procRoot)).tables;
       const stillWrong = after.find((table) => !isAsWanted(table, text));
       if (stillWrong !== undefined) throw new Error(`the rules do not stand first in the nat table of ${stillWrong.tool}: somebody else changes it at the same time`);
@@ -290,9 +296,9 @@ export class SidecarRules implements Disposable {
       if (kind === 'short-circuit') await removeNat(netns, pid, procRoot);
       throw error;
     }
+    state.stuck = undefined;
     const holding = after.filter(({ hasSidecar }) => hasSidecar);
-    const [tool] = missing;
-    if (kind !== undefined && holding.length === 0 && tool !== undefined) throw new Error(`the program ${tool}-save is not installed where the agent runs, and the sidecar's rules may be there: install the package iptables`);
+    if (kind !== undefined && holding.length === 0 && missing[0] !== undefined) throw new Error(`the program ${missing[0]}-save is not installed where the agent runs, and the sidecar's rules may be there: install the package iptables`);
     this.#setShortCircuited(state, kind, kind === 'short-circuit');
     this.#noteDrift(state, kind, inode, wrong);
     state.done = { inode, kind, tools: new Set(holding.map(({ tool }) => tool)) };

@@ -261,17 +261,22 @@ describe('two data planes on one pod', () => {
   test('rules that can be made for one family alone are taken back, and those that cannot be removed are told', async () => {
     await using node = await startNode('halfway', { demo: { [MODE]: 'kmesh' }, agent: false });
     const directory = node.sandbox.file('bin');
-    const trouble = node.sandbox.file('trouble');
+    const [trouble, calls] = [node.sandbox.file('trouble'), node.sandbox.file('calls')];
     mkdirSync(directory);
     for (const tool of ['iptables-nft', 'ip6tables-nft']) {
-      writeFileSync(`${directory}/${tool}`, `#!/bin/sh\ngrep -qs '^${tool}$' '${trouble}' && { echo 'some trouble' >&2; exit 4; }\nexec /usr/sbin/${tool} "$@"\n`, { mode: 0o755 });
+      writeFileSync(`${directory}/${tool}`, `#!/bin/sh\necho ${tool} >> '${calls}'\ngrep -qs '^${tool}$' '${trouble}' && { echo 'some trouble' >&2; exit 4; }\nexec /usr/sbin/${tool} "$@"\n`, { mode: 0o755 });
     }
     writeFileSync(trouble, 'ip6tables-nft\n');
     const pod = await addSidecarPod(node, { name: 'pod' });
-    await node.startAgent({ env: { PATH: `${directory}:${process.env['PATH'] ?? ''}` } });
+    const options = { env: { PATH: `${directory}:${process.env['PATH'] ?? ''}` } };
+    await node.startAgent(options);
     const failed = /cannot be short-circuited: ip6tables-nft failed with exit code 4: some trouble/;
     await eventually('it is said', async () => failed.test(await notes(node, pod)));
     assert.deepEqual([await out(node, pod), await ownRules(pod.host.netns)], [['sidecar of the client'], []]);
+    const called = (tool: string): number => readFileSync(calls, 'utf8').split('\n').filter((line) => line === tool).length;
+    const [other, tries] = [called('iptables-nft'), called('ip6tables-nft')];
+    await eventually('it is tried again', () => called('ip6tables-nft') > tries);
+    assert.equal(called('iptables-nft'), other, 'the other family is not touched for that');
     rmSync(trouble);
     await rulesAre(pod, 'short-circuit');
     await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
@@ -279,7 +284,11 @@ describe('two data planes on one pod', () => {
     writeFileSync(trouble, 'iptables-nft\nip6tables-nft\n');
     node.manifest.namespace('demo');
     await node.apply();
-    await eventually('it is said', async () => /could not be removed, and no data plane has its connections: iptables-nft failed/.test(await notes(node, pod)));
+    const left = /could not be removed, and no data plane has its connections: iptables-nft failed/;
+    await eventually('it is said', async () => left.test(await notes(node, pod)));
+    await node.agent.kill9();
+    await node.startAgent(options);
+    await eventually('it is said by the next agent, too', async () => left.test(await notes(node, pod)));
     assert.equal(await metric(node, 'cgroute_sidecar_pods{state="failing"}'), 1);
     rmSync(trouble);
     await rulesAre(pod, 'none');
