@@ -87,6 +87,9 @@ static __always_inline bool is_in_pod_place(struct cgroup *cgroup, const struct 
 	if (READS(name, 0, "pod"))
 		return NAMED(parent, "burstable") || NAMED(parent, "besteffort") ||
 		       NAMED(parent, "kubepods");
+	/* Pod and container in one, right below the root as a rule. */
+	if (READS(name, name->length - (int)JOINED_LENGTH, JOINED))
+		return true;
 	/* "...kubepods-burstable.slice/...kubepods-burstable-pod<UID>.slice" */
 	read_name(parent, &above);
 	at = above.length - (int)sizeof(".slice") + 1;

@@ -265,12 +265,14 @@ test('a name below a pod is not believed where that pod has no entry itself, as 
   };
   make(`/kubepods.slice/kubepods-pod${SLICE_UID}.slice`);
   make(`/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`);
+  const unusual = `/kubepods-burstable-podmy_own.slice:cri-containerd:${C}`;
+  make(unusual);
   assert.equal(plane.plane.attachIdentity(), true, plane.plane.notes.join());
   pods.set({ text: UID }, POD);
   assert.notEqual(make('/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab'), undefined);
   assert.equal(make(`/kubepods/pod${OTHER}/${C}`), undefined, 'full');
   cgroups.delete(statSync(`${sandbox.cgroupRoot}/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab`, { bigint: true }).ino);
-  for (const above of [`/kubepods/pod${OTHER}`, `/kubepods/pod${OTHER}/${C}/a/b`, `/kubepods.slice/kubepods-pod${SLICE_UID}.slice/${C}`, `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`]) {
+  for (const above of [`/kubepods/pod${OTHER}`, `/kubepods/pod${OTHER}/${C}/a/b`, `/kubepods.slice/kubepods-pod${SLICE_UID}.slice/${C}`, `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`, unusual]) {
     for (const name of [`kubepods/burstable/pod${UID}`, `kubepods-pod${SLICE_UID}.slice`]) {
       assert.equal(make(`${above}/${name}`), undefined, `${above}/${name}`);
     }
