@@ -3,6 +3,7 @@
  * get programs of their own, and the branches right below the watched root that
  * hold any, which tell host processes from pods' at the cost of one comparison.
  */
+import { statSync } from 'node:fs';
 import type { CgroupPlace } from '../native/cgroup-link.ts';
 import type { DataPlane } from '../native/data-plane.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
@@ -62,9 +63,17 @@ export class PodTrees {
     this.#failed.delete(place.id);
   }
 
-  /** Tries again what failed. @throws CgrouteError `EBPF` when it fails again */
+  /** Tries again what failed, each of them. @throws CgrouteError `EBPF` of the last that failed again */
   retry(): void {
-    for (const place of [...this.#failed.values()]) this.#attach(place);
+    let failure: { readonly error: unknown } | undefined;
+    for (const place of [...this.#failed.values()]) {
+      try {
+        this.#attach(place);
+      } catch (error) {
+        failure = { error };
+      }
+    }
+    if (failure !== undefined) throw failure.error;
   }
 
   /** Undoes what others did to the list; what is in it and was not noted here is the kernel's. Returns the number of entries. */
@@ -76,12 +85,21 @@ export class PodTrees {
     return 1;
   }
 
-  /** The maps say what they should: attaches to the trees that are there, and from now on to new ones at once. */
+  /**
+   * The maps say what they should: attaches to the trees that are there, and from now on to new ones at once.
+   * @throws CgrouteError `EBPF`, but for a tree that has gone away meanwhile
+   */
   attach(): void {
     const trees = this.#waiting;
     this.#waiting = undefined;
     this.#write(this.#earlier);
-    for (const place of trees?.values() ?? []) this.#dataPlane.attachPodTree(place);
+    for (const place of trees?.values() ?? []) {
+      try {
+        this.#dataPlane.attachPodTree(place);
+      } catch (error) {
+        if (isThere(place)) throw error;
+      }
+    }
   }
 
   gone(cgroup: Cgroup): void {
@@ -112,6 +130,11 @@ export class PodTrees {
     const searchesAll = isOver && this.#waiting !== undefined;
     this.#dataPlane.maps.podTrees.set(NO_KEY, { count: searchesAll ? listed.length + 1 : ids.length, id: ids });
   }
+}
+
+/** Another cgroup may have its path by now. Ids are inode numbers of cgroupfs. */
+function isThere({ path, id }: CgroupPlace): boolean {
+  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
 }
 
 /** `/a` for `/a/b/c`. */
