@@ -267,6 +267,8 @@ export class Reconciler {
       return;
     }
     state.pod = current ?? state.pod;
+    // What fails from here on is noted again.
+    this.#failedKeys.delete(key);
     if (state.pod === undefined) {
       this.#changedAt.delete(key);
       this.#reconcileUnknown(key, state);
@@ -280,7 +282,6 @@ export class Reconciler {
     }
     const writes = this.#podInfos.writes + this.#cgroups.writes;
     this.#write(key, state, state.pod, state.decision);
-    this.#failedKeys.delete(key);
     const changedAt = this.#changedAt.get(key);
     this.#changedAt.delete(key);
     if (changedAt !== undefined && state.cgroups.size > 0 && this.#podInfos.writes + this.#cgroups.writes > writes) this.#options.onMapped((performance.now() - changedAt) / 1000);
@@ -332,7 +333,7 @@ export class Reconciler {
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
     const redirected = decision.enrolled && !decision.bypassInbound;
     this.#addresses.claim(key, ended ? [] : ips, { slot, createdAt: since, redirected, hasOptions: hasOptions(decision) });
-    if (unfit !== undefined) throw unfit;
+    if (unfit !== undefined) this.#failed(key, unfit);
   }
 
   /** Those of the pod's status that can be a pod's. */
