@@ -182,7 +182,7 @@ async function connectEarly({ node, churn, random }: RoundOptions, { pod, times,
     for (let begun = 0; begun < same.length; begun += AT_ONCE) {
       await connect(same.slice(begun, begun + AT_ONCE).map((one) =>
         job(`same_moment_${policy}`, one.newContainer(), (startNs) => (isOver(startNs, one) ? PROXIED : [unknown, 'proxied']))));
-      await delay(random() * 20);
+      await delay(random() * 60);
     }
   })();
   await node.known(same, 'in', ({ uid }) => void knownAt.set(uid, process.hrtime.bigint()));
