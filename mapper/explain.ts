@@ -72,7 +72,7 @@ const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   noProxyAllowed: 'would have gone to the proxy, and went past it as none was known (whenProxyDown: allow)',
   noProxyDenied: 'would have gone to the proxy, and were denied as none was known (whenProxyDown: deny)',
   loopDenied: "to the proxy's own ports were denied",
-  errorDenied: 'were denied: the maps of connections had no room, or the pod had its share of it',
+  errorDenied: 'were denied: the maps of connections had no room, or the pod had its share of it; or they went to an address such as ::10.1.2.3',
   handoffLost: 'reached the proxy without their original destination: original_dst_map had no room, or the pod had its share of it',
 };
 

@@ -31,7 +31,7 @@ export function replaceTraceLink(pins: LinkPins, program: Program, held?: number
   }
 }
 
-/** Nobody can take such a program away but by its pin. */
+/** Nobody can take such a program away but by its pin, and not while the agent holds the link. */
 export function hasTraceLink(directory: string, program: string): boolean {
   return linkState(`${directory}/${tracePin(program)}`, program, 0n) === 'live';
 }
