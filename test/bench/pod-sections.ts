@@ -4,7 +4,7 @@ import type { Row } from './report.ts';
 import { FEW, MANY, type ScaleFigures, SWEEP_SECONDS } from './scale-bench.ts';
 import { type Result, rounded } from './sections.ts';
 import { type Direction, DIRECTIONS, type Moment, MOMENTS, SIDECAR_WAYS, type SidecarBenchFigures, type SidecarWay } from './sidecar-bench.ts';
-import type { TurnoverFigures } from './turnover-bench.ts';
+import { WARM_UP, type TurnoverFigures } from './turnover-bench.ts';
 
 const thousands = (value: number): string => value.toLocaleString('en-US');
 const goal = (name: string, value: number, atMost: number, unit: string): Pick<Row, 'goal'> => ({ goal: { name, value, atMost, unit } });
@@ -69,7 +69,7 @@ export function turnoverResult({ pods, seconds, redirected, others, before, afte
       ],
       notes: [
         'a real kube-apiserver; each pod has two containers, a process, and a connection through the proxy that lasts as long as it; 110 at a time',
-        `memory is what is left when garbage was collected; 220 pods had come and gone before; with 110 there, cgroup_info_map held ${meanwhile['cgroup_info_map'] ?? 0}, connection_map ${meanwhile['connection_map'] ?? 0}`,
+        `memory is what is left when garbage was collected; ${WARM_UP} pods had come and gone before; with 110 there, cgroup_info_map held ${meanwhile['cgroup_info_map'] ?? 0}, connection_map ${meanwhile['connection_map'] ?? 0}`,
       ],
     },
     json: {
