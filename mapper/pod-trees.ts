@@ -3,8 +3,7 @@
  * get programs of their own, and the branches right below the watched root that
  * hold any, which tell host processes from pods' at the cost of one comparison.
  */
-import { statSync } from 'node:fs';
-import type { CgroupPlace } from '../native/cgroup-link.ts';
+import { isStill, type CgroupPlace } from '../native/cgroup-link.ts';
 import type { DataPlane } from '../native/data-plane.ts';
 import type { Cgroup } from '../watcher/cgroup-tree.ts';
 import { isPodTree } from './cgroup-path.ts';
@@ -97,7 +96,7 @@ export class PodTrees {
       try {
         this.#dataPlane.attachPodTree(place);
       } catch (error) {
-        if (isThere(place)) throw error;
+        if (isStill(place)) throw error;
       }
     }
   }
@@ -130,11 +129,6 @@ export class PodTrees {
     const searchesAll = isOver && this.#waiting !== undefined;
     this.#dataPlane.maps.podTrees.set(NO_KEY, { count: searchesAll ? listed.length + 1 : ids.length, id: ids });
   }
-}
-
-/** Another cgroup may have its path by now. Ids are inode numbers of cgroupfs. */
-function isThere({ path, id }: CgroupPlace): boolean {
-  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
 }
 
 /** `/a` for `/a/b/c`. */

@@ -3,7 +3,7 @@
  * the agent. A link that is there already gets the new program in place, with
  * no moment in between.
  */
-import { closeSync, existsSync, openSync, readdirSync, renameSync, unlinkSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, renameSync, statSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
 import { checked, libbpf } from './libbpf.ts';
 import { moveAside } from './pin-directory.ts';
@@ -13,6 +13,11 @@ export interface CgroupPlace {
   /** Absolute path of the cgroup's directory. */
   readonly path: string;
   readonly id: bigint;
+}
+
+/** Whether it is there: another cgroup may have its path by now. Ids are inode numbers of cgroupfs. */
+export function isStill({ path, id }: CgroupPlace): boolean {
+  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
 }
 
 export interface PinnedLink {

@@ -6,7 +6,7 @@ import { closeSync, existsSync, mkdirSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { BpfMap, bytes, u8, u32, u64, type Codec } from './bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from './bpf-object.ts';
-import { dropLinkAt, dropLink, ensureLink, isLive, pinnedLinks, type CgroupPlace, type LinkPins } from './cgroup-link.ts';
+import { dropLinkAt, dropLink, ensureLink, isLive, isStill, pinnedLinks, type CgroupPlace, type LinkPins } from './cgroup-link.ts';
 import { CgrouteError, messageOf } from './error.ts';
 import { foreignCodec } from './foreign-codec.ts';
 import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podShare, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from './layouts.ts';
@@ -375,9 +375,4 @@ function settleOverflow({ connections, overflowConnections, overflowCount }: Pin
   const isOff = (overflowCount.get(0) ?? 0n) >= OVERFLOW_BIAS / 2n;
   if (!isOff || !overflowConnections.isEmpty || connections.keys().length > connections.info.maxEntries / 2) return;
   overflowCount.set(0, 0n);
-}
-
-/** The cgroup at that path may have been removed and made again. */
-function isStill({ path, id }: CgroupPlace): boolean {
-  return statSync(path, { bigint: true, throwIfNoEntry: false })?.ino === id;
 }
