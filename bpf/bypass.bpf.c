@@ -9,7 +9,7 @@
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include "cgroute.h"
-#include "lookup.bpf.h"
+#include "lib/lookup.bpf.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

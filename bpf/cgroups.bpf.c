@@ -12,9 +12,9 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include "cgroute.h"
-#include "identity.bpf.h"
-#include "lookup.bpf.h"
-#include "pod-name.bpf.h"
+#include "lib/identity.bpf.h"
+#include "lib/lookup.bpf.h"
+#include "lib/pod-name.bpf.h"
 
 /* Cgroup id of the watched root. */
 const volatile __u64 root_id = 0;

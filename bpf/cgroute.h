@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What the programs and the agent share: structs and constants, nothing else.
- * The agent's side (native/layouts.ts) is generated from the BTF of these.
+ * The agent's side (native/layout/layouts.ts) is generated from the BTF of these.
  *
  * An address is 16 bytes in network order. An IPv4 address stands in the last
  * four, the rest is zero; so do IPv4-mapped IPv6 addresses, once normalised.
@@ -214,7 +214,7 @@ struct pod_info {
 	__u16 flags;
 	__u16 detected_flags;
 	__u32 is_in_mesh;
-	__u32 namespace_mode; /* what the pod has of its namespace's label, see mapper/enrolment.ts */
+	__u32 namespace_mode; /* what the pod has of its namespace's label, see mapper/inventory/enrolment.ts */
 	__u8 ip4[16];
 	__u8 ip6[16];
 	char uid[40]; /* of the API object; a static pod's is not its key */

@@ -11,13 +11,13 @@
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "address.bpf.h"
 #include "cgroute.h"
-#include "identity.bpf.h"
-#include "kubelet.bpf.h"
-#include "lookup.bpf.h"
-#include "maps.bpf.h"
-#include "options.bpf.h"
+#include "lib/address.bpf.h"
+#include "lib/identity.bpf.h"
+#include "lib/kubelet.bpf.h"
+#include "lib/lookup.bpf.h"
+#include "lib/maps.bpf.h"
+#include "lib/options.bpf.h"
 
 #define ALLOW 1
 #define DENY 0

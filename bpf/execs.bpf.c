@@ -11,9 +11,9 @@
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "address.bpf.h"
 #include "cgroute.h"
-#include "identity.bpf.h"
+#include "lib/address.bpf.h"
+#include "lib/identity.bpf.h"
 
 /* In a message: struct nlmsghdr (16), struct cn_msg (20), struct proc_event. */
 #define EVENT_WHAT 36

@@ -10,10 +10,10 @@
 #include "vmlinux.h"
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "address.bpf.h"
 #include "cgroute.h"
-#include "maps.bpf.h"
-#include "older-kernel.bpf.h"
+#include "lib/address.bpf.h"
+#include "lib/maps.bpf.h"
+#include "lib/older-kernel.bpf.h"
 
 #define AF_INET 2
 #define AF_INET6 10

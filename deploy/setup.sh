@@ -87,4 +87,4 @@ install_modules() {
 
 install_packages
 install_modules
-node_modules/.bin/node deploy/build.ts 9>&-
+node_modules/.bin/node deploy/build/build.ts 9>&-

@@ -11,7 +11,7 @@ import { basename, join, relative, resolve } from 'node:path';
 import { finished } from 'node:stream/promises';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
-import { HELM_MISSING, helmProgram } from './harness/helm.ts';
+import { HELM_MISSING, helmProgram } from '../deploy/build/helm.ts';
 import { KUBE_MISSING, kubeTools } from './harness/kube-tools.ts';
 
 const root = resolve(import.meta.dirname, '..');
@@ -50,9 +50,9 @@ interface Sums {
 
 function filesOf(part: Part, words: readonly string[]): string[] {
   const directory = join(root, 'test', part.name);
-  return readdirSync(directory)
+  return readdirSync(directory, { recursive: true, encoding: 'utf8' })
     .filter((name) => name.endsWith('.test.ts'))
-    .filter((name) => words.length === 0 || words.some((word) => name.includes(word)))
+    .filter((name) => words.length === 0 || words.some((word) => basename(name).includes(word)))
     .sort()
     .map((name) => join(directory, name));
 }

@@ -107,7 +107,7 @@ export interface Proof {
 
 function testFiles(): string[] {
   return ['unit', 'kernel', 'kube', 'e2e'].flatMap((part) =>
-    readdirSync(join(root, 'test', part)).filter((name) => name.endsWith('.test.ts')).sort().map((name) => `test/${part}/${name}`));
+    readdirSync(join(root, 'test', part), { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.test.ts')).sort().map((name) => `test/${part}/${name}`));
 }
 
 /** The quoted text of a line that has the words, with a template's blanks as dots. */

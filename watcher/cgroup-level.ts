@@ -6,7 +6,7 @@
  * as in a kind node or in a pod, paths alone don't tell how many there are.
  */
 import { readFileSync, statSync } from 'node:fs';
-import { ownCgroups } from '../native/cgroup-level.ts';
+import { ownCgroups } from '../native/bpf/cgroup-level.ts';
 import { CgrouteError, messageOf } from '../native/error.ts';
 import { findCgroupMount, isWholeHierarchy, levelsAbove, realCgroupRoot } from './host.ts';
 import { unifiedPath } from './proc.ts';

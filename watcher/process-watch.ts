@@ -1,7 +1,7 @@
 /** Process creation on this host, as exec events of the netlink proc connector. */
 import type { Logger } from 'pino';
 import { messageOf } from '../native/error.ts';
-import { openProcConnector, type ProcConnector, type ProcConnectorOptions } from '../native/proc-connector.ts';
+import { openProcConnector, type ProcConnector, type ProcConnectorOptions } from '../native/netlink/proc-connector.ts';
 import type { Proc } from './proc.ts';
 import type { SourceState } from './source-state.ts';
 

@@ -1,8 +1,8 @@
 /** Pods for the agent to map, without networks: cgroups as runtimes make them, and a manifest that has them. */
-import { makeManifest, type Manifest } from '../harness/manifest.ts';
+import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
 import { containerId, containerPath, ENROLLED, newUid } from '../harness/node.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
-import type { Sandbox } from '../harness/sandbox.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface AgentPods {
   readonly manifest: Manifest;

@@ -6,16 +6,16 @@
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { podAddresses } from '../../mapper/pod-entry.ts';
-import { PodOptions } from '../../mapper/pod-options.ts';
-import { TRAFFIC, trafficOptions } from '../../mapper/traffic-options.ts';
-import { openDataPlane, type DataPlane } from '../../native/data-plane.ts';
-import { infoFlag, setting } from '../../native/layouts.ts';
-import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
-import { ip, makeNetwork } from '../harness/netns.ts';
-import { must, run } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { listen, type Place, SOCK } from '../harness/sock.ts';
+import { podAddresses } from '../../mapper/maps/pod-entry.ts';
+import { PodOptions } from '../../mapper/maps/pod-options.ts';
+import { TRAFFIC, trafficOptions } from '../../mapper/decisions/traffic-options.ts';
+import { openDataPlane, type DataPlane } from '../../native/data-plane/data-plane.ts';
+import { infoFlag, setting } from '../../native/layout/layouts.ts';
+import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { ip, makeNetwork } from '../../deploy/stage/netns.ts';
+import { must, run } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { bytesOf } from '../kernel/data-plane.ts';
 
 /** An address of its own on `lo`, where each pod finds a server on port 8080. */

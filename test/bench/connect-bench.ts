@@ -1,5 +1,5 @@
 /** How long connect() takes: untouched, redirected, and by others' means. */
-import { connect } from '../harness/sock.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 import type { BenchNode, WayName } from './bench-node.ts';
 import { attachedPrograms, difference, enableStatistics } from './program-statistics.ts';
 import { median, ratio, shuffled, type Ratio } from './statistics.ts';

@@ -3,8 +3,8 @@
  * left is what it holds. Node does that by itself when it sees fit. The way is its
  * debugger, which SIGUSR1 starts in any Node, so the agent is the one that is shipped.
  */
-import type { Agent } from '../harness/agent.ts';
-import { eventually } from '../harness/process.ts';
+import type { Agent } from '../../deploy/stage/agent.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 
 /** For the agent's environment: a port of the kernel's choice. */
 export const DEBUGGER_ENV = { NODE_OPTIONS: '--inspect-port=0' } as const;

@@ -1,7 +1,7 @@
 /** What the agent's memory comes to while pods come and go without end. */
 import { setTimeout as delay } from 'node:timers/promises';
 import PQueue from 'p-queue';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { type BenchPod, each, type KubeBenchCluster, numbers } from './kube-pods.ts';
 import { megabytes } from './memory-bench.ts';
 import { median } from './statistics.ts';

@@ -4,9 +4,9 @@
  * the last entry that is as it should be.
  */
 import { setImmediate, setTimeout as delay } from 'node:timers/promises';
-import { addressBytes } from '../../mapper/pod-entry.ts';
-import type { PinnedMaps } from '../../native/data-plane.ts';
-import { eventually, run } from '../harness/process.ts';
+import { addressBytes } from '../../mapper/maps/pod-entry.ts';
+import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { eventually, run } from '../../deploy/stage/process.ts';
 import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers, PRIORITY } from './kube-pods.ts';
 import type { Relay, Relayed } from './kube-relay.ts';
 import { quantile } from './statistics.ts';

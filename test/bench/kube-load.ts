@@ -1,6 +1,6 @@
 /** What one node's agent asks of the API server, and what it is sent, by how many pods other nodes have. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers } from './kube-pods.ts';
 
 export const ELSEWHERE = 5000;

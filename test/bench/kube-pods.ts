@@ -4,9 +4,9 @@
  */
 import { resolve } from 'node:path';
 import PQueue from 'p-queue';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
-import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
-import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';
 import { AGENT_RULES } from '../harness/kube-mesh.ts';
 import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harness/kube-objects.ts';
@@ -14,8 +14,8 @@ import type { RecordedRequest } from '../harness/kube-server.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cgroups.ts';
 import { containerId, ENROLLED } from '../harness/node.ts';
-import { run } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { run } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { type Relay, startRelay } from './kube-relay.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');

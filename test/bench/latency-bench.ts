@@ -5,11 +5,11 @@
 import { mkdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
-import { startAgent } from '../harness/agent.ts';
-import type { Running } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { SOCK } from '../harness/sock.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { startAgent } from '../../deploy/stage/agent.ts';
+import type { Running } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { makeAgentPods } from './agent-pods.ts';
 import { quantile } from './statistics.ts';
 

@@ -1,12 +1,12 @@
 /** What the agent needs: memory, time to start, and processor time while programs begin that are none of its business. */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps } from '../../native/data-plane.ts';
-import { startAgent } from '../harness/agent.ts';
-import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
-import { eventually, must } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { SOCK } from '../harness/sock.ts';
+import { openPinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { startAgent } from '../../deploy/stage/agent.ts';
+import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { type AgentPods, makeAgentPods } from './agent-pods.ts';
 
 const PODS = 250;

@@ -1,8 +1,8 @@
 /** What each program costs a call, by the kernel's own statistics, and how often a connection calls it. */
 import { closeSync, openSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/libbpf.ts';
-import { connect } from '../harness/sock.ts';
+import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/boundary/libbpf.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 import { type BenchNode, connections, type Way } from './bench-node.ts';
 import { attachedPrograms, difference, enableStatistics, runTime, type AttachedPrograms } from './program-statistics.ts';
 import { median } from './statistics.ts';

@@ -1,7 +1,7 @@
 /** The kernel's own run-time statistics of the programs of one data plane. */
 import { closeSync, readdirSync } from 'node:fs';
-import { PIN_VERSION } from '../../native/data-plane.ts';
-import { checked, libbpf } from '../../native/libbpf.ts';
+import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
+import { checked, libbpf } from '../../native/boundary/libbpf.ts';
 
 /** How often a program ran, and for how long in all, since it was loaded and statistics were on. */
 export interface RunTime {

@@ -1,11 +1,11 @@
 /** Ten thousand cgroups: what the agent's memory comes to, whether it stays there, and what is left when they have gone. */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps } from '../../native/data-plane.ts';
-import { type Agent, startAgent } from '../harness/agent.ts';
-import { type Cgroup, removeCgroup } from '../harness/cgroup.ts';
-import { eventually } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { openPinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
+import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { type AgentPods, makeAgentPods } from './agent-pods.ts';
 import { footprint, type Footprint, memoryOf } from './footprint.ts';
 import { DEBUGGER_ENV, openForcedRest } from './forced-rest.ts';

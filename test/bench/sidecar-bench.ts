@@ -3,11 +3,11 @@
  * sidecar, one whose sidecar is bypassed by its label, and one that goes through it.
  * The agent is the one that is shipped; nothing but the label tells the two apart.
  */
-import { type NetworkHost } from '../harness/netns.ts';
+import { type NetworkHost } from '../../deploy/stage/netns.ts';
 import { type NodePod, startNode, type TestNode } from '../harness/node.ts';
-import { eventually, must } from '../harness/process.ts';
-import { installSidecarRules, ownRules, startSidecar } from '../harness/sidecar.ts';
-import { connect, listen, type Place, SOCK } from '../harness/sock.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
+import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { hasPriority, PRIORITY } from './kube-pods.ts';
 import { median, ratio, shuffled, type Ratio } from './statistics.ts';
 

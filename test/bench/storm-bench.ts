@@ -5,11 +5,11 @@
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { cgroute, startAgent } from '../harness/agent.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
-import { must } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { SOCK } from '../harness/sock.ts';
+import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { must } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { makeAgentPods } from './agent-pods.ts';
 import { hasPriority, PRIORITY } from './kube-pods.ts';
 import { median, ratio, shuffled, type Ratio } from './statistics.ts';

@@ -5,10 +5,10 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import PQueue from 'p-queue';
-import { removeCgroup } from '../harness/cgroup.ts';
-import { makeNetwork } from '../harness/netns.ts';
-import { eventually, type Running } from '../harness/process.ts';
-import { type Connected, listen, type Place, SOCK } from '../harness/sock.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { type Connected, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { type Footprint, footprint, mapEntries } from './footprint.ts';
 import { DEBUGGER_ENV, openForcedRest } from './forced-rest.ts';
 import { type BenchPod, type KubeNodeBench, numbers, startBenchCluster } from './kube-pods.ts';

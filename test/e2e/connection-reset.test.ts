@@ -4,8 +4,8 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, type Running } from '../harness/process.ts';
-import { type Connected, type Place, SOCK, listen, sock } from '../harness/sock.ts';
+import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { type Connected, type Place, SOCK, listen, sock } from '../../deploy/stage/sock.ts';
 
 const EXCLUDED = { 'traffic.sidecar.istio.io/excludeOutboundPorts': '8081', 'traffic.sidecar.istio.io/excludeInboundPorts': '9091' };
 const BYPASS = 'kmesh.net/bypass';

@@ -2,10 +2,10 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { cgroute } from '../harness/agent.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
 import { startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
-import { SOCK } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 
 const ROOM = 1024;
 

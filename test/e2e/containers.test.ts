@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, containerId, containerPath, startNode } from '../harness/node.ts';
 import { startContainer } from '../harness/runc.ts';
-import type { Connected } from '../harness/sock.ts';
+import type { Connected } from '../../deploy/stage/sock.ts';
 
 for (const style of ['cgroupfs', 'systemd'] as const) {
   describe(`a container by runc, in cgroups of the ${style} driver`, () => {

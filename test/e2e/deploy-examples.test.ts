@@ -5,8 +5,8 @@ import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { parseAllDocuments } from 'yaml';
 import { startNode } from '../harness/node.ts';
-import { eventually, waitListening } from '../harness/process.ts';
-import { connect } from '../harness/sock.ts';
+import { eventually, waitListening } from '../../deploy/stage/process.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 
 interface Document {
   readonly kind: string;

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { cgroute } from '../harness/agent.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
 
 const MODE = 'istio.io/dataplane-mode';

@@ -1,8 +1,8 @@
 /** `explain`, asked of an agent that runs. */
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import type { Explanation } from '../../mapper/explain.ts';
-import { cgroute } from '../harness/agent.ts';
+import type { Explanation } from '../../mapper/cli/explain.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
 
 const MODE = 'istio.io/dataplane-mode';

@@ -4,11 +4,11 @@ import { globSync, readdirSync, rmSync, unlinkSync, writeFileSync } from 'node:f
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
-import { infoFlag, setting } from '../../native/layouts.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { infoFlag, setting } from '../../native/layout/layouts.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must } from '../harness/process.ts';
-import { connect } from '../harness/sock.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 
 const PROGRAMS = 'programs had been detached by somebody else, and are attached again';
 const ENTRIES = 'entries of the maps had been altered by somebody else, and are as they should be again';

@@ -5,10 +5,10 @@ import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test, type TestContext } from 'node:test';
 import { watchAgent } from '../harness/alive.ts';
-import { makeCgroup, removeCgroup, type Cgroup } from '../harness/cgroup.ts';
+import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, containerId, startNode } from '../harness/node.ts';
-import { eventually, type Running } from '../harness/process.ts';
-import { SOCK, type Connected, connect, listen, type Place, sock } from '../harness/sock.ts';
+import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { SOCK, type Connected, connect, listen, type Place, sock } from '../../deploy/stage/sock.ts';
 
 interface Totals {
   readonly total: number;
@@ -19,7 +19,7 @@ const OUT = { 'istio.io/dataplane-mode': 'none' };
 const PORT = '8080';
 /** Of one CPU, however much a pod does. */
 const MOST_CPU = 1.2;
-/** The node's first connections are not counted; see bpf/maps.bpf.h. */
+/** The node's first connections are not counted; see bpf/lib/maps.bpf.h. */
 const UNCOUNTED = 4096;
 
 describe('a hostile pod', () => {

@@ -4,11 +4,11 @@ import { readdirSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
-import { cgroute, startAgent } from '../harness/agent.ts';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { type Running, eventually, must } from '../harness/process.ts';
-import { SOCK, connect, listen, type Place } from '../harness/sock.ts';
+import { type Running, eventually, must } from '../../deploy/stage/process.ts';
+import { SOCK, connect, listen, type Place } from '../../deploy/stage/sock.ts';
 
 interface Totals {
   readonly total: number;

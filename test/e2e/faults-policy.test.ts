@@ -5,7 +5,7 @@ import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { watchAgent } from '../harness/alive.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 
 const DROPPER = resolve(import.meta.dirname, '../harness/drop-privileges.ts');
 const OUT = { 'istio.io/dataplane-mode': 'none' };

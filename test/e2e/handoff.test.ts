@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { globSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import type { Cgroup } from '../harness/cgroup.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must } from '../harness/process.ts';
-import { listen, type Place } from '../harness/sock.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { listen, type Place } from '../../deploy/stage/sock.ts';
 
 describe('where original destinations are handed over', () => {
   let node: TestNode;

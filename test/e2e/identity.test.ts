@@ -4,10 +4,10 @@ import { randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { CGROUP_STYLES, type NodePod, type PodOptions, type TestNode, containerId, newUid, startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
-import { type Connected, SOCK, connect, listen, sock } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { type Connected, SOCK, connect, listen, sock } from '../../deploy/stage/sock.ts';
 
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 

@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { test } from 'node:test';
-import { type Finished, run } from '../harness/process.ts';
+import { type Finished, run } from '../../deploy/stage/process.ts';
 import { CASE_NAMES } from '../leak/connection.ts';
 
 const LEAKTEST = resolve(import.meta.dirname, '../leak/leaktest.ts');

@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync, renameSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
-import { replaceFile } from '../harness/manifest.ts';
+import { replaceFile } from '../../deploy/stage/manifest.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
-import { SOCK, listen } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { SOCK, listen } from '../../deploy/stage/sock.ts';
 
 const MODE = 'istio.io/dataplane-mode';
 const BYPASS = 'kmesh.net/bypass';

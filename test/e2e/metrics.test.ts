@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { globSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { test } from 'node:test';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must } from '../harness/process.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
 
 async function addressOf(node: TestNode): Promise<string> {
   return String((await node.agent.logged('serving'))['http']);

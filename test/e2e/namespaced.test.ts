@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { relative, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import type { Agent, AgentOptions } from '../harness/agent.ts';
-import { cgroup2Mount } from '../harness/cgroup.ts';
+import type { Agent, AgentOptions } from '../../deploy/stage/agent.ts';
+import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { bootNode, type NamespacedNode } from '../harness/namespaced.ts';
 import { containerId, newUid, startNode, type NodePod, type NodeStatus, type TestNode } from '../harness/node.ts';
-import { eventually, type Finished, must, type Program, run } from '../harness/process.ts';
+import { eventually, type Finished, must, type Program, run } from '../../deploy/stage/process.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 

@@ -4,7 +4,7 @@ import type { Changes } from '../harness/other-build.ts';
 const swap = (header: RegExp, body: string): readonly [RegExp, string] => [header, body];
 
 export const LAYOUTS: Changes = {
-  'native/pin-directory.ts': [["PIN_VERSION = 'v1'", "PIN_VERSION = 'v2'"]],
+  'native/pins/pin-directory.ts': [["PIN_VERSION = 'v1'", "PIN_VERSION = 'v2'"]],
   'bpf/cgroute.h': [
     swap(/\t__u64 id;\n\t__u32 is_in_mesh;\n/, '\t__u64 reserved_new[2];\n\t__u32 is_in_mesh;\n\t__u32 reserved_more;\n\t__u64 id;\n'),
     swap(/struct pod_address \{\n\t__u32 slot;\n/, 'struct pod_address {\n\t__u64 reserved_new;\n\t__u32 slot;\n'),

@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { connect, listen } from '../harness/sock.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 
 const BYPASS = 'kmesh.net/bypass';
 

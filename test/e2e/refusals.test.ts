@@ -4,9 +4,9 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, symlink
 import { createServer, type AddressInfo } from 'node:net';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { cgroup2Mount } from '../harness/cgroup.ts';
-import { type Finished, must, run } from '../harness/process.ts';
-import { type Sandbox, makeSandbox } from '../harness/sandbox.ts';
+import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { type Finished, must, run } from '../../deploy/stage/process.ts';
+import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const NODE = resolve(root, 'node_modules/.bin/node');

@@ -4,14 +4,14 @@ import { mkdirSync, readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
-import { isLocked } from '../../native/lock.ts';
-import { lockPinDirectory } from '../../native/pin-directory.ts';
-import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { isLocked } from '../../native/boundary/lock.ts';
+import { lockPinDirectory } from '../../native/pins/pin-directory.ts';
+import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { type Running, eventually, must, spawnIn } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { SOCK, connect, listen } from '../harness/sock.ts';
+import { type Running, eventually, must, spawnIn } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
 
 interface Totals {
   readonly total: number;

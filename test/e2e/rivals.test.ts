@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
+import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { must } from '../harness/process.ts';
+import { must } from '../../deploy/stage/process.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const CONNECT = resolve(root, 'dist/bpf/connect.bpf.o');

@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { cgroute } from '../harness/agent.ts';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually } from '../harness/process.ts';
-import { connect, listen } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 
 const TRAFFIC = 'traffic.sidecar.istio.io/';
 

@@ -6,11 +6,11 @@ import assert from 'node:assert/strict';
 import { globSync, readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
-import { type Agent, cgroute, startAgent } from '../harness/agent.ts';
+import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { buildOther } from '../harness/other-build.ts';
-import { eventually, must, type Running } from '../harness/process.ts';
-import { SOCK, type Accepted, type Connected, type Listener, type Place, listen } from '../harness/sock.ts';
+import { eventually, must, type Running } from '../../deploy/stage/process.ts';
+import { SOCK, type Accepted, type Connected, type Listener, type Place, listen } from '../../deploy/stage/sock.ts';
 import { freeze } from '../kernel/mesh.ts';
 import { LAYOUTS } from './other-layouts.ts';
 

@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { globSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { startAgent } from '../harness/agent.ts';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { startAgent } from '../../deploy/stage/agent.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must } from '../harness/process.ts';
-import { connect } from '../harness/sock.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 
 /** Status code and text of an answer. */
 async function get(address: string, path: string): Promise<readonly [number, string]> {

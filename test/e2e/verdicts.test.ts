@@ -1,9 +1,9 @@
 /** Every row of the rules as a real connection, and as `status` tells of it. */
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import { cgroute } from '../harness/agent.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
 import { ENROLLED, type NodePod, type NodeStatus, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
-import { listen } from '../harness/sock.ts';
+import { listen } from '../../deploy/stage/sock.ts';
 
 const MODE = 'istio.io/dataplane-mode';
 const BYPASS = 'kmesh.net/bypass';

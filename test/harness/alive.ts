@@ -1,7 +1,7 @@
 /** Whether the agent stays responsive while something is done to its node, and what it takes of a CPU. */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Agent } from './agent.ts';
+import type { Agent } from '../../deploy/stage/agent.ts';
 
 export interface Vitals {
   /** The slowest answer of `/healthz`, milliseconds. */

@@ -8,10 +8,10 @@
  */
 import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { cgroup2Mount } from './cgroup.ts';
-import { type Program, run } from './process.ts';
+import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { type Program, run } from '../../deploy/stage/process.ts';
 import { runc } from './runc.ts';
-import type { Sandbox } from './sandbox.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface Confinement {
   /** As Kubernetes names them, `NET_ADMIN`; everything else is dropped. */

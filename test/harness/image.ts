@@ -7,8 +7,8 @@ import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { run } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
+import { run } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const project = resolve(import.meta.dirname, '../..');
 const CONTAINERFILE = join(project, 'deploy/Containerfile');
@@ -84,7 +84,7 @@ export async function buildImage(sandbox: Sandbox, { archive }: { readonly archi
   mkdirSync(cache, { recursive: true });
   const root = sandbox.file('image');
   mkdirSync(root);
-  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/image.ts'), archive === undefined ? '' : `docker-archive:${archive.file}:${archive.name}`];
+  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/build/image.ts'), archive === undefined ? '' : `docker-archive:${archive.file}:${archive.name}`];
   const buildah = ['buildah', '--root', join(cache, driver), '--runroot', sandbox.file('buildah'), '--storage-driver', driver];
   const built = await run({ cmd: 'unshare', args: ['--mount', '--propagation', 'private', 'sh', '-c', SCRIPT, 'sh', ...places, ...buildah] });
   if (built.code !== 0) throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);

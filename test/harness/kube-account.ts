@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Endpoint, Identity, KubeApi } from './kube-api.ts';
 import type { KubeObject } from './kube-objects.ts';
-import { replaceFile } from './manifest.ts';
+import { replaceFile } from '../../deploy/stage/manifest.ts';
 
 export interface PolicyRule {
   readonly apiGroups?: readonly string[];

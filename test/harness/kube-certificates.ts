@@ -2,7 +2,7 @@
 import { generateKeyPairSync } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { must } from './process.ts';
+import { must } from '../../deploy/stage/process.ts';
 
 export interface KeyPair {
   readonly cert: string;

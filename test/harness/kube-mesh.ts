@@ -5,8 +5,8 @@
 import { once } from 'node:events';
 import { globSync, readFileSync, writeFileSync } from 'node:fs';
 import { type IncomingMessage, get } from 'node:http';
-import { type Agent, type AgentOptions, cgroute, startAgent } from './agent.ts';
-import { HAPROXY_PORTS, haproxyCommand, proxiedConnections } from './haproxy.ts';
+import { type Agent, type AgentOptions, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import { HAPROXY_PORTS, haproxyCommand, proxiedConnections } from '../../deploy/stage/haproxy.ts';
 import { type Cluster, startCluster } from './kube.ts';
 import type { ServiceAccount } from './kube-account.ts';
 import { type Pod, namespaceObject, podObject } from './kube-objects.ts';
@@ -14,11 +14,11 @@ import type { ServerOptions } from './kube-server.ts';
 import type { CgroupDriver } from './kubelet-cgroups.ts';
 import { type Kubelet, type KubeletOptions, startKubelet } from './kubelet.ts';
 import type { PodOnNode } from './kubelet-view.ts';
-import { type Network, type NetworkHost, makeNetwork } from './netns.ts';
+import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
 import { type MapEntry, type NodeStatus, type Travel, travelOf } from './node.ts';
-import { eventually, listeningPorts, must } from './process.ts';
-import { type Sandbox, makeSandbox } from './sandbox.ts';
-import { type Connected, type Listener, type Place, connect, listen } from './sock.ts';
+import { eventually, listeningPorts, must } from '../../deploy/stage/process.ts';
+import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { type Connected, type Listener, type Place, connect, listen } from '../../deploy/stage/sock.ts';
 
 /** What the agent's DaemonSet may do. */
 export const AGENT_RULES = [

@@ -5,8 +5,8 @@ import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { KeyPair } from './kube-certificates.ts';
 import type { KubeTools } from './kube-tools.ts';
-import type { Running } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
+import type { Running } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const LOGS = resolve(import.meta.dirname, '../../dist/test/logs');
 const LOG_LINES = 5000;

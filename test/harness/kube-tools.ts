@@ -2,7 +2,7 @@
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
 import { buildTools } from '../kube/tools/build.ts';
-import { hasGo, type Say } from './go-programs.ts';
+import { hasGo, type Say } from '../../deploy/build/go-programs.ts';
 
 export interface KubeTools {
   /** The directory of the three, fit for KUBEBUILDER_ASSETS. */

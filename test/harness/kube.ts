@@ -12,8 +12,8 @@ import { type KeyPair, makeAuthority, makeSigningKey } from './kube-certificates
 import type { KubeObject, Pod } from './kube-objects.ts';
 import { type RecordedRequest, type ServerOptions, makeApiServer, requestsIn, startEtcd } from './kube-server.ts';
 import { kubeTools } from './kube-tools.ts';
-import { type Finished, eventually, run } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
+import { type Finished, eventually, run } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface Cluster extends AsyncDisposable {
   readonly endpoint: Endpoint;

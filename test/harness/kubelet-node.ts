@@ -1,6 +1,6 @@
 /** The Node object that a kubelet registers. */
 import type { KubeObject } from './kube-objects.ts';
-import type { NetworkHost } from './netns.ts';
+import type { NetworkHost } from '../../deploy/stage/netns.ts';
 
 /** A node that is ready and has room for 250 pods. */
 export function nodeObject(name: string, host: NetworkHost): KubeObject {

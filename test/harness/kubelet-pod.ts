@@ -2,13 +2,13 @@
  * One pod on a node, from its cgroup to its end: what a kubelet's pod worker
  * does. It knows the runtime and the network, and nothing of the API server.
  */
-import { type Cgroup, removeCgroup } from './cgroup.ts';
+import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { ContainerSpec, PodSpec, PodStatus } from './kube-objects.ts';
 import { type CgroupDriver, containerCgroupPath, podCgroupPath, qosOf } from './kubelet-cgroups.ts';
 import { type PodNetwork, type Runtime, type RuntimeContainer, startRuntimeContainer } from './kubelet-runtime.ts';
 import { type ContainerFacts, isPassed, isRunning, isSidecar, podStatus } from './kubelet-status.ts';
-import type { NetworkHost } from './netns.ts';
-import type { Sandbox } from './sandbox.ts';
+import type { NetworkHost } from '../../deploy/stage/netns.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface PodPlace {
   readonly sandbox: Sandbox;

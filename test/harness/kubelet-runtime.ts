@@ -2,12 +2,12 @@
 import { randomBytes } from 'node:crypto';
 import { readlinkSync, rmSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { type Cgroup, removeCgroup } from './cgroup.ts';
-import { type Network, type NetworkHost, ip } from './netns.ts';
-import { type Running, eventually, run } from './process.ts';
+import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
+import { type Network, type NetworkHost, ip } from '../../deploy/stage/netns.ts';
+import { type Running, eventually, run } from '../../deploy/stage/process.ts';
 import { type Container, type ContainerOptions, startContainer as startRunc } from './runc.ts';
-import type { Sandbox } from './sandbox.ts';
-import { SOCK } from './sock.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 
 /**
  * `runc`: real containers. `process`: a plain process in the container's cgroup

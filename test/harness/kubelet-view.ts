@@ -3,8 +3,8 @@ import type { Pod } from './kube-objects.ts';
 import type { PodWorker } from './kubelet-pod.ts';
 import type { RuntimeContainer } from './kubelet-runtime.ts';
 import { isRunning } from './kubelet-status.ts';
-import { type Running, eventually } from './process.ts';
-import type { Place } from './sock.ts';
+import { type Running, eventually } from '../../deploy/stage/process.ts';
+import type { Place } from '../../deploy/stage/sock.ts';
 
 /** A pod as its node knows it. */
 export interface PodOnNode {

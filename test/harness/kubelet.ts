@@ -18,9 +18,9 @@ import { type PodWorker, startPodWorker } from './kubelet-pod.ts';
 import { type PoolOptions, type Runtime, makePodNetwork } from './kubelet-runtime.ts';
 import { isRunning } from './kubelet-status.ts';
 import { MIRROR, staticPod } from './kubelet-static.ts';
-import { type Network, type NetworkHost, makeNetwork } from './netns.ts';
-import { eventually } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
+import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface KubeletOptions extends PoolOptions {
   /** The node's name. */

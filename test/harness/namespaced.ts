@@ -3,9 +3,9 @@
  * root of its cgroup namespace, with a cgroup2 mount, a PID namespace, a /proc
  * and a BPF file system of its own. Nodes of this kind share nothing but the kernel.
  */
-import { type Cgroup, processesBelow } from './cgroup.ts';
-import type { Program, Running } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
+import { type Cgroup, processesBelow } from '../../deploy/stage/cgroup.ts';
+import type { Program, Running } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface NamespacedNode {
   /** Its first process. */

@@ -5,14 +5,14 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync, globSync } from 'node:fs';
-import { type Agent, type AgentOptions, cgroute, startAgent } from './agent.ts';
-import type { Cgroup } from './cgroup.ts';
-import { type Haproxy, startHaproxy } from './haproxy.ts';
-import { type Manifest, type PodObject, makeManifest } from './manifest.ts';
-import { type Network, type NetworkHost, makeNetwork } from './netns.ts';
-import { eventually, must, run } from './process.ts';
-import { type Sandbox, makeSandbox } from './sandbox.ts';
-import { type Connected, type Listener, type Place, connect, listen } from './sock.ts';
+import { type Agent, type AgentOptions, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { type Haproxy, startHaproxy } from '../../deploy/stage/haproxy.ts';
+import { type Manifest, type PodObject, makeManifest } from '../../deploy/stage/manifest.ts';
+import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { type Connected, type Listener, type Place, connect, listen } from '../../deploy/stage/sock.ts';
 
 /** Where kubelets and runtimes put a container, by cgroup driver; below the watched root. */
 const STYLES = {

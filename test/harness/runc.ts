@@ -8,10 +8,10 @@
  */
 import { chmodSync, copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { cgroup2Mount } from './cgroup.ts';
-import { type Program, type Running, eventually, must, run } from './process.ts';
-import type { Sandbox } from './sandbox.ts';
-import { SOCK } from './sock.ts';
+import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { type Program, type Running, eventually, must, run } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 
 export interface ContainerOptions {
   readonly id: string;

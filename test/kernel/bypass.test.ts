@@ -2,14 +2,14 @@
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { describe, test } from 'node:test';
-import { bypassDirection } from '../../native/layouts.ts';
-import { isAsWanted, readNat, ruleText, writeNat, type FilterPin, type RuleKind } from '../../native/iptables-rules.ts';
-import { openPodNetns } from '../../native/pod-netns.ts';
-import { makeNetwork, type NetworkHost } from '../harness/netns.ts';
-import { must } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { installSidecarRules, natRules, ownRules, startSidecar, type Backend } from '../harness/sidecar.ts';
-import { connect, listen, type Place } from '../harness/sock.ts';
+import { bypassDirection } from '../../native/layout/layouts.ts';
+import { isAsWanted, readNat, ruleText, writeNat, type FilterPin, type RuleKind } from '../../native/netns/iptables-rules.ts';
+import { openPodNetns } from '../../native/netns/pod-netns.ts';
+import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
+import { must } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { installSidecarRules, natRules, ownRules, startSidecar, type Backend } from '../../deploy/stage/sidecar.ts';
+import { connect, listen, type Place } from '../../deploy/stage/sock.ts';
 import { bytesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 
 const PORT = 8080;

@@ -9,11 +9,11 @@ import { globSync, readFileSync, readdirSync, unlinkSync, writeFileSync } from '
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Agent, startAgent } from '../harness/agent.ts';
+import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, type Confinement, PROJECT, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER, POD } from '../harness/daemon-set.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must, run } from '../harness/process.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
 
 /** Bits of capabilities(7), <linux/capability.h>. */
 const BITS: Readonly<Record<string, bigint>> = { NET_ADMIN: 12n, SYS_PTRACE: 19n, PERFMON: 38n, BPF: 39n };

@@ -1,9 +1,9 @@
 /** Many connections at once, equal connections in two places, and a map that is full. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { sysctl } from '../harness/netns.ts';
-import { eventually } from '../harness/process.ts';
-import { connect, listen, type Place, SOCK } from '../harness/sock.ts';
+import { sysctl } from '../../deploy/stage/netns.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { assertFailed, assertRedirected, at, freeze, hold, makeMesh, type Mesh, plain, PORT, seen } from './mesh.ts';
 
 interface Many {

@@ -2,13 +2,13 @@
 import assert from 'node:assert/strict';
 import { relative } from 'node:path';
 import { test } from 'node:test';
-import { probeFeatures } from '../../native/capability.ts';
+import { probeFeatures } from '../../native/survey/capability.ts';
 import { CgrouteError } from '../../native/error.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
 import { isWholeHierarchy, findCgroupMount } from '../../watcher/host.ts';
-import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
-import { type Program, run } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { type Program, run } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 /** Where this is missing, the agent says so when it is in a cgroup namespace: the last test but one. */
 const UNTOLD = probeFeatures().some(({ name, support }) => name === 'bpf_get_current_ancestor_cgroup_id in syscall' && support === 'no')
@@ -21,7 +21,7 @@ const SCRIPT = `
   const { levelOf, mountLevel } = await import(${JSON.stringify(url('watcher/cgroup-level.ts'))});
   const { findCgroupMount } = await import(${JSON.stringify(url('watcher/host.ts'))});
   const { unifiedPath } = await import(${JSON.stringify(url('watcher/proc.ts'))});
-  const { ownCgroups } = await import(${JSON.stringify(url('native/cgroup-level.ts'))});
+  const { ownCgroups } = await import(${JSON.stringify(url('native/bpf/cgroup-level.ts'))});
   const place = process.argv[1];
   const mount = findCgroupMount('/proc', place);
   const own = unifiedPath((await import('node:fs')).readFileSync('/proc/self/cgroup', 'utf8'));
@@ -53,7 +53,7 @@ const NEW_MOUNT = 'umount --lazy --recursive /sys/fs/cgroup; mount -t cgroup2 cg
 
 test('the kernel tells the ids of all cgroups that this process is in, its own last', { skip: UNTOLD }, async () => {
   await using sandbox = await makeSandbox('level');
-  const script = `console.log((await import(${JSON.stringify(url('native/cgroup-level.ts'))})).ownCgroups().join(' '))`;
+  const script = `console.log((await import(${JSON.stringify(url('native/bpf/cgroup-level.ts'))})).ownCgroups().join(' '))`;
   const cgroup = sandbox.cgroup('/a/b');
   const { stdout, stderr } = await run({ cmd: process.execPath, args: ['--input-type=module', '-e', script], cgroup });
   const ids = stdout.split(' ').map(BigInt);

@@ -3,12 +3,12 @@ import assert from 'node:assert/strict';
 import { mkdirSync, rmdirSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { ownerOf } from '../../mapper/cgroup-path.ts';
-import { monitorEntry, unknownEntry } from '../../mapper/pod-entry.ts';
-import { cgroupChange, handoff, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layouts.ts';
-import { cgroup2Mount } from '../harness/cgroup.ts';
-import { eventually } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { ownerOf } from '../../mapper/decisions/cgroup-path.ts';
+import { monitorEntry, unknownEntry } from '../../mapper/maps/pod-entry.ts';
+import { cgroupChange, handoff, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
+import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { bytesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';

@@ -2,10 +2,10 @@
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { after, afterEach, test } from 'node:test';
-import { infoFlag } from '../../native/layouts.ts';
-import { ip, sysctl } from '../harness/netns.ts';
-import { eventually, must } from '../harness/process.ts';
-import { connect, listen, sock, SOCK } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import { ip, sysctl } from '../../deploy/stage/netns.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { connect, listen, sock, SOCK } from '../../deploy/stage/sock.ts';
 import { assertFailed, assertRedirected, at, connectAll, freeze, hold, makeMesh, plain, PORT, seen } from './mesh.ts';
 
 /** A counter of TcpExt in a namespace; format of /proc/net/netstat: a line of names, then one of values. */

@@ -4,8 +4,8 @@
  */
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
-import type { Cgroup } from '../harness/cgroup.ts';
-import { connect, listen } from '../harness/sock.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 import { assertDirect, assertFailed, assertRedirected, at, hold, makeMesh, PORT } from './mesh.ts';
 import { loadRival } from './rival.ts';
 

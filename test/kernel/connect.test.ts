@@ -2,9 +2,9 @@
 import assert from 'node:assert/strict';
 import { copyFileSync } from 'node:fs';
 import { after, afterEach, test } from 'node:test';
-import { infoFlag } from '../../native/layouts.ts';
-import { must, run } from '../harness/process.ts';
-import { connect, type Connected, listen, type Place, SOCK, sock } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import { must, run } from '../../deploy/stage/process.ts';
+import { connect, type Connected, listen, type Place, SOCK, sock } from '../../deploy/stage/sock.ts';
 import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
 
 const mesh = await makeMesh('connect');

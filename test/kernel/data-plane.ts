@@ -4,15 +4,15 @@
  */
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
-import { addressBytes, podAddresses } from '../../mapper/pod-entry.ts';
-import type { CgroupPlace } from '../../native/cgroup-link.ts';
-import { type DataPlane, type MapShares, makePinDirectory, openDataPlane } from '../../native/data-plane.ts';
+import { addressBytes, podAddresses } from '../../mapper/maps/pod-entry.ts';
+import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
+import { type DataPlane, type MapShares, makePinDirectory, openDataPlane } from '../../native/data-plane/data-plane.ts';
 import {
   branch, infoFlag, policies as policiesLayout, policy, setting, type CgroupInfo,
-} from '../../native/layouts.ts';
-import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
-import { eventually } from '../harness/process.ts';
-import type { Sandbox } from '../harness/sandbox.ts';
+} from '../../native/layout/layouts.ts';
+import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export type Branch = Exclude<keyof typeof branch, 'count'>;
 /** Connections by branch; branches that nothing went through are left out. */

@@ -4,16 +4,16 @@ import { closeSync, openSync } from 'node:fs';
 import { release } from 'node:os';
 import { resolve } from 'node:path';
 import { test } from 'node:test';
-import { featureLines } from '../../mapper/doctor-bpf.ts';
-import { type DoctorLine, runDoctor } from '../../mapper/doctor.ts';
-import { capabilityReport, isOlder, mayCall, type ProbedFeature, probeFeatures } from '../../native/capability.ts';
-import { cgroupHooks, pinnedPrograms, programsAlong, programsAt } from '../../native/cgroup-query.ts';
-import { PIN_VERSION } from '../../native/data-plane.ts';
-import { checked, libbpf } from '../../native/libbpf.ts';
-import { addressOf } from '../../native/libc.ts';
-import { type Cgroup, cgroup2Mount } from '../harness/cgroup.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { SLOWDOWN } from '../harness/slowdown.ts';
+import { featureLines } from '../../mapper/cli/doctor-bpf.ts';
+import { type DoctorLine, runDoctor } from '../../mapper/cli/doctor.ts';
+import { capabilityReport, isOlder, mayCall, type ProbedFeature, probeFeatures } from '../../native/survey/capability.ts';
+import { cgroupHooks, pinnedPrograms, programsAlong, programsAt } from '../../native/survey/cgroup-query.ts';
+import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
+import { checked, libbpf } from '../../native/boundary/libbpf.ts';
+import { addressOf } from '../../native/boundary/libc.ts';
+import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { openTestPlane } from './data-plane.ts';
 
 const CGROUP_SOCK_ADDR = 18; // enum bpf_prog_type
@@ -69,7 +69,7 @@ test('this kernel has all that the programs ask for, and says no to what it has 
 });
 
 test('the trials of all features take less than 200 ms', () => {
-  const script = `import { capabilityReport } from '${resolve(import.meta.dirname, '../../native/capability.ts')}'; const at = performance.now(); capabilityReport(); console.log(performance.now() - at);`;
+  const script = `import { capabilityReport } from '${resolve(import.meta.dirname, '../../native/survey/capability.ts')}'; const at = performance.now(); capabilityReport(); console.log(performance.now() - at);`;
   const took = Number(execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }));
   assert.ok(took > 0 && took < 200 * SLOWDOWN, `${took} ms`);
 });
@@ -169,7 +169,7 @@ test('a sandbox with its own bpffs is fit, in under a second', async () => {
 });
 
 test('without privileges doctor says what is missing, and throws nothing', () => {
-  const script = `import { runDoctor } from '${resolve(import.meta.dirname, '../../mapper/doctor.ts')}'; console.log(JSON.stringify(await runDoctor({ cgroupRoot: '${cgroup2Mount()}', procRoot: '/proc', bpffsRoot: '/sys/fs/bpf/cgroute' })));`;
+  const script = `import { runDoctor } from '${resolve(import.meta.dirname, '../../mapper/cli/doctor.ts')}'; console.log(JSON.stringify(await runDoctor({ cgroupRoot: '${cgroup2Mount()}', procRoot: '/proc', bpffsRoot: '/sys/fs/bpf/cgroute' })));`;
   const run = (...capabilities: string[]): DoctorLine[] => {
     const bounding = ['-all', ...capabilities.map((name) => `+${name}`)].join(',');
     const command = ['--inh-caps=-all', '--ambient-caps=-all', `--bounding-set=${bounding}`, process.execPath, '--input-type=module', '-e', script];

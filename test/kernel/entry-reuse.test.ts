@@ -1,10 +1,10 @@
 /** What a program has found in a map may be taken for another key before it is read: nobody gets another's verdict by it. */
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { cgroupInfo, infoFlag, setting, type CgroupInfo } from '../../native/layouts.ts';
-import { PIN_VERSION } from '../../native/pin-directory.ts';
-import { must } from '../harness/process.ts';
-import { type Place, SOCK } from '../harness/sock.ts';
+import { cgroupInfo, infoFlag, setting, type CgroupInfo } from '../../native/layout/layouts.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
+import { must } from '../../deploy/stage/process.ts';
+import { type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';
 import { makeMesh } from './mesh.ts';
 

@@ -1,11 +1,11 @@
 /** The harness's HAProxy is a real proxy, and finds the original destination by itself. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { startHaproxy } from '../harness/haproxy.ts';
-import { makeNetwork } from '../harness/netns.ts';
-import { must } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { connect, listen } from '../harness/sock.ts';
+import { startHaproxy } from '../../deploy/stage/haproxy.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
+import { must } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 
 test('HAProxy forwards a redirected connection to its original destination', async () => {
   await using sandbox = await makeSandbox('haproxy');

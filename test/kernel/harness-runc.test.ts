@@ -2,11 +2,11 @@
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { processesBelow } from '../harness/cgroup.ts';
-import { makeNetwork } from '../harness/netns.ts';
+import { processesBelow } from '../../deploy/stage/cgroup.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
 import { startContainer } from '../harness/runc.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { listen } from '../harness/sock.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { listen } from '../../deploy/stage/sock.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const ID = 'c'.repeat(64);

@@ -6,11 +6,11 @@ import { existsSync, readFileSync, readdirSync, rmdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { cgroup2Mount, processesBelow } from '../harness/cgroup.ts';
-import { makeNetwork } from '../harness/netns.ts';
-import { eventually, must, run } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { type Connected, SOCK, connect, listen, sock } from '../harness/sock.ts';
+import { cgroup2Mount, processesBelow } from '../../deploy/stage/cgroup.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { type Connected, SOCK, connect, listen, sock } from '../../deploy/stage/sock.ts';
 
 /** Everything on the machine that carries this token. */
 function traces(token: string): string[] {
@@ -48,8 +48,8 @@ test('a sandbox goes away when its test throws', async () => {
 });
 
 const OWNER = `
-  import { makeSandbox } from '${join(import.meta.dirname, '../harness/sandbox.ts')}';
-  import { makeNetwork } from '${join(import.meta.dirname, '../harness/netns.ts')}';
+  import { makeSandbox } from '${join(import.meta.dirname, '../../deploy/stage/sandbox.ts')}';
+  import { makeNetwork } from '${join(import.meta.dirname, '../../deploy/stage/netns.ts')}';
   const sandbox = await makeSandbox('owner');
   await (await makeNetwork(sandbox)).addHost('pod');
   sandbox.spawn({ cmd: 'sleep', args: ['1000'] });

@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, test } from 'node:test';
-import { infoFlag } from '../../native/layouts.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
-import { eventually } from '../harness/process.ts';
-import { connect, type Connected, sock, SOCK } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { connect, type Connected, sock, SOCK } from '../../deploy/stage/sock.ts';
 import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
 
 const mesh = await makeMesh('identity');

@@ -6,16 +6,16 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { type Agent, startAgent } from '../harness/agent.ts';
+import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, confine } from '../harness/confined.ts';
 import { CAPABILITIES, type PodSpec } from '../harness/daemon-set.ts';
-import { HELM_MISSING, chartObjects } from '../harness/helm.ts';
+import { HELM_MISSING, chartObjects } from '../../deploy/build/helm.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { eventually, must, run } from '../harness/process.ts';
-import { type Backend, SIDECAR_PORTS, installSidecarRules, natRules, ownRules } from '../harness/sidecar.ts';
-import { connect, listen } from '../harness/sock.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { type Backend, SIDECAR_PORTS, installSidecarRules, natRules, ownRules } from '../../deploy/stage/sidecar.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 
 const PORT = 8080;
 const BYPASS = 'kmesh.net/bypass';

@@ -3,12 +3,12 @@ import assert from 'node:assert/strict';
 import { lstatSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { join, relative, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { type Agent, startAgent } from '../harness/agent.ts';
+import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER } from '../harness/daemon-set.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { type Finished, must, run } from '../harness/process.ts';
+import { type Finished, must, run } from '../../deploy/stage/process.ts';
 
 const project = resolve(import.meta.dirname, '../..');
 const read = (path: string): string => readFileSync(join(project, path), 'utf8');
@@ -16,7 +16,7 @@ const version = (JSON.parse(read('package.json')) as { readonly version: string 
 
 const MOST_MEGABYTES = 140;
 
-/** As native/iptables-rules.ts calls them. */
+/** As native/netns/iptables-rules.ts calls them. */
 const IPTABLES = ['ip6tables', 'iptables'].flatMap((family) => ['legacy', 'nft'].flatMap((backend) => [`${family}-${backend}`, `${family}-${backend}-save`]));
 
 /** Of each test and not of the suite, so that they are counted. */
@@ -139,7 +139,7 @@ test('the base does not float', () => {
 });
 
 test('nothing that the image is made of is for one processor only', () => {
-  const text = ['deploy/Containerfile', 'deploy/image.ts', 'deploy/cgroute.sh'].map((path) => read(path).replaceAll(/^\s*(#|\*|\/\*).*$/gm, '')).join('\n');
+  const text = ['deploy/Containerfile', 'deploy/build/image.ts', 'deploy/cgroute.sh'].map((path) => read(path).replaceAll(/^\s*(#|\*|\/\*).*$/gm, '')).join('\n');
   assert.doesNotMatch(text, /x86|amd64|x64|arm64|aarch64/);
   interface Package { readonly version: string; readonly integrity?: string; readonly os?: string | readonly string[]; readonly cpu?: string | readonly string[] }
   const { packages } = JSON.parse(read('package-lock.json')) as { readonly packages: Readonly<Record<string, Package>> };

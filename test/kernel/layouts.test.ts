@@ -3,14 +3,14 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { after, test } from 'node:test';
-import { BpfMap, u32, u64 } from '../../native/bpf-map.ts';
-import { readObjectTypes, type StructLayout } from '../../native/btf.ts';
+import { BpfMap, u32, u64 } from '../../native/bpf/bpf-map.ts';
+import { readObjectTypes, type StructLayout } from '../../native/layout/btf.ts';
 import { CgrouteError } from '../../native/error.ts';
-import { checkLayouts } from '../../native/layout.ts';
-import { infoFlag, layouts } from '../../native/layouts.ts';
-import { libbpf } from '../../native/libbpf.ts';
-import { must, run } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { checkLayouts } from '../../native/layout/layout.ts';
+import { infoFlag, layouts } from '../../native/layout/layouts.ts';
+import { libbpf } from '../../native/boundary/libbpf.ts';
+import { must, run } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { openTestPlane } from './data-plane.ts';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -49,7 +49,7 @@ test('every struct of the shared header has the layout that the compiled objects
 });
 
 test('the generated file is what the generator writes today', async () => {
-  const { code, stderr } = await run({ cmd: process.execPath, args: [join(root, 'native/layouts-gen.ts'), '--check', ...objects] });
+  const { code, stderr } = await run({ cmd: process.execPath, args: [join(root, 'native/layout/layouts-gen.ts'), '--check', ...objects] });
   assert.equal(code, 0, stderr);
 });
 

@@ -1,8 +1,8 @@
 /** How many entries a map has, told without a walk through them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { SOCK } from '../harness/sock.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { openTestPlane } from './data-plane.ts';
 import { makeMesh, PORT } from './mesh.ts';
 

@@ -5,12 +5,12 @@
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { infoFlag } from '../../native/layouts.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
-import { makeNetwork, type Network, type NetworkHost } from '../harness/netns.ts';
-import { eventually, must } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { type Accepted, type Connected, listen, type Listener, type Place, SOCK } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { makeNetwork, type Network, type NetworkHost } from '../../deploy/stage/netns.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { type Accepted, type Connected, listen, type Listener, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { attachAll, type Counts, type Enrolment, openTestPlane, type PlaneOptions, type TestPlane } from './data-plane.ts';
 
 /** The server's port. */

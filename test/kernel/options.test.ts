@@ -1,10 +1,10 @@
 /** Traffic options as the annotations say them, as the client, the proxy and the server see them. */
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { PodOptions } from '../../mapper/pod-options.ts';
-import { TRAFFIC, trafficOptions } from '../../mapper/traffic-options.ts';
-import { infoFlag } from '../../native/layouts.ts';
-import { connect, listen } from '../harness/sock.ts';
+import { PodOptions } from '../../mapper/maps/pod-options.ts';
+import { TRAFFIC, trafficOptions } from '../../mapper/decisions/traffic-options.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';
 import { assertDirect, assertRedirected, at, makeMesh, PORT } from './mesh.ts';
 

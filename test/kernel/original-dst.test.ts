@@ -1,10 +1,10 @@
 /** SO_ORIGINAL_DST for the proxy, getpeername() and getsockname() for the application. */
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
-import { infoFlag } from '../../native/layouts.ts';
-import { sysctl } from '../harness/netns.ts';
-import { eventually, must, run } from '../harness/process.ts';
-import { connect, listen, type Listener } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import { sysctl } from '../../deploy/stage/netns.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { connect, listen, type Listener } from '../../deploy/stage/sock.ts';
 import {
   assertDirect, assertFailed, assertRedirected, at, connectAll, hold, makeMesh, NO_ORIGINAL, plain, type Pod, PORT, type Proxied, seen,
 } from './mesh.ts';

@@ -5,9 +5,9 @@ import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { findCgroupMount } from '../../watcher/host.ts';
 import { openProc } from '../../watcher/proc.ts';
-import { makeNetwork } from '../harness/netns.ts';
-import { eventually } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const PID = 300;
 /** So often the PID changes hands, if the machine is not too slow for that. */

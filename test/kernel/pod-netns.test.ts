@@ -2,9 +2,9 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readlinkSync, statSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { insideNetns, openPodNetns, runInNetns } from '../../native/pod-netns.ts';
-import { makeNetwork, type NetworkHost } from '../harness/netns.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { insideNetns, openPodNetns, runInNetns } from '../../native/netns/pod-netns.ts';
+import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 /** The network namespaces of all threads of this process. */
 const namespaces = (): Set<string> => new Set(readdirSync('/proc/self/task').map((thread) => readlinkSync(`/proc/self/task/${thread}/ns/net`)));

@@ -3,12 +3,12 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { probeFeatures } from '../../native/capability.ts';
-import { programsAt } from '../../native/cgroup-query.ts';
+import { probeFeatures } from '../../native/survey/capability.ts';
+import { programsAt } from '../../native/survey/cgroup-query.ts';
 import { CgrouteError } from '../../native/error.ts';
-import { eventually, must } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
-import { connect, listen, SOCK } from '../harness/sock.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
+import { connect, listen, SOCK } from '../../deploy/stage/sock.ts';
 import { attachAll, notesOf, openTestPlane } from './data-plane.ts';
 import { assertDirect, assertFailed, assertRedirected, at, hold, makeMesh, type Mesh, type Proxied, PORT, seen } from './mesh.ts';
 

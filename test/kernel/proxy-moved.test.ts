@@ -1,9 +1,9 @@
 /** The node's proxy changes its address or its cgroup while connections are open. */
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
-import { infoFlag } from '../../native/layouts.ts';
-import { eventually } from '../harness/process.ts';
-import { connect, listen, SOCK } from '../harness/sock.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { connect, listen, SOCK } from '../../deploy/stage/sock.ts';
 import { assertFailed, assertRedirected, at, hold, makeMesh, type Pod, PORT } from './mesh.ts';
 
 const mesh = await makeMesh('moved');

@@ -1,8 +1,8 @@
 /** Maps that all pods share: none takes all of them, and what it has had comes back. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { eventually } from '../harness/process.ts';
-import { connect, SOCK, type Place } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { connect, SOCK, type Place } from '../../deploy/stage/sock.ts';
 import { openTestPlane } from './data-plane.ts';
 import { assertRedirected, at, freeze, hold, makeMesh, type Mesh, PORT, seen } from './mesh.ts';
 

@@ -1,9 +1,9 @@
 /** Other people's programs on the connect hooks (test/harness/rival.bpf.c), loaded and attached at a test's own cgroups. */
 import { closeSync, openSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { BpfMap, u32, type Codec } from '../../native/bpf-map.ts';
-import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/libbpf.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
+import { BpfMap, u32, type Codec } from '../../native/bpf/bpf-map.ts';
+import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/boundary/libbpf.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { bytesOf } from './data-plane.ts';
 
 const OBJECT = resolve(import.meta.dirname, '../../dist/test/rival.bpf.o');

@@ -3,13 +3,13 @@ import assert from 'node:assert/strict';
 import { openSync, closeSync, readlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { addressText } from '../../mapper/pod-entry.ts';
-import { openTcpSockets, type TcpSocket, type TcpSockets } from '../../native/sock-destroy.ts';
-import type { Cgroup } from '../harness/cgroup.ts';
-import { makeNetwork, type NetworkHost } from '../harness/netns.ts';
-import { must, type Running } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { type Connected, listen, SOCK } from '../harness/sock.ts';
+import { addressText } from '../../mapper/maps/pod-entry.ts';
+import { openTcpSockets, type TcpSocket, type TcpSockets } from '../../native/netlink/sock-destroy.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
+import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
+import { must, type Running } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { type Connected, listen, SOCK } from '../../deploy/stage/sock.ts';
 
 const WAYS = [
   { name: 'IPv4', family: 4, options: [], to: ({ ip4 }: NetworkHost) => ip4 },
@@ -110,7 +110,7 @@ describe('the TCP sockets of a pod', () => {
     const held = await hold(one, server.ip4);
     const script = `
       import { openSync } from 'node:fs';
-      import { openTcpSockets } from ${JSON.stringify(resolve(import.meta.dirname, '../../native/sock-destroy.ts'))};
+      import { openTcpSockets } from ${JSON.stringify(resolve(import.meta.dirname, '../../native/netlink/sock-destroy.ts'))};
       const sockets = openTcpSockets(openSync('/run/netns/${client.netns}', 'r'));
       const tcp = sockets.list(['established']).find(({ localPort }) => localPort === ${portOf(held)});
       try { console.log(sockets.destroy(tcp)); } catch ({ code, errno, message }) { console.log(JSON.stringify({ code, errno, message })); }

@@ -6,11 +6,11 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { subscribe as parcelSubscribe } from '@parcel/watcher';
 import { pino } from 'pino';
 import { CgrouteError } from '../../native/error.ts';
-import type { ProcConnectorOptions } from '../../native/proc-connector.ts';
+import type { ProcConnectorOptions } from '../../native/netlink/proc-connector.ts';
 import { watchHost, type HostProcess, type HostWatchOptions } from '../../watcher/host-watch.ts';
-import { makeNetwork } from '../harness/netns.ts';
-import { eventually, run } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { makeNetwork } from '../../deploy/stage/netns.ts';
+import { eventually, run } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 function watched(sandbox: Sandbox, options: Partial<HostWatchOptions> = {}) {
   const cgroups = new Map<string, bigint>();

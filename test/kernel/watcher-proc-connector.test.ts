@@ -3,9 +3,9 @@ import { spawnSync } from 'node:child_process';
 import { release } from 'node:os';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { recv, setsockopt, SOL_SOCKET } from '../../native/libc.ts';
-import { openProcConnector } from '../../native/proc-connector.ts';
-import { eventually, run } from '../harness/process.ts';
+import { recv, setsockopt, SOL_SOCKET } from '../../native/boundary/libc.ts';
+import { openProcConnector } from '../../native/netlink/proc-connector.ts';
+import { eventually, run } from '../../deploy/stage/process.ts';
 
 /** <asm-generic/socket.h> */
 const SO_DETACH_FILTER = 27;

@@ -4,8 +4,8 @@ import { readFileSync, readdirSync } from 'node:fs';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import { watchCgroups } from '../../watcher/cgroup-watch.ts';
-import { eventually } from '../harness/process.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const WATCHES = 20;
 

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { pino } from 'pino';
 import { type Cgroup, openCgroupTree } from '../../watcher/cgroup-tree.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 /** A tree that writes down what it reports: `+/a`, `-/a`. */
 function recorded(sandbox: Sandbox, onAppeared: (cgroup: Cgroup) => void = () => {}) {

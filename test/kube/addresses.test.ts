@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
 
 test('a pod has the address of one that is gone and still listed, whatever either is labelled', { skip: KUBE_MISSING }, async () => {

@@ -5,18 +5,18 @@ import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pino } from 'pino';
-import { kubeAccess } from '../../mapper/kube-access.ts';
-import { openKubeClient } from '../../mapper/kube-client.ts';
-import { podOf, type Pod } from '../../mapper/objects.ts';
-import { makePodAnnotator, REDIRECTION } from '../../mapper/pod-annotator.ts';
+import { kubeAccess } from '../../mapper/kube/kube-access.ts';
+import { openKubeClient } from '../../mapper/kube/kube-client.ts';
+import { podOf, type Pod } from '../../mapper/objects/pod.ts';
+import { makePodAnnotator, REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
 import type { ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
 import { startKubelet } from '../harness/kubelet.ts';
-import { eventually, type Running } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const RULES = [
   { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] },

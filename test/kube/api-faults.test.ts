@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
 import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
 

@@ -5,8 +5,8 @@ import { after, before, describe, test } from 'node:test';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
-import { type Finished, eventually } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { type Finished, eventually } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const POLICY = resolve(import.meta.dirname, '../../deploy/policies/bypass-label.yaml');
 const LABEL = 'kmesh.net/bypass';

@@ -4,13 +4,13 @@ import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { parse } from 'yaml';
-import { plainManifest } from '../../deploy/manifest.ts';
-import { parseConfig } from '../../mapper/config.ts';
-import { CHART, chartObjects, helm, HELM_MISSING, template } from '../harness/helm.ts';
+import { plainManifest } from '../../deploy/build/manifest.ts';
+import { parseConfig } from '../../mapper/config/config.ts';
+import { CHART, chartObjects, helm, HELM_MISSING, template } from '../../deploy/build/helm.ts';
 import type { KubeObject, Pod } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const read = (path: string): string => readFileSync(resolve(root, path), 'utf8');

@@ -7,8 +7,8 @@ import { KubeApiError } from '../harness/kube-api.ts';
 import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject, type Pod, type Texts } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { eventually } from '../harness/process.ts';
-import { SOCK } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree, annotationsAgree, podsOn, strayConnections } from './agreement.ts';
 import { makeRandom } from './random.ts';
 

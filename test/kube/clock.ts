@@ -1,8 +1,8 @@
 /** The clocks of one program, to be moved while it runs (clock.c); the machine's are left alone. */
 import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { must } from '../harness/process.ts';
-import type { Sandbox } from '../harness/sandbox.ts';
+import { must } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface Clock {
   /** For the environment of the program. */

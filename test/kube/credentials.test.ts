@@ -9,8 +9,8 @@ import { connect } from 'node:tls';
 import { writeKubeconfig } from '../harness/kube-account.ts';
 import { type KeyPair, makeAuthority } from '../harness/kube-certificates.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { replaceFile } from '../harness/manifest.ts';
-import { eventually } from '../harness/process.ts';
+import { replaceFile } from '../../deploy/stage/manifest.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
 import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
 

@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { test } from 'node:test';
-import { HELM_MISSING, template } from '../harness/helm.ts';
+import { HELM_MISSING, template } from '../../deploy/build/helm.ts';
 import { startCluster } from '../harness/kube.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const deploy = resolve(import.meta.dirname, '../../deploy');
 const lines = readFileSync(`${deploy}/README.md`, 'utf8').replaceAll(/\s*\\\n\s*/g, ' ').split('\n');

@@ -8,7 +8,7 @@ import { type MeshAgentOptions, type Mesh, type MeshNode, AGENT_RULES, servingPo
 import { type ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { agree, annotationsAgree, strayConnections } from './agreement.ts';
 
 export const MODE = 'istio.io/dataplane-mode';

@@ -7,7 +7,7 @@ import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { containerCgroupPath, podCgroupPath } from '../harness/kubelet-cgroups.ts';
 import { newContainerId } from '../harness/kubelet-runtime.ts';
-import { eventually } from '../harness/process.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { agree, annotationsAgree, namespaceLabels, podsOn, strayConnections } from './agreement.ts';
 import { type Allowed, expected } from './rules.ts';
 

@@ -2,14 +2,14 @@
 import assert from 'node:assert/strict';
 import { resolve } from 'node:path';
 import { test } from 'node:test';
-import { metricsReference } from '../../mapper/metrics.ts';
+import { metricsReference } from '../../mapper/reports/metrics.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
-import { eventually, run } from '../harness/process.ts';
+import { eventually, run } from '../../deploy/stage/process.ts';
 import { promtool } from '../harness/promtool.ts';
-import { makeSandbox } from '../harness/sandbox.ts';
+import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const namespace = (name: string, labels: Readonly<Record<string, string>>): KubeObject => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } });
 const pod = (name: string): KubeObject => ({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: 'shop' }, spec: { nodeName: 'node-a', containers: [{ name: 'c', image: 'none' }] } });

@@ -5,8 +5,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { eventually } from '../harness/process.ts';
-import { SOCK } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 
 interface EventObject {
   readonly reason: string;

@@ -8,14 +8,14 @@ import assert from 'node:assert/strict';
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { cgroute } from '../harness/agent.ts';
-import { chartObjects, HELM_MISSING } from '../harness/helm.ts';
+import { cgroute } from '../../deploy/stage/agent.ts';
+import { chartObjects, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, type Pod, podObject, type Texts } from '../harness/kube-objects.ts';
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
-import { eventually, type Finished, run } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { eventually, type Finished, run } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const program = join(root, 'dist/cgroute');

@@ -3,16 +3,16 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/pod-annotator.ts';
-import { chartObjects, HELM_MISSING } from '../harness/helm.ts';
+import { REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
+import { chartObjects, HELM_MISSING } from '../../deploy/build/helm.ts';
 import type { PolicyRule, ServiceAccount } from '../harness/kube-account.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { makeKubeApi } from '../harness/kube-api.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
-import { eventually, type Running } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 /** One verb on one resource, `patch pods/status`; with `apps/` before those of that group. */
 type Right = string;

@@ -8,9 +8,9 @@ import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
-import { eventually } from '../harness/process.ts';
-import { installSidecarRules, ownRules, startSidecar } from '../harness/sidecar.ts';
-import { connect } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
+import { connect } from '../../deploy/stage/sock.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 const MODE = 'istio.io/dataplane-mode';

@@ -8,14 +8,14 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/pod-annotator.ts';
-import { CHART, helm, HELM_MISSING } from '../harness/helm.ts';
+import { REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
+import { CHART, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
-import { eventually, type Finished, type Running } from '../harness/process.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
+import { eventually, type Finished, type Running } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 type Workload = KubeObject & { readonly spec: { readonly template: { readonly spec: { readonly serviceAccountName: string; readonly containers: readonly [{ readonly args: readonly string[] }] } } } };
 

@@ -6,8 +6,8 @@ import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '..
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
-import { eventually } from '../harness/process.ts';
-import { SOCK } from '../harness/sock.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree } from './agreement.ts';
 
 const NAMESPACE = 'istio-system';

@@ -3,9 +3,9 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, globSync, mkdirSync, readFileSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Running } from '../harness/process.ts';
-import type { Sandbox } from '../harness/sandbox.ts';
-import { SLOWDOWN } from '../harness/slowdown.ts';
+import type { Running } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import type { Random } from './random.ts';
 
 const root = resolve(import.meta.dirname, '../..');

@@ -1,7 +1,7 @@
 /** The burst tool (test/harness/burst/): processes that are born and connect, and the server that answers them. */
 import { resolve } from 'node:path';
-import type { Sandbox } from '../harness/sandbox.ts';
-import type { Place } from '../harness/sock.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import type { Place } from '../../deploy/stage/sock.ts';
 import type { Attempt, ClientLine, ServerLine } from './connection.ts';
 import { linesOf } from './proxy.ts';
 

@@ -1,11 +1,11 @@
 /** The node of the leak test: a proxy and servers that write down everything, and the maps of the kernel. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane.ts';
-import { makeManifest, type Manifest } from '../harness/manifest.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
 import { containerId, containerPath } from '../harness/node.ts';
-import { ip, makeNetwork, sysctl } from '../harness/netns.ts';
-import { makeSandbox, type Sandbox } from '../harness/sandbox.ts';
-import { SLOWDOWN } from '../harness/slowdown.ts';
+import { ip, makeNetwork, sysctl } from '../../deploy/stage/netns.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { type Account, account } from './account.ts';
 import { startBurst, startServer } from './burst.ts';
 import type { Attempt, CaseName, ClientLine, Job } from './connection.ts';

@@ -2,8 +2,8 @@
 import { randomUUID } from 'node:crypto';
 import { statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { removeCgroup } from '../harness/cgroup.ts';
-import type { Manifest, PodObject } from '../harness/manifest.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
+import type { Manifest, PodObject } from '../../deploy/stage/manifest.ts';
 import { CGROUP_STYLES, type CgroupStyle, containerId, containerPath } from '../harness/node.ts';
 
 export type Verdict = 'in' | 'out' | 'bypass';

@@ -4,9 +4,9 @@
  * once one would drop its line rather than wait, so it has one.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
-import { waitListening } from '../harness/process.ts';
-import type { Sandbox } from '../harness/sandbox.ts';
-import type { Place } from '../harness/sock.ts';
+import { waitListening } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import type { Place } from '../../deploy/stage/sock.ts';
 import type { ProxyLine } from './connection.ts';
 
 export const PORTS = { outbound: 15001, inbound: 15006 } as const;

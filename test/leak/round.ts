@@ -1,7 +1,7 @@
 /** One round of the leak test: every case some times, with pods of its own. */
 import { existsSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { removeCgroup } from '../harness/cgroup.ts';
+import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { containerId } from '../harness/node.ts';
 import type { AgentChurn } from './agent-churn.ts';
 import type { CaseName, Job, Way } from './connection.ts';

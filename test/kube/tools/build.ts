@@ -4,7 +4,7 @@
  *
  * `node test/kube/tools/build.ts` does it by hand; `npm test` when it needs them.
  */
-import { goPrograms, requiredVersion, type Say, toStandardError } from '../../harness/go-programs.ts';
+import { goPrograms, requiredVersion, type Say, toStandardError } from '../../../deploy/build/go-programs.ts';
 
 const HERE = import.meta.dirname;
 

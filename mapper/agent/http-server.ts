@@ -1,0 +1,109 @@
+/** The agent's HTTP endpoints: whether it lives, whether it is ready, how its sources are, its metrics, and why a pod is treated as it is. */
+import { createServer, type IncomingMessage } from 'node:http';
+import { BlockList, isIPv6, type AddressInfo } from 'node:net';
+import { CgrouteError, messageOf } from '../../native/error.ts';
+import type { SourceState } from '../../watcher/source-state.ts';
+import type { NodeAgent } from './node-agent.ts';
+
+export interface AgentState {
+  readonly ready: boolean;
+  readonly sources: readonly SourceState[];
+  /** What answers the rest; undefined until the agent has started. */
+  readonly agent?: Pick<NodeAgent, 'metrics' | 'explain'> | undefined;
+}
+
+interface Answer {
+  readonly code: number;
+  readonly type: string;
+  readonly text: string;
+}
+
+export interface HttpServer extends AsyncDisposable {
+  /** `ADDR:PORT`, with the port that was really taken. */
+  readonly address: string;
+}
+
+/** `ADDR:PORT` or `[ADDR6]:PORT`; port 0 takes any that is free. @throws CgrouteError `EUSAGE` */
+export function parseListenAddress(flag: string): { readonly host: string; readonly port: number } {
+  const [, bracketed, plain, digits] = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+)):(\d{1,5})$/.exec(flag) ?? [];
+  const host = bracketed ?? plain;
+  const port = Number(digits);
+  if (host === undefined || port > 65535) throw new CgrouteError('EUSAGE', `--http expects ADDR:PORT such as 127.0.0.1:15270, got "${flag}"`);
+  return { host, port };
+}
+
+/**
+ * - `/healthz`: the event loop turns; nothing else can fail it.
+ * - `/readyz`: 200 once programs are attached and the first reconcile is done, else 503.
+ * - `/status`: the same with the state of each source, as JSON.
+ * - `/metrics`: for Prometheus.
+ * - `/explain?pod=NAMESPACE/NAME`: why, as JSON, or a sentence why not. For this host only: it
+ *   tells a pod's labels, and the address may be one that others reach, for the sake of `/metrics`.
+ *
+ * @throws CgrouteError `EHTTP` when the address cannot be listened on
+ */
+export async function serveHttp(flag: string, state: () => AgentState): Promise<HttpServer> {
+  const { host, port } = parseListenAddress(flag);
+  const server = createServer((request, response) => {
+    void answerTo(request, state())
+      .catch((error: unknown): Answer => plain(500, messageOf(error)))
+      .then(({ code, type, text }) => response.writeHead(code, { 'content-type': type, 'cache-control': 'no-store' }).end(text));
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (cause) => reject(new CgrouteError('EHTTP', `--http ${flag} cannot be listened on: ${messageOf(cause)}`, { cause })));
+    server.listen(port, host, resolve);
+  });
+  // A late error concerns one connection; nobody waits for it.
+  server.on('error', () => {});
+  const taken = (server.address() as AddressInfo).port;
+  return {
+    address: `${host.includes(':') ? `[${host}]` : host}:${taken}`,
+    [Symbol.asyncDispose]: () => new Promise((resolve) => {
+      server.close(() => resolve());
+      server.closeAllConnections();
+    }),
+  };
+}
+
+const plain = (code: number, text: string): Answer => ({ code, type: 'text/plain', text: `${text}\n` });
+
+async function answerTo(request: IncomingMessage, { ready, sources, agent }: AgentState): Promise<Answer> {
+  const [path, query = ''] = (request.url ?? '').split('?', 2);
+  switch (path) {
+    case '/healthz': return plain(200, 'ok');
+    case '/readyz': return ready ? plain(200, 'ok') : plain(503, 'not ready: the first reconcile is not done');
+    case '/status': return json({ ready, sources });
+    case '/metrics':
+      if (agent === undefined) return plain(503, STARTING);
+      return { code: 200, type: agent.metrics.contentType, text: await agent.metrics.text() };
+    case '/explain':
+      if (!isOfThisHost(request)) return plain(403, '/explain answers on its own host only');
+      if (agent === undefined) return plain(503, STARTING);
+      return explained(agent, new URLSearchParams(query).get('pod') ?? '');
+    default: return plain(404, 'not found: expected /healthz, /readyz, /status, /metrics or /explain');
+  }
+}
+
+const STARTING = 'the agent is starting: try again in a moment';
+const EXPLAIN_CODES: Readonly<Record<string, number>> = { EUSAGE: 400, ENOPOD: 404, EAMBIGUOUS: 409 };
+
+function json(value: unknown): Answer {
+  return { code: 200, type: 'application/json', text: `${JSON.stringify(value)}\n` };
+}
+
+function explained(agent: Pick<NodeAgent, 'explain'>, pod: string): Answer {
+  try {
+    return json(agent.explain(pod));
+  } catch (error) {
+    return plain((error instanceof CgrouteError ? EXPLAIN_CODES[error.code] : undefined) ?? 500, messageOf(error));
+  }
+}
+
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet('127.0.0.0', 8);
+LOOPBACK.addAddress('::1', 'ipv6');
+
+/** From loopback, or from the address that was asked. */
+function isOfThisHost({ socket: { remoteAddress: from = '', localAddress } }: IncomingMessage): boolean {
+  return from === localAddress || LOOPBACK.check(from, isIPv6(from) ? 'ipv6' : 'ipv4');
+}

@@ -1,0 +1,244 @@
+/**
+ * The configuration file (`--config FILE`, YAML).
+ *
+ * One table holds every setting: parsing, defaults, types and the reference in
+ * the documentation all come from it.
+ */
+
+import { isAlias, isMap, isScalar, isSeq, LineCounter, parseAllDocuments } from 'yaml';
+import type { Document, Node, YAMLMap } from 'yaml';
+
+import { CgrouteError, messageOf } from '../../native/error.ts';
+import { choice, integer, selector, texts } from './config-field.ts';
+import type { Field } from './config-field.ts';
+import { shown } from '../objects/pod.ts';
+
+const LABEL_VALUE = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
+const NAMESPACE_NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
+
+const TABLE = {
+  meshModes: texts(
+    ['ambient', 'kmesh'],
+    {
+      item: 'a label value',
+      form: LABEL_VALUE,
+      lowerCase: true,
+      reserved: { none: 'which always means "not in the mesh"' },
+    },
+    'Values of the label `istio.io/dataplane-mode` that put a pod into the mesh, compared without regard to case.',
+  ),
+  excludedNamespaces: texts(
+    ['kube-system', 'istio-system'],
+    { item: "a namespace's name", form: NAMESPACE_NAME, mayBeEmpty: true },
+    'Namespaces whose pods are never in the mesh, whatever their labels.',
+  ),
+  gatewayControllers: texts(
+    ['istio.io-mesh-controller', 'istio.io-gateway-controller', 'istio.io-eastwest-controller'],
+    { item: 'a label value', form: LABEL_VALUE, lowerCase: true, mayBeEmpty: true },
+    'Values of the label `gateway.istio.io/managed` that make a pod a waypoint or a gateway, which is never redirected. Compared without regard to case. The defaults are what Istio and Kmesh write for waypoints, ingress gateways and east-west gateways.',
+  ),
+  proxy: {
+    selector: selector('app=ztunnel', "Label selector of the node's ztunnel pod."),
+    namespaces: texts(
+      [],
+      { item: "a namespace's name", form: NAMESPACE_NAME, mayBeEmpty: true },
+      'Namespaces in which the selector counts; empty is any. Where people who may make pods are not all trusted with the traffic of the node, name the namespace of ztunnel here: else a pod that merely carries its label is taken for the proxy.',
+    ),
+    outboundPort: integer(1, 65535, 15001, 'Port of the proxy for what pods send.'),
+    inboundPort: integer(1, 65535, 15006, 'Port of the proxy for what the host sends to enrolled pods.'),
+  },
+  enrollment: choice(
+    ['live', 'new-pods'],
+    'live',
+    "When the label of a namespace takes effect. `live`: on running pods too, for every connection opened afterwards. `new-pods`: only on pods that are made after the change; each keeps what it had. A pod's own label always takes effect at once.",
+  ),
+  existingConnections: choice(
+    ['keep', 'reset'],
+    'keep',
+    "What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that would go the other way now are reset: what the pod opened, and what processes of the host opened to it; that takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.",
+  ),
+  unknownPods: choice(
+    ['allow', 'deny'],
+    'allow',
+    'Connections of a pod that has no verdict yet: `allow` lets them pass untouched, `deny` refuses them with EPERM.',
+  ),
+  whenProxyDown: choice(
+    ['deny', 'allow'],
+    'deny',
+    "Connections of enrolled pods while no proxy is ready: `deny` refuses them with EPERM, `allow` lets them pass untouched, outside the mesh.",
+  ),
+  bypass: {
+    allowed: choice(
+      ['any', 'namespace', 'never'],
+      'any',
+      'Whose label `kmesh.net/bypass` counts: `any` pod\'s, only where the `namespace` carries `cgroute.io/allow-bypass=true`, or `never`.',
+    ),
+  },
+  sidecarUser: integer(0, 4_294_967_294, 1337, "User id of sidecars: in a pod that has one, its own connections are left alone."),
+  sidecars: onOrOff(true, "Whether rules are put into the network namespaces of pods with a sidecar, to bypass or to short-circuit it. `false`: sidecars stay in the path, and pods that have one stay out of the mesh."),
+  sweepSeconds: integer(1, 86_400, 30, 'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.'),
+  relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
+  maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
+  maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
+  maxTrafficEntries: integer(1024, 16_777_216, 65_536, "Room for this many ports, and as many ranges, of all pods' traffic annotations together."),
+  maxConnectionsPerPod: integer(1, 16_777_216, 32_768, 'How many of these one pod may have, so that none takes the room of the others; the first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.'),
+  annotate: onOrOff(true, 'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.'),
+  events: onOrOff(true, 'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.'),
+  log: {
+    level: choice(
+      ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'],
+      'info',
+      'The least important level that is logged.',
+    ),
+  },
+} as const;
+
+type ConfigOf<T> = { readonly [K in keyof T]: T[K] extends Field<infer V> ? V : ConfigOf<T[K]> };
+
+export type Config = ConfigOf<typeof TABLE>;
+
+interface Table {
+  readonly [key: string]: Field<unknown> | Table;
+}
+
+export const defaultConfig: Config = defaultsOf(TABLE) as Config;
+
+/**
+ * Reads a configuration file's text. An empty text is the default configuration.
+ *
+ * @param file for messages only
+ * @throws CgrouteError `ECONFIG`, one sentence with file, line, key, what was expected and what came
+ */
+export function parseConfig(text: string, file: string): Config {
+  const lines = new LineCounter();
+  const documents = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false });
+  const lineAt = (offset: number | undefined): number => lines.linePos(offset ?? 0).line || 1;
+  const refuse: Refuse = (offset, sentence) => {
+    throw new CgrouteError('ECONFIG', `${file}:${lineAt(offset)}: ${sentence}`);
+  };
+
+  if (!Array.isArray(documents)) return defaultConfig;
+  const [document, second] = documents;
+  if (document === undefined) return defaultConfig;
+  const error = document.errors[0] ?? second?.errors[0];
+  if (error !== undefined) return refuse(error.pos[0], `this is not YAML: ${error.message}`);
+  if (second !== undefined) return refuse(second.range?.[0], 'expected one YAML document, got a second one');
+  const root: Node | null = document.contents;
+  if (root === null || (isScalar(root) && root.value === null)) return defaultConfig;
+  if (!isMap(root)) return refuse(root.range?.[0], 'expected settings as "key: value", got something else');
+  return readTable(root, TABLE, [], document, refuse) as Config;
+}
+
+type Refuse = (offset: number | undefined, sentence: string) => never;
+
+function readTable(map: YAMLMap, table: Table, above: readonly string[], document: Document, refuse: Refuse): unknown {
+  const values = defaultsOf(table);
+  for (const pair of map.items) {
+    const keyNode = pair.key as Node;
+    const valueNode = resolved(pair.value as Node | null, document);
+    const offset = keyNode.range?.[0];
+    const key = isScalar(keyNode) ? String(keyNode.value) : 'a mapping or list';
+    const path = [...above, key].join('.');
+    const entry = Object.hasOwn(table, key) ? table[key] : undefined;
+    if (entry === undefined) return refuse(offset, `unknown key ${JSON.stringify(path)}${suggestion(path)}`);
+
+    const raw = plain(pair.value as Node | null, document, (sentence) => refuse(offset, `${path}: ${sentence}`));
+    // `proxy:` with everything below it commented out means nothing is set.
+    if (raw === null) continue;
+    if (isField(entry)) {
+      const result = entry.read(raw);
+      if ('wrong' in result) {
+        const item = isSeq(valueNode) && result.index !== undefined ? (valueNode.items[result.index] as Node) : undefined;
+        return refuse((item ?? valueNode)?.range?.[0] ?? offset, `${path}: ${result.wrong}`);
+      }
+      values[key] = result.value;
+    } else if (isMap(valueNode)) {
+      values[key] = readTable(valueNode, entry, [...above, key], document, refuse);
+    } else {
+      const inner = Object.keys(entry).join(', ');
+      return refuse(valueNode?.range?.[0] ?? offset, `${path}: expected settings below it (${inner}), got ${shown(raw)}`);
+    }
+  }
+  return values;
+}
+
+function onOrOff(fallback: boolean, about: string): Field<boolean> {
+  const expects = 'true or false';
+  return {
+    kind: 'field', fallback, about, expects, fallbackText: String(fallback),
+    read: (raw) => (typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` }),
+  };
+}
+
+/** A node as plain values. Aliases are resolved here, which fails on unknown ones and on those that unfold without end. */
+function plain(node: Node | null, document: Document, refuse: (sentence: string) => never): unknown {
+  try {
+    return node === null ? null : (node.toJS(document, { maxAliasCount: 100 }) as unknown);
+  } catch (error) {
+    return refuse(messageOf(error));
+  }
+}
+
+function resolved(node: Node | null, document: Document): Node | null {
+  return isAlias(node) ? (node.resolve(document) ?? null) : node;
+}
+
+function isField(entry: Field<unknown> | Table): entry is Field<unknown> {
+  return entry['kind'] === 'field';
+}
+
+function defaultsOf(table: Table): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(table).map(([key, entry]) => [key, isField(entry) ? entry.fallback : defaultsOf(entry)]),
+  );
+}
+
+function* fieldsOf(table: Table, above = ''): Generator<readonly [string, Field<unknown>]> {
+  for (const [key, entry] of Object.entries(table)) {
+    if (isField(entry)) yield [above + key, entry];
+    else yield* fieldsOf(entry, `${above}${key}.`);
+  }
+}
+
+/** Names the nearest known key, when one is near enough to be a slip of the pen. */
+function suggestion(path: string): string {
+  const keys = [...fieldsOf(TABLE)].map(([key]) => key);
+  if (keys.includes(path)) {
+    const [section = '', key = ''] = path.split('.');
+    return `; write it as "${key}:" on a line of its own, indented below "${section}:"`;
+  }
+  const last = path.slice(path.lastIndexOf('.') + 1);
+  const scored = [...new Set([...Object.keys(TABLE), ...keys])]
+    .map((key) => {
+      const end = key.slice(key.lastIndexOf('.') + 1);
+      return { key, distance: Math.min(distance(path, key), distance(last, end)), length: end.length };
+    })
+    .sort((a, b) => a.distance - b.distance);
+  const nearest = scored[0];
+  return nearest !== undefined && nearest.distance <= Math.max(2, nearest.length / 3)
+    ? `; did you mean "${nearest.key}"?`
+    : `; known keys are ${keys.join(', ')}`;
+}
+
+/** Levenshtein's, without regard to case. */
+function distance(left: string, right: string): number {
+  const [a, b] = [left.slice(0, 80).toLowerCase(), right.toLowerCase()];
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const swap = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(swap, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}
+
+/** The reference of every setting, as a Markdown table for the documentation. */
+export function configReference(): string {
+  const rows = [...fieldsOf(TABLE)].map(
+    ([key, field]) => `| \`${key}\` | \`${field.fallbackText}\` | ${field.expects.replaceAll('|', '\\|')} | ${field.about.replaceAll('|', '\\|')} |`,
+  );
+  return ['| key | default | accepts | meaning |', '|---|---|---|---|', ...rows, ''].join('\n');
+}

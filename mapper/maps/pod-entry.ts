@@ -1,0 +1,143 @@
+/** What the kernel's maps should say of a pod: pure functions from a decision. */
+import { BlockList, isIPv4 } from 'node:net';
+import { infoFlag, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
+import type { Pod } from '../objects/pod.ts';
+import type { Decision } from '../decisions/verdict.ts';
+
+/** All bits that the agent can tell; DNS capture comes later. */
+const DETECTED = Object.values(infoFlag).reduce((all, bit) => all | bit, 0) & ~infoFlag.dnsCapture;
+const NO_ADDRESS = new Uint8Array(16);
+
+const NOBODYS = new BlockList();
+NOBODYS.addSubnet('127.0.0.0', 8);
+NOBODYS.addSubnet('169.254.0.0', 16);
+NOBODYS.addAddress('0.0.0.0');
+NOBODYS.addSubnet('fe80::', 10, 'ipv6');
+// ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
+NOBODYS.addSubnet('::', 96, 'ipv6');
+
+/** True for an address that is no pod's, whoever says so: loopback, link-local, unspecified, IPv4-compatible. */
+export function isNobodys(ip: string): boolean {
+  return NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6');
+}
+
+export interface PodAddresses {
+  readonly ip4: Uint8Array;
+  readonly ip6: Uint8Array;
+}
+
+/** A pod as far as its map entries go. */
+export interface PodFacts {
+  readonly slot: number;
+  readonly decision: Decision;
+  readonly addresses: PodAddresses;
+}
+
+/**
+ * An address as the maps have it: 16 bytes in network order, IPv4 in the last
+ * four. Undefined for a text that is no address.
+ */
+export function addressBytes(text: string): Uint8Array | undefined {
+  const bytes = new Uint8Array(16);
+  if (isIPv4(text)) {
+    bytes.set(text.split('.').map(Number), 12);
+    return bytes;
+  }
+  const url = URL.parse(`http://[${text}]/`);
+  if (url === null) return undefined;
+  const [head = '', tail] = url.hostname.slice(1, -1).split('::');
+  const words = (part: string): number[] => (part === '' ? [] : part.split(':').map((word) => Number.parseInt(word, 16)));
+  const first = words(head);
+  const last = tail === undefined ? [] : words(tail);
+  const all = [...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last];
+  all.forEach((word, i) => bytes.set([word >> 8, word & 0xff], 2 * i));
+  return bytes;
+}
+
+/** The text of an address as the maps have it; undefined when all bytes are zero. */
+export function addressText(bytes: Uint8Array): string | undefined {
+  if (bytes.every((byte) => byte === 0)) return undefined;
+  if (bytes.subarray(0, 12).every((byte) => byte === 0)) return bytes.subarray(12).join('.');
+  const view = new DataView(bytes.buffer, bytes.byteOffset, 16);
+  const words = Array.from({ length: 8 }, (_, i) => view.getUint16(2 * i).toString(16));
+  return URL.parse(`http://[${words.join(':')}]/`)?.hostname.slice(1, -1);
+}
+
+/** The first address of each family; a pod has one of each at most. */
+export function podAddresses(ips: readonly string[]): PodAddresses {
+  const ip4 = ips.find((ip) => isIPv4(ip));
+  const ip6 = ips.find((ip) => !isIPv4(ip));
+  return {
+    ip4: (ip4 === undefined ? undefined : addressBytes(ip4)) ?? NO_ADDRESS,
+    ip6: (ip6 === undefined ? undefined : addressBytes(ip6)) ?? NO_ADDRESS,
+  };
+}
+
+function flagsOf(decision: Decision): number {
+  // The label may also ask for what another rule has decided otherwise; beside a sidecar that is short-circuited it counts.
+  const { enrolled } = decision;
+  return (enrolled ? infoFlag.ambient : 0)
+    | (decision.proxy ? infoFlag.proxy : 0)
+    | (enrolled && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
+    | (enrolled && decision.bypassInbound ? infoFlag.bypassInbound : 0)
+    | (decision.sidecar ? infoFlag.sidecar : 0)
+    | (hasOptions(decision) ? infoFlag.options : 0)
+    | (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0);
+}
+
+/** Whether connections of the pod are looked at one by one: for its annotations, or for its sidecar's own. */
+export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean => enrolled && (sidecar || traffic !== undefined);
+
+/** The entry of one of the pod's cgroups. */
+export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts): CgroupInfo {
+  return {
+    id, slot,
+    isInMesh: decision.enrolled ? 1 : 0,
+    cgroupIp: addresses.ip4,
+    cgroupIp6: addresses.ip6,
+    flags: flagsOf(decision),
+    detectedFlags: DETECTED,
+  };
+}
+
+/** A cgroup of a runtime's own below a pod, such as CRI-O's conmon: it lives in the host's network. */
+export function monitorEntry(id: bigint, slot: number): CgroupInfo {
+  return { id, slot, isInMesh: 0, cgroupIp: NO_ADDRESS, cgroupIp6: NO_ADDRESS, flags: infoFlag.hostNetwork, detectedFlags: DETECTED };
+}
+
+/** A pod's cgroup whose pod nobody knows yet. */
+export function unknownEntry(id: bigint): CgroupInfo {
+  return { id, slot: 0, isInMesh: 0, cgroupIp: NO_ADDRESS, cgroupIp6: NO_ADDRESS, flags: infoFlag.unknownPod, detectedFlags: DETECTED };
+}
+
+/** The entry of a pod that only an earlier agent knew. */
+export function rememberedEntry(id: bigint, { slot, isInMesh, flags, detectedFlags, ip4, ip6 }: PodInfo): CgroupInfo {
+  return { id, slot, isInMesh, flags, detectedFlags, cgroupIp: ip4, cgroupIp6: ip6 };
+}
+
+/** Whether the connect programs may redirect connections from there. */
+export function isRedirected({ isInMesh, flags, detectedFlags }: Pick<CgroupInfo, 'isInMesh' | 'flags' | 'detectedFlags'>): boolean {
+  return isInMesh !== 0 && (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0;
+}
+
+/** Whether connections that processes of the host open to there go to the proxy. */
+export function isInboundRedirected({ isInMesh, flags }: Pick<CgroupInfo, 'isInMesh' | 'flags'>): boolean {
+  return isInMesh !== 0 && (flags & infoFlag.bypassInbound) === 0;
+}
+
+/** What `status` reads when the agent is down. */
+export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts, namespaceMode: number): PodInfo {
+  return {
+    slot,
+    flags: flagsOf(decision),
+    detectedFlags: DETECTED,
+    isInMesh: decision.enrolled ? 1 : 0,
+    namespaceMode,
+    ...addresses,
+    uid: pod.uid,
+    verdict: decision.verdict,
+    reason: decision.reason,
+    podNamespace: pod.namespace,
+    podName: pod.name,
+  };
+}

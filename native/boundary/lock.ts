@@ -1,0 +1,99 @@
+/** One agent at a time: an advisory lock on a directory, which ends with the process that holds it. */
+import { closeSync, fstatSync, openSync, readFileSync, statSync } from 'node:fs';
+import { CgrouteError } from '../error.ts';
+import { LOCK_EX, LOCK_SH, tryFlock } from './libc.ts';
+import { hostNamespaces } from './privilege.ts';
+
+export interface DirectoryLock extends Disposable {
+  /** Locks what is at the path now, where that was removed and made again. @throws CgrouteError `ELOCKED` */
+  renew(): void;
+  /** A sentence, where an ordinary user holds a lock that only root could mean: it is passed over. */
+  readonly note?: string;
+}
+
+/**
+ * Locks a directory (of cgroupfs or bpffs, where no file could be made) until
+ * disposed of, or until the process ends in whatever way.
+ *
+ * Anybody who may read a directory may lock it, so a holder that is not root does
+ * not count: no user of the host shall keep the agent from starting.
+ *
+ * @throws CgrouteError `ELOCKED` when another agent holds it
+ */
+export function lockDirectory(path: string, purpose: string): DirectoryLock {
+  let fd = openSync(path, 'r');
+  try {
+    const unlock = {
+      renew() {
+        const now = statSync(path, { throwIfNoEntry: false });
+        const { dev, ino } = fstatSync(fd);
+        if (now === undefined || (now.dev === dev && now.ino === ino)) return;
+        const next = openSync(path, 'r');
+        if (!lockSoon(next, path)) {
+          closeSync(next);
+          throw new CgrouteError('ELOCKED', `${purpose} ${path} was removed and made again, and is locked by another cgroute: stop that one`);
+        }
+        closeSync(fd);
+        fd = next;
+      },
+      [Symbol.dispose]: () => closeSync(fd),
+    };
+    if (lockSoon(fd, path)) return unlock;
+    const holders = holdersOf(fd);
+    // An agent lives as long as its lock, and from the host's PID namespace it can be seen.
+    const seesAll = hostNamespaces().pid === true;
+    if ((holders.length > 0 || seesAll) && holders.every(({ uid }) => uid !== 0)) {
+      const who = holders.map(({ pid, uid }) => `process ${pid} of user ${uid}`).join(', ') || 'a process that has ended';
+      return { ...unlock, note: `${purpose} ${path} is locked by ${who}, which is no agent; the lock is passed over` };
+    }
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+  closeSync(fd);
+  throw new CgrouteError('ELOCKED', `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`);
+}
+
+/** `status` holds the lock for an instant to see whether it is held. */
+function lockSoon(fd: number, path: string): boolean {
+  for (let tries = 0; tries < 5; tries++) {
+    if (tryFlock(fd, LOCK_EX, path)) return true;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 40);
+  }
+  return false;
+}
+
+/** Processes that hold a flock on the file, as far as /proc shows them. Format: proc_locks(5). */
+function holdersOf(fd: number): { readonly pid: number; readonly uid: number }[] {
+  const { dev, ino } = fstatSync(fd);
+  const hex = (number: number): string => number.toString(16).padStart(2, '0');
+  // The kernel's encoding of a device number in st_dev, <sys/sysmacros.h>.
+  const major = (dev >>> 8) & 0xfff;
+  const minor = (dev & 0xff) | ((dev >>> 12) & 0xfff00);
+  const file = `${hex(major)}:${hex(minor)}:${ino}`;
+  return readFileSync('/proc/locks', 'utf8').split('\n').flatMap((line) => {
+    const [, kind, , , pid, place] = line.trim().split(/\s+/);
+    if (kind !== 'FLOCK' || place !== file) return [];
+    const uid = realUid(`/proc/${pid}/status`);
+    return uid === undefined ? [] : [{ pid: Number(pid), uid }];
+  });
+}
+
+/** Who started it, whatever it has become by a set-user-ID program; undefined when it has ended. */
+function realUid(status: string): number | undefined {
+  try {
+    return Number(/^Uid:\s+(\d+)/m.exec(readFileSync(status, 'utf8'))?.[1]);
+  } catch {
+    return undefined;
+  }
+}
+
+/** True when an agent holds the directory's lock. */
+export function isLocked(path: string): boolean {
+  const fd = openSync(path, 'r');
+  try {
+    return !tryFlock(fd, LOCK_SH, path);
+  } finally {
+    closeSync(fd);
+  }
+}

@@ -1,0 +1,167 @@
+/**
+ * From the pins of another version, older or newer, to this one's, with no
+ * connection lost or let through. At each moment one version redirects:
+ *
+ * 1. its maps of verdicts are copied; a map of connections whose layout is the
+ *    same is shared by both;
+ * 2. this version's programs that look after redirected sockets are attached
+ *    beside its own, each with the maps of its version;
+ * 3. the connect programs are replaced in their links, and the links' pins renamed;
+ * 4. the open connections are copied, and its links and maps removed.
+ *
+ * The process may be killed at any point: the next start, of whichever version,
+ * goes on from what it finds.
+ */
+import { existsSync, mkdirSync, renameSync, unlinkSync } from 'node:fs';
+import { basename } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { checked, libbpf } from '../boundary/libbpf.ts';
+import { addCounters, copyConnections, requireCopyable, dropTaken, readCounters, replaceEntries, sameMap, type CounterBase } from './map-migration.ts';
+import { IN_FLIGHT_MS, pinDirectories, pinDirectory, pinsIn, redirects, removeVersion, type PinDirectory } from '../pins/pin-directory.ts';
+import { fits, type WantedMap } from '../pins/pinned-map.ts';
+import { linkState, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
+
+/**
+ * What processes that dial are judged by: the other version's stay as they are until
+ * it redirects no more. handoff_map is not among them, as it tells where sock_ops of
+ * its own version is attached.
+ */
+const DECISIONS = ['pod_port_map', 'pod_range_map', 'pod_options_map', 'cgroup_info_map', 'settings', 'pod_ip_map', 'pod_info_map', 'pod_trees_map', 'agent_map'];
+const COUNTERS = 'pod_counters_map';
+/**
+ * Written by programs: one map for both versions, where its layout is the same. It
+ * always is that of handled_map: while a pod's connect program is replaced and the
+ * root's is not, that tells the second that the other version's has done the work.
+ * Rules in pods name the filter of sidecars by its path, whose program is replaced.
+ */
+const SHARED = ['connection_map', 'connection_overflow_map', 'overflow_count_map', 'original_dst_map', 'accepted_map', 'handled_map', 'pod_share_map', 'bypass_filter_map', 'bypass_filter6_map', COUNTERS];
+/** What a proxy's accepted sockets need to be answered. */
+const ANSWERS = ['original_dst_map', 'accepted_map'];
+/** More of one proxy's are not kept: the kernel allows 64 programs at a cgroup's hook. */
+const MAX_FORMER = 8;
+
+export interface Handover {
+  /** Link directories of the other versions. */
+  readonly links: readonly string[];
+  /** The other version's map, where it can serve both; the caller closes it. */
+  adopt(wanted: WantedMap): number | undefined;
+  /** When this version's maps are there and nothing uses them yet. Returns sentences about what was lost. @throws CgrouteError `EPINLAYOUT` */
+  copyDecisions(): string[];
+  /** When this version's programs redirect. Returns a sentence about what was done. */
+  complete(): Promise<string>;
+}
+
+/** Whether connect programs of that version are attached by links that are pinned there. */
+export const isServing = ({ links }: PinDirectory): boolean =>
+  pinsIn(links).some((pin) => {
+    const [program = '', id = ''] = basename(pin).split('@');
+    return redirects(pin) && linkState(pin, program, BigInt(id)) === 'live';
+  });
+
+/** Makes this version's directory. Undefined where no other version has left anything. */
+export function beginHandover(bpffsRoot: string): Handover | undefined {
+  const own = pinDirectory(bpffsRoot);
+  const all = pinDirectories(bpffsRoot).filter(({ version, links, maps }) => version !== own.version && pinsIn(links).length + pinsIn(maps).length > 0);
+  // The one that serves comes first.
+  const others = [...all.filter(isServing), ...all.filter((other) => !isServing(other))];
+  for (const directory of [own.maps, own.links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+  const [source] = others;
+  if (source === undefined) return undefined;
+  return handover(own, source, others);
+}
+
+function handover(own: PinDirectory, source: PinDirectory, others: readonly PinDirectory[]): Handover {
+  let counted: CounterBase | undefined;
+  return {
+    links: others.map(({ links }) => links),
+    adopt(wanted) {
+      if (!SHARED.includes(wanted.name)) return undefined;
+      // It counts what is in the map before it, which was settled just before it.
+      const beside = 'connection_overflow_map';
+      if (wanted.name === 'overflow_count_map' && !sameMap(`${source.maps}/${beside}`, `${own.maps}/${beside}`)) return undefined;
+      const path = `${source.maps}/${wanted.name}`;
+      const isFit = withPin(path, (kind, fd) => {
+        const facts = kind === 'map' ? mapFacts(fd, wanted.name) : undefined;
+        return facts !== undefined && fits(wanted, facts) && mapShape(facts) !== undefined;
+      }) ?? false;
+      return isFit ? checked(libbpf().objGet(path), 'bpf_obj_get', path) : undefined;
+    },
+    copyDecisions() {
+      for (const { maps } of others) requireCopyable(maps, own.maps);
+      if (isServing(own)) return [];
+      if (isServing(source)) dropTaken(own.maps, source.maps);
+      const lost = [...DECISIONS, COUNTERS].flatMap((name) => {
+        const count = replaceEntries(`${source.maps}/${name}`, `${own.maps}/${name}`);
+        return count === 0 ? [] : [`${count} entries of version ${source.version}'s ${name} found no room in this version's`];
+      });
+      counted = readCounters(`${source.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`);
+      return lost;
+    },
+    async complete() {
+      // Of places where this version has none: two versions at one socket would take each other's redirection for a loop.
+      for (const { links } of others) for (const pin of pinsIn(links).filter(redirects)) unlinkSync(pin);
+      const pause = (): Promise<void> => delay(IN_FLIGHT_MS);
+      await pause(); // for a connect program that was running while it was replaced
+      let connections = 0;
+      for (const other of others) {
+        connections += await copyConnections(other.maps, own.maps, pause);
+        if (other === source && counted !== undefined) addCounters(`${other.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`, counted);
+        retire(other, own);
+      }
+      return `version ${others.map(({ version }) => version).join(' and ')} of the pins has been replaced by ${own.version}, with ${connections} open connections`;
+    },
+  };
+}
+
+/**
+ * Removes a version that redirects no more. Its connections go first, and what
+ * keeps them true last of its links: at no time can they be found when they are not.
+ */
+function retire(other: PinDirectory, own: PinDirectory): void {
+  const answersElsewhere = ANSWERS.some((name) => !sameMap(`${other.maps}/${name}`, `${own.maps}/${name}`));
+  for (const name of ['connection_map', 'connection_overflow_map']) {
+    const pin = `${other.maps}/${name}`;
+    if (existsSync(pin)) unlinkSync(pin);
+  }
+  const isLast = (pin: string): number => (basename(pin).startsWith('sock_release@') ? 1 : 0);
+  for (const pin of pinsIn(other.links).sort((a, b) => isLast(a) - isLast(b))) {
+    const place = formerPlace(pin, other.version);
+    if (place !== undefined && (answersElsewhere || place.isFormer)) keepFormer(pin, `${own.links}/${place.name}`, own.links);
+    else unlinkSync(pin);
+  }
+  removeVersion(other);
+}
+
+/** `original_dst@4711` of version v1 becomes `original_dst@4711_v1`. */
+function formerPlace(pin: string, version: string): { readonly name: string; readonly isFormer: boolean } | undefined {
+  const [name, id, suffix] = /^original_dst@(\d+)(_\w+)?$/.exec(basename(pin)) ?? [];
+  if (name === undefined || id === undefined) return undefined;
+  return suffix === undefined ? { name: `${name}_${version}`, isFormer: false } : { name, isFormer: true };
+}
+
+/** The sockets that a proxy has accepted find their original destination there, as long as they live. */
+function keepFormer(pin: string, to: string, links: string): void {
+  const [base = ''] = basename(to).split('_v');
+  const siblings = pinsIn(links).filter((path) => basename(path).startsWith(`${base}_`));
+  if (siblings.length >= MAX_FORMER) unlinkSync(siblings[0] ?? '');
+  let free = to;
+  for (let n = 2; existsSync(free); n++) free = `${to}_${n}`;
+  renameSync(pin, free);
+}
+
+/**
+ * Programs of former versions, kept for connections that a proxy had accepted
+ * before; they go with the proxy's cgroup. Returns how many were dropped.
+ */
+export function dropFormer(links: string, isProxy: (cgroupId: bigint) => boolean): number {
+  let dropped = 0;
+  for (const pin of pinsIn(links)) {
+    const [, id] = /\/original_dst@(\d+)_\w+$/.exec(pin) ?? [];
+    if (id === undefined) continue;
+    const cgroupId = BigInt(id);
+    if (isProxy(cgroupId) && linkState(pin, 'original_dst', cgroupId) === 'live') continue;
+    unlinkSync(pin);
+    dropped++;
+  }
+  return dropped;
+}

@@ -1,0 +1,198 @@
+/** Which programs are attached to the hooks of a cgroup, whose they are, and in which order they run. */
+import { closeSync, existsSync, openSync, readdirSync, statSync } from 'node:fs';
+import { cString } from '../layout/elf.ts';
+import { CgrouteError } from '../error.ts';
+import { checked, libbpf } from '../boundary/libbpf.ts';
+import { errnoValue } from '../boundary/libc.ts';
+import { linkDirectories } from '../pins/pin-directory.ts';
+import { linkFacts, withPin } from '../pins/pinned-object.ts';
+
+/** The hooks that cgroute's programs share with others: `enum bpf_attach_type` of <linux/bpf.h>. */
+export const cgroupHooks = {
+  connect4: 10,
+  connect6: 11,
+  sock_ops: 3,
+  getsockopt: 21,
+  getpeername4: 29,
+  getpeername6: 30,
+  sock_release: 34,
+} as const;
+export type CgroupHook = keyof typeof cgroupHooks;
+
+/**
+ * How a cgroup's programs on one hook were attached, which the kernel keeps for
+ * all of them together, bpf_prog_attach(2)'s flags:
+ * - `exclusive` (0): no program may be attached here beside it, nor below;
+ * - `override` (BPF_F_ALLOW_OVERRIDE): one attached below replaces it there;
+ * - `multi` (BPF_F_ALLOW_MULTI, as links are): all of them run.
+ */
+export type AttachMode = 'exclusive' | 'override' | 'multi';
+
+export interface AttachedProgram {
+  readonly id: number;
+  /** At most 15 characters; undefined where the kernel doesn't tell it, which takes CAP_SYS_ADMIN. */
+  readonly name: string | undefined;
+  readonly mode: AttachMode;
+  /** `cgroute`: one of the pins is its link. `unpinned`: ours by name, and held by nothing that was asked about. */
+  readonly owner: 'cgroute' | 'unpinned' | 'other';
+}
+
+export interface PlacedProgram extends AttachedProgram {
+  /** The cgroup's directory; words, where a cgroup namespace hides it. */
+  readonly place: string;
+}
+
+/** Programs on one hook, as a process in the nearest cgroup meets them. */
+export interface HookOrder {
+  readonly hook: CgroupHook;
+  /** In the order in which the kernel runs them. */
+  readonly runs: readonly PlacedProgram[];
+  /** Attached further up and not run there, since `override` lets a nearer one replace them. */
+  readonly hidden: readonly PlacedProgram[];
+}
+
+/** Names of programs of pinned links, by program id. */
+export type PinnedPrograms = ReadonlyMap<number, string>;
+
+const BPF_F_QUERY_EFFECTIVE = 1;
+const BPF_F_ALLOW_OVERRIDE = 1;
+const BPF_F_ALLOW_MULTI = 2;
+/** The kernel allows 64 for one cgroup and hook; a path has several cgroups. */
+const MAX_PROGRAMS = 1024;
+/** Inode number of the kernel's own root cgroup. */
+const KERNEL_ROOT = 1n;
+/** Names that nobody else is likely to choose; sock_ops and sock_release are not among them. */
+const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
+export const isOurName = (program: string): boolean => OUR_NAMES.test(program);
+
+/**
+ * The programs of the links that are pinned in directories, by their ids.
+ * Undefined when one cannot be read; a directory that is not there has none.
+ */
+export function pinnedPrograms(...linkDirectories: readonly string[]): PinnedPrograms | undefined {
+  const programs = new Map<number, string>();
+  try {
+    for (const directory of linkDirectories) {
+      for (const pin of existsSync(directory) ? readdirSync(directory) : []) {
+        const id = linkedProgram(`${directory}/${pin}`);
+        if (id !== undefined) programs.set(id, pin.replace(/@\d+\w*$/, ''));
+      }
+    }
+  } catch {
+    return undefined;
+  }
+  return programs;
+}
+
+/** Those of every version that has pins below `--bpffs-root`; undefined when they cannot be read. */
+export function ownPrograms(bpffsRoot: string): PinnedPrograms | undefined {
+  try {
+    return pinnedPrograms(...linkDirectories(bpffsRoot));
+  } catch {
+    return undefined;
+  }
+}
+
+const linkedProgram = (pin: string): number | undefined =>
+  withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : undefined));
+
+function objectInfo(fd: number): Buffer | undefined {
+  const info = Buffer.alloc(128);
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(info.length);
+  return libbpf().objGetInfo(fd, info, length) < 0 ? undefined : info;
+}
+
+/**
+ * The programs attached to one cgroup, hook by hook, in the order of their
+ * attachment. A hook that this kernel doesn't know has none.
+ *
+ * @throws CgrouteError `EBPF` when they cannot be asked for (CAP_NET_ADMIN),
+ *   `ECGROUPROOT` when the directory cannot be opened
+ */
+export function programsAt(cgroupPath: string, pinned: PinnedPrograms): ReadonlyMap<CgroupHook, readonly AttachedProgram[]> {
+  return inCgroup(cgroupPath, (fd) =>
+    new Map(hooks().map(([hook, type]) => {
+      const { ids, mode } = query(fd, type, 0, cgroupPath);
+      return [hook, ids.map((id) => describe(id, mode, pinned))];
+    })),
+  );
+}
+
+/**
+ * For each hook, the programs that a process in the first of `paths` meets, in
+ * the kernel's own order: the nearest cgroup's first, but for those attached
+ * with BPF_F_PREORDER (Linux 6.15). Those attached above the last of `paths`,
+ * as seen from inside a cgroup namespace, are placed "a cgroup above" it.
+ *
+ * @param paths the cgroup and its ancestors, nearest first
+ * @throws CgrouteError as {@link programsAt}
+ */
+export function programsAlong(paths: readonly string[], pinned: PinnedPrograms): HookOrder[] {
+  const levels = paths.map((place) => ({ place, programs: programsAt(place, pinned) }));
+  const nearest = paths[0];
+  const top = paths.at(-1);
+  if (nearest === undefined || top === undefined) return [];
+  // What runs here and is attached nowhere in sight; at the kernel's root it is news of this instant.
+  const hidesMore = statSync(top, { bigint: true }).ino !== KERNEL_ROOT;
+  return inCgroup(nearest, (fd) =>
+    hooks().map(([hook, type]) => {
+      const left = levels.flatMap(({ place, programs }) => (programs.get(hook) ?? []).map((program) => ({ ...program, place })));
+      const runs = query(fd, type, BPF_F_QUERY_EFFECTIVE, nearest).ids.flatMap((id) => {
+        // One program may be attached at several levels: each is taken once, the nearest first.
+        const at = left.findIndex((program) => program.id === id);
+        if (at >= 0) return left.splice(at, 1);
+        return hidesMore ? [{ ...describe(id, 'multi', pinned), place: `a cgroup above ${top}` }] : [];
+      });
+      return { hook, runs, hidden: left };
+    }),
+  );
+}
+
+const hooks = (): [CgroupHook, number][] => Object.entries(cgroupHooks) as [CgroupHook, number][];
+
+function inCgroup<T>(path: string, ask: (fd: number) => T): T {
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch (cause) {
+    throw new CgrouteError('ECGROUPROOT', `the cgroup ${path} cannot be opened to ask for its programs`, { cause });
+  }
+  try {
+    return ask(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function query(cgroup: number, type: number, flags: number, path: string): { ids: number[]; mode: AttachMode } {
+  const ids = Buffer.alloc(4 * MAX_PROGRAMS);
+  const attachFlags = Buffer.alloc(4);
+  const count = Buffer.alloc(4);
+  count.writeUInt32LE(MAX_PROGRAMS);
+  const result = libbpf().progQuery(cgroup, type, flags, attachFlags, ids, count);
+  if (result === -errnoValue('EINVAL')) return { ids: [], mode: 'multi' };
+  checked(result, 'bpf_prog_query', path);
+  const bits = attachFlags.readUInt32LE();
+  const mode = bits & BPF_F_ALLOW_MULTI ? 'multi' : bits & BPF_F_ALLOW_OVERRIDE ? 'override' : 'exclusive';
+  return { ids: Array.from({ length: count.readUInt32LE() }, (_, index) => ids.readUInt32LE(4 * index)), mode };
+}
+
+function describe(id: number, mode: AttachMode, pinned: PinnedPrograms): AttachedProgram {
+  const pin = pinned.get(id);
+  if (pin !== undefined) return { id, name: pin, mode, owner: 'cgroute' };
+  const name = nameOf(id);
+  return { id, name, mode, owner: name !== undefined && isOurName(name) ? 'unpinned' : 'other' };
+}
+
+/** `name` of `struct bpf_prog_info`, <linux/bpf.h>. */
+function nameOf(id: number): string | undefined {
+  const fd = libbpf().progFdById(id);
+  if (fd < 0) return undefined;
+  try {
+    const info = objectInfo(fd);
+    return info === undefined ? undefined : cString(info.subarray(0, 80), 64) || undefined;
+  } finally {
+    closeSync(fd);
+  }
+}

@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import { pino } from 'pino';
+import { defaultConfig } from '../../../../mapper/config/config.ts';
+import { createInventory } from '../../../../mapper/inventory/inventory.ts';
+import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
+import { PodMarks, type PodMarksOptions } from '../../../../mapper/reports/pod-annotator.ts';
+import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod-entry.ts';
+import { decide } from '../../../../mapper/decisions/verdict.ts';
+
+const UID = '2c48913c-b29f-11e7-9350-020968147796';
+const web = (mode: string): Pod => podOf({ metadata: { name: 'web', namespace: 'shop', uid: UID, labels: { 'istio.io/dataplane-mode': mode } }, status: { phase: 'Running' } }) as Pod;
+
+/** One pod with one cgroup; the maps hold what the test puts there. */
+function setUp() {
+  const steps: string[] = [];
+  const held = { pod: true, cgroup: true };
+  const settled = Promise.withResolvers<void>();
+  const inventory = createInventory({ node: 'node-a', proxy: defaultConfig.proxy });
+  inventory.replaceAll({ pods: [web('ambient')], namespaces: [{ name: 'shop', labels: {} }] });
+  const facts = { slot: 1, decision: decide(web('ambient'), undefined, defaultConfig), addresses: podAddresses([]) };
+  const info = { maxEntries: 16 };
+  const maps = {
+    pods: { info, get: () => (held.pod ? podEntry(web('ambient'), facts, 0) : undefined) },
+    cgroups: { info, get: (id: bigint) => (held.cgroup ? cgroupEntry(id, facts) : undefined) },
+  } as unknown as PodMarksOptions['maps'];
+  const marks = new PodMarks({
+    inventory, maps, enrolment: { decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig) }, config: defaultConfig, logger: pino({ level: 'silent' }), reconciled: async () => {},
+    annotator: { want: (_, enabled) => void steps.push(`annotation ${enabled}`), forget: () => {}, settled: () => settled.promise, [Symbol.dispose]: () => {} },
+    events: { report: (_, reason, message) => void steps.push(`${reason}: ${message}`), idle: async () => {}, dropped: 0, [Symbol.dispose]: () => {} },
+  });
+  const change = (mode: string): void => marks.objectsChanged(inventory.upsertPod(web(mode)), () => void steps.push('maps'));
+  return { steps, held, settled, marks, change, cgroup: { id: 7n, parent: 1n, path: `/kubepods/pod${UID}` } };
+}
+
+test('a pod that leaves loses its annotation before the maps change', async () => {
+  const { steps, marks, change, cgroup, settled } = setUp();
+  using _ = marks;
+  marks.cgroupAppeared(cgroup);
+  marks.start();
+  assert.deepEqual(steps.splice(0).map((step) => step.split(':')[0]), ['annotation true', 'MeshEnrolled']);
+  change('none');
+  assert.deepEqual(steps, ['annotation false']);
+  settled.resolve();
+  await delay(5);
+  assert.ok(steps.includes('maps'));
+});
+
+test('the maps wait a moment at most for an API server that does not answer', async () => {
+  const { steps, marks, change, cgroup } = setUp();
+  using _ = marks;
+  marks.cgroupAppeared(cgroup);
+  marks.start();
+  change('none');
+  assert.ok(!steps.includes('maps'));
+  await delay(60);
+  assert.ok(steps.includes('maps'));
+});
+
+test('the maps come first for a pod that joins', async () => {
+  const { steps, marks, change, cgroup } = setUp();
+  using _ = marks;
+  change('none');
+  marks.cgroupAppeared(cgroup);
+  marks.start();
+  steps.length = 0;
+  change('ambient');
+  assert.deepEqual(steps, ['maps']);
+  await delay(5);
+  assert.deepEqual(steps.slice(0, 2), ['maps', 'annotation true']);
+});
+
+test('a pod that the maps do not hold is not annotated, and an Event says why', async () => {
+  const { steps, marks, held, cgroup } = setUp();
+  using _ = marks;
+  held.pod = false;
+  marks.cgroupAppeared(cgroup);
+  marks.start();
+  assert.equal(steps[0], 'annotation false');
+  assert.match(steps[1] ?? '', /^NotRedirected: .*map of pods, which has room for 16/);
+  held.pod = true;
+  held.cgroup = false;
+  marks.soon();
+  await delay(5);
+  assert.match(steps.at(-1) ?? '', /^NotRedirected: .*none of its 1 cgroups/);
+  held.cgroup = true;
+  marks.soon();
+  await delay(5);
+  assert.match(steps.at(-1) ?? '', /^MeshEnrolled/);
+});
