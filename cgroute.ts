@@ -30,15 +30,58 @@ const VERSION = typeof __CGROUTE_VERSION__ === 'string' ? __CGROUTE_VERSION__ : 
 const EXIT = { fine: 0, failed: 1, usage: 2, notAsWanted: 3 } as const;
 
 const FLAGS = {
-  source: { type: 'string', default: 'kube', help: 'where pods come from: kube, or file:PATH', verbs: ['run'] },
-  node: { type: 'string', help: "this node's name (default: $NODE_NAME, then the host name)", verbs: ['run'] },
-  'cgroup-root': { type: 'string', help: 'the watched root (default: where cgroup2 is mounted)', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
-  'proc-root': { type: 'string', default: '/proc', help: 'the proc filesystem', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
-  'bpffs-root': { type: 'string', default: '/sys/fs/bpf/cgroute', help: 'where maps and links are pinned', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
-  http: { type: 'string', default: '127.0.0.1:15270', help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain', verbs: ['run'] },
-  config: { type: 'string', help: 'configuration file (YAML)', verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'] },
-  'on-exit': { type: 'string', default: 'keep', help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed; daemonset:NAMESPACE/NAME: detach when that is deleted, else keep', verbs: ['run'] },
-  output: { type: 'string', short: 'o', default: 'table', help: 'table, json or yaml', verbs: ['status', 'explain', 'doctor'] },
+  source: {
+    type: 'string',
+    default: 'kube',
+    help: 'where pods come from: kube, or file:PATH',
+    verbs: ['run'],
+  },
+  node: {
+    type: 'string',
+    help: "this node's name (default: $NODE_NAME, then the host name)",
+    verbs: ['run'],
+  },
+  'cgroup-root': {
+    type: 'string',
+    help: 'the watched root (default: where cgroup2 is mounted)',
+    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
+  },
+  'proc-root': {
+    type: 'string',
+    default: '/proc',
+    help: 'the proc filesystem',
+    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
+  },
+  'bpffs-root': {
+    type: 'string',
+    default: '/sys/fs/bpf/cgroute',
+    help: 'where maps and links are pinned',
+    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
+  },
+  http: {
+    type: 'string',
+    default: '127.0.0.1:15270',
+    help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain',
+    verbs: ['run'],
+  },
+  config: {
+    type: 'string',
+    help: 'configuration file (YAML)',
+    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
+  },
+  'on-exit': {
+    type: 'string',
+    default: 'keep',
+    help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed; daemonset:NAMESPACE/NAME: detach when that is deleted, else keep',
+    verbs: ['run'],
+  },
+  output: {
+    type: 'string',
+    short: 'o',
+    default: 'table',
+    help: 'table, json or yaml',
+    verbs: ['status', 'explain', 'doctor'],
+  },
 } as const;
 
 type FlagName = keyof typeof FLAGS;
@@ -55,10 +98,21 @@ interface Verb {
 const VERBS: Readonly<Record<string, Verb>> = {
   run: { help: 'the agent', run },
   status: { help: 'this node: its proxy, each pod with verdict and reason, counters', run: status },
-  explain: { help: 'why a pod of this node is redirected or not: explain NAMESPACE/NAME', argument: 'a pod as NAMESPACE/NAME or NAME', run: explain },
-  doctor: { help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks', run: doctor },
+  explain: {
+    help: 'why a pod of this node is redirected or not: explain NAMESPACE/NAME',
+    argument: 'a pod as NAMESPACE/NAME or NAME',
+    run: explain,
+  },
+  doctor: {
+    help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks',
+    run: doctor,
+  },
   cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
-  uninstall: { help: 'delete the DaemonSet of the agents and wait until they have left: uninstall NAMESPACE/NAME', argument: 'a DaemonSet as NAMESPACE/NAME', run: uninstall },
+  uninstall: {
+    help: 'delete the DaemonSet of the agents and wait until they have left: uninstall NAMESPACE/NAME',
+    argument: 'a DaemonSet as NAMESPACE/NAME',
+    run: uninstall,
+  },
   version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
   help: { help: 'print this', run: async () => print(helpText()) },
 };
@@ -74,18 +128,32 @@ function helpText(): string {
     const dashed = `${'short' in flag ? `-${flag.short}, ` : ''}--${name}`;
     return `  ${dashed.padEnd(15)} ${flag.help}${'default' in flag ? ` (default: ${flag.default})` : ''}; ${flag.verbs.join(', ')}`;
   });
-  return ['usage: cgroute VERB [FLAGS]', '', ...verbs, '', ...flags, '', 'exit codes: 0 fine, 1 failed, 2 usage, 3 it works, but not as wanted', ''].join('\n');
+  return [
+    'usage: cgroute VERB [FLAGS]',
+    '',
+    ...verbs,
+    '',
+    ...flags,
+    '',
+    'exit codes: 0 fine, 1 failed, 2 usage, 3 it works, but not as wanted',
+    '',
+  ].join('\n');
 }
 
 function usage(sentence: string): CgrouteError {
   return new CgrouteError('EUSAGE', sentence);
 }
 
-function parseCommandLine(args: readonly string[]): { readonly verb: string; readonly flags: Flags; readonly argument: string } {
+function parseCommandLine(args: readonly string[]): {
+  readonly verb: string;
+  readonly flags: Flags;
+  readonly argument: string;
+} {
   const [first, ...rest] = args;
   if (first === undefined) throw usage(`a verb is missing: expected one of ${Object.keys(VERBS).join(', ')}`);
   const verb = first === '--help' || first === '-h' ? 'help' : first === '--version' ? 'version' : first;
-  if (!Object.hasOwn(VERBS, verb)) throw usage(`"${verb}" is no verb: expected one of ${Object.keys(VERBS).join(', ')}`);
+  if (!Object.hasOwn(VERBS, verb))
+    throw usage(`"${verb}" is no verb: expected one of ${Object.keys(VERBS).join(', ')}`);
   const { tokens } = parseArgs({ args: rest, options: FLAGS, strict: false, tokens: true });
   const flags: { [Name in FlagName]?: string } = {};
   const wanted = VERBS[verb]?.argument;
@@ -94,18 +162,23 @@ function parseCommandLine(args: readonly string[]): { readonly verb: string; rea
     if (token.kind === 'option-terminator') continue;
     if (token.kind === 'positional') {
       if (wanted === undefined) throw usage(`cgroute ${verb} takes flags only, got "${token.value}"`);
-      if (argument !== '') throw usage(`cgroute ${verb} expects ${wanted}, got "${argument}" and "${token.value}"`);
+      if (argument !== '')
+        throw usage(`cgroute ${verb} expects ${wanted}, got "${argument}" and "${token.value}"`);
       argument = token.value;
       continue;
     }
     if (token.rawName === '--help' || token.rawName === '-h') return { verb: 'help', flags, argument };
     const name = token.name as FlagName;
     if (!Object.hasOwn(FLAGS, name) || !(FLAGS[name].verbs as readonly string[]).includes(verb)) {
-      const known = Object.entries(FLAGS).filter(([, flag]) => (flag.verbs as readonly string[]).includes(verb)).map(([flag]) => `--${flag}`);
+      const known = Object.entries(FLAGS)
+        .filter(([, flag]) => (flag.verbs as readonly string[]).includes(verb))
+        .map(([flag]) => `--${flag}`);
       throw usage(`cgroute ${verb} has no flag ${token.rawName}: expected ${known.join(', ') || 'none'}`);
     }
-    if (token.value === undefined || token.value === '') throw usage(`${token.rawName} expects a value, got none`);
-    if (flags[name] !== undefined) throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
+    if (token.value === undefined || token.value === '')
+      throw usage(`${token.rawName} expects a value, got none`);
+    if (flags[name] !== undefined)
+      throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
     flags[name] = PATHS.has(name) ? resolve(token.value) : token.value;
   }
   if (wanted !== undefined && argument === '') throw usage(`cgroute ${verb} expects ${wanted}, got none`);
@@ -130,7 +203,11 @@ function readConfig(flags: Flags): Config {
   try {
     text = readFileSync(flags.config, 'utf8');
   } catch (cause) {
-    throw new CgrouteError('ECONFIG', `--config ${flags.config} cannot be read: expected a YAML file, got ${messageOf(cause)}`, { cause });
+    throw new CgrouteError(
+      'ECONFIG',
+      `--config ${flags.config} cannot be read: expected a YAML file, got ${messageOf(cause)}`,
+      { cause },
+    );
   }
   return parseConfig(text, flags.config);
 }
@@ -144,22 +221,42 @@ async function run(flags: Flags): Promise<number> {
   const config = readConfig(flags);
   const node = nodeName(flags);
   const onExit = valueOf(flags, 'on-exit');
-  const agentSet = onExit.startsWith('daemonset:') ? parseAgentSet(onExit.slice('daemonset:'.length), '--on-exit daemonset:') : undefined;
+  const agentSet = onExit.startsWith('daemonset:')
+    ? parseAgentSet(onExit.slice('daemonset:'.length), '--on-exit daemonset:')
+    : undefined;
   if (agentSet === undefined) oneOf(flags, 'on-exit', ['keep', 'detach', 'daemonset:NAMESPACE/NAME']);
   const http = valueOf(flags, 'http');
   parseListenAddress(http);
-  const logger = pino({ level: config.log.level, base: { node }, formatters: { level: (label) => ({ level: label }) }, timestamp: pino.stdTimeFunctions.isoTime });
-  const source = objectSource(valueOf(flags, 'source'), { node, version: VERSION, config, logger: logger.child({ component: 'source' }) });
+  const logger = pino({
+    level: config.log.level,
+    base: { node },
+    formatters: { level: (label) => ({ level: label }) },
+    timestamp: pino.stdTimeFunctions.isoTime,
+  });
+  const source = objectSource(valueOf(flags, 'source'), {
+    node,
+    version: VERSION,
+    config,
+    logger: logger.child({ component: 'source' }),
+  });
 
-  if (agentSet !== undefined && source.client === undefined) throw usage(`--on-exit ${onExit} asks the API server: expected --source kube with it`);
+  if (agentSet !== undefined && source.client === undefined)
+    throw usage(`--on-exit ${onExit} asks the API server: expected --source kube with it`);
 
   const signal = new Promise<NodeJS.Signals>((resolve) => {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
   });
   let agent: Awaited<ReturnType<typeof startNodeAgent>> | undefined;
-  await using server = await serveHttp(http, () => ({ ready: agent?.isReady ?? false, sources: agent?.sources() ?? [], agent }));
+  await using server = await serveHttp(http, () => ({
+    ready: agent?.isReady ?? false,
+    sources: agent?.sources() ?? [],
+    agent,
+  }));
   agent = await startNodeAgent({
-    node, config, source, logger,
+    node,
+    config,
+    source,
+    logger,
     version: VERSION,
     cgroupRoot: flags['cgroup-root'],
     procRoot: valueOf(flags, 'proc-root'),
@@ -168,9 +265,15 @@ async function run(flags: Flags): Promise<number> {
   agent.listening(server.address);
   logger.info({ http: server.address, version: VERSION }, 'serving');
   const received = await signal;
-  const asked = agentSet === undefined || source.client === undefined ? undefined : await isEnding(source.client, agentSet);
+  const asked =
+    agentSet === undefined || source.client === undefined
+      ? undefined
+      : await isEnding(source.client, agentSet);
   const detach = asked?.ends ?? onExit === 'detach';
-  logger.info({ signal: received, onExit, why: asked?.why }, detach ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on');
+  logger.info(
+    { signal: received, onExit, why: asked?.why },
+    detach ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on',
+  );
   await agent.stop(detach);
   return EXIT.fine;
 }
@@ -183,9 +286,14 @@ const paths = (flags: Flags) => ({
 
 function show(flags: Flags, value: unknown, text: () => string): void {
   switch (oneOf(flags, 'output', ['table', 'json', 'yaml'])) {
-    case 'json': print(`${JSON.stringify(value, null, 2)}\n`); break;
-    case 'yaml': print(stringify(value)); break;
-    default: print(text());
+    case 'json':
+      print(`${JSON.stringify(value, null, 2)}\n`);
+      break;
+    case 'yaml':
+      print(stringify(value));
+      break;
+    default:
+      print(text());
   }
 }
 
@@ -223,7 +331,11 @@ function lockForCleanup(root: string): Disposable {
     throw new CgrouteError('ELOCKED', lock.note);
   } catch (cause) {
     if (!(cause instanceof CgrouteError) || cause.code !== 'ELOCKED') throw cause;
-    throw new CgrouteError('ERUNNING', `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`, { cause });
+    throw new CgrouteError(
+      'ERUNNING',
+      `an agent runs with --bpffs-root ${root} and would put everything back: stop it first`,
+      { cause },
+    );
   }
 }
 
@@ -236,9 +348,17 @@ async function cleanup(flags: Flags): Promise<number> {
   const redirecting = stopRedirecting(root);
   const { rules, problems } = await removeSidecarRules(paths(flags));
   const removed = redirecting + removePins(root, problems.length > 0);
-  print(removed === 0 ? `nothing of cgroute is pinned below ${root}\n` : `removed ${removed} pins below ${root}\n`);
+  print(
+    removed === 0
+      ? `nothing of cgroute is pinned below ${root}\n`
+      : `removed ${removed} pins below ${root}\n`,
+  );
   if (rules > 0) print(`removed ${rules} rules from the network namespaces of pods\n`);
-  if (problems.length > 0) throw new CgrouteError('ERULES', `rules for a sidecar may be left in ${problems.length} places, and the filter that they name stays: ${problems.join('; ')}`);
+  if (problems.length > 0)
+    throw new CgrouteError(
+      'ERULES',
+      `rules for a sidecar may be left in ${problems.length} places, and the filter that they name stays: ${problems.join('; ')}`,
+    );
   return EXIT.fine;
 }
 
@@ -246,7 +366,11 @@ async function uninstall(_flags: Flags, argument: string): Promise<number> {
   const agentSet = parseAgentSet(argument, 'cgroute uninstall');
   using client = openKubeClient({ access: kubeAccess(), userAgent: `cgroute/${VERSION}` });
   const isGone = await endAgents(client, agentSet);
-  return print(isGone ? `the agents of ${argument} have left\n` : `DaemonSet ${argument} is deleted, and some of its pods are still there: on nodes that come back, \`cgroute cleanup\` does the rest\n`);
+  return print(
+    isGone
+      ? `the agents of ${argument} have left\n`
+      : `DaemonSet ${argument} is deleted, and some of its pods are still there: on nodes that come back, \`cgroute cleanup\` does the rest\n`,
+  );
 }
 
 async function main(): Promise<number> {

@@ -94,8 +94,7 @@ static __always_inline bool is_in_pod_place(struct cgroup *cgroup, const struct 
 	read_name(parent, &above);
 	at = above.length - (int)sizeof(".slice") + 1;
 	return READS(name, at, "-pod") && READS(&above, at, ".slice") &&
-	       (READS(&above, at - 8, "kubepods") ||
-		READS(&above, at - 18, "kubepods-burstable") ||
+	       (READS(&above, at - 8, "kubepods") || READS(&above, at - 18, "kubepods-burstable") ||
 		READS(&above, at - 19, "kubepods-besteffort"));
 }
 
@@ -238,8 +237,7 @@ static __always_inline void fill_container(__u64 id, const struct name *name, __
 	bpf_map_update_elem(&cgroup_info_map, &id, &info, BPF_NOEXIST);
 }
 
-static __always_inline struct cgroup_event *tell(struct cgroup *cgroup,
-						 enum cgroup_change change)
+static __always_inline struct cgroup_event *tell(struct cgroup *cgroup, enum cgroup_change change)
 {
 	struct cgroup_event *event;
 
@@ -277,8 +275,8 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 	if (place.known_parent && place.known_above == 1 && is_container(&name)) {
 		if (!is_joined(parent_of(cgroup)))
 			fill_container(id_of(cgroup), &name, place.known_parent);
-	} else if (!place.known_above && !place.of_users &&
-		   read_key(cgroup, &name, &key) && !is_below_pod(cgroup)) {
+	} else if (!place.known_above && !place.of_users && read_key(cgroup, &name, &key) &&
+		   !is_below_pod(cgroup)) {
 		note_branch(place.branch);
 		fill_pod(id_of(cgroup), &key, place.branch);
 	}

@@ -17,8 +17,8 @@
 enum setting {
 	SETTING_PROXY_IP4 = 1, /* ZTUNNEL_KEY: an address */
 	SETTING_PROXY_IP6 = 2, /* an address */
-	SETTING_PORTS = 3,     /* struct proxy_ports; to be read, the programs have them as tunables */
-	SETTING_POLICIES = 4,  /* struct policies */
+	SETTING_PORTS = 3, /* struct proxy_ports; to be read, the programs have them as tunables */
+	SETTING_POLICIES = 4, /* struct policies */
 };
 
 /* A bit of cgroup_info.flags counts only with the same bit of detected_flags. */
@@ -36,10 +36,9 @@ enum info_flag {
 };
 
 /* The bits that cgroute decides; what it does not look at stays undetected. */
-#define CGROUTE_DETECTED_FLAGS                                                 \
-	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | \
-	 INFO_SIDECAR | INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS | \
-	 INFO_NO_HANDOFF)
+#define CGROUTE_DETECTED_FLAGS                                                                     \
+	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | INFO_SIDECAR |   \
+	 INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS | INFO_NO_HANDOFF)
 
 /* Value of handoff_map. */
 enum handoff {
@@ -50,7 +49,7 @@ enum handoff {
 /* What became of a connect(); indexes pod_counters.count. */
 enum branch {
 	BRANCH_INBOUND_REDIRECTED, /* host process to an enrolled pod */
-	BRANCH_INBOUND_EXEMPT,     /* the same, but the kubelet, a port of the proxy's or an excluded one */
+	BRANCH_INBOUND_EXEMPT, /* the same, but the kubelet, a port of the proxy's or an excluded one */
 	BRANCH_HOST_UNTOUCHED,
 	BRANCH_OUT,
 	BRANCH_BYPASSED,
@@ -62,7 +61,7 @@ enum branch {
 	BRANCH_NO_PROXY_ALLOWED,
 	BRANCH_NO_PROXY_DENIED,
 	BRANCH_REDIRECTED,
-	BRANCH_LOOP_DENIED,  /* to the proxy's own port, which would send it to itself */
+	BRANCH_LOOP_DENIED, /* to the proxy's own port, which would send it to itself */
 	BRANCH_ERROR_DENIED, /* no way to hand over the original destination */
 	BRANCH_HANDOFF_LOST, /* beside the redirected: no room to file its destination */
 	BRANCH_COUNT,
@@ -96,7 +95,7 @@ struct proxy_ports {
 };
 
 struct policies {
-	__u32 unknown_pods;    /* enum policy */
+	__u32 unknown_pods; /* enum policy */
 	__u32 when_proxy_down; /* enum policy */
 	__u32 reserved[2];
 };
@@ -173,7 +172,7 @@ struct pod_counters {
 /* What a pod's connections take up of maps that all pods share. */
 struct pod_share {
 	__u64 connections; /* in connection_overflow_map */
-	__u64 originals;   /* in original_dst_map */
+	__u64 originals; /* in original_dst_map */
 };
 
 /* The cgroups right below the watched root under which pods live. */
@@ -227,11 +226,11 @@ struct pod_info {
 /* Single value of agent_map: who writes the maps. */
 struct agent_info {
 	__u64 started_ms; /* Unix time */
-	__u64 beat_ms;    /* Unix time of the last sign of life */
-	__u32 pid;        /* as the agent's own pid namespace counts it */
+	__u64 beat_ms; /* Unix time of the last sign of life */
+	__u32 pid; /* as the agent's own pid namespace counts it */
 	__u32 root_level; /* level of the watched root in the cgroup hierarchy */
-	__u64 root_id;    /* cgroup id of the watched root */
-	__u64 netns;      /* inode of the agent's network namespace */
+	__u64 root_id; /* cgroup id of the watched root */
+	__u64 netns; /* inode of the agent's network namespace */
 	char version[32];
 	char node[256];
 	char http[64]; /* ADDR:PORT */

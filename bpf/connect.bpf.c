@@ -81,8 +81,7 @@ static __always_inline bool denies(bool when_proxy_down)
 
 	if (!READ_ENTRY_THAT_IS(&settings, &key, &policies))
 		return when_proxy_down; /* the defaults of both */
-	return (when_proxy_down ? policies.when_proxy_down :
-				  policies.unknown_pods) == POLICY_DENY;
+	return (when_proxy_down ? policies.when_proxy_down : policies.unknown_pods) == POLICY_DENY;
 }
 
 /* Ports of the proxy itself, by Istio's conventions. */
@@ -94,8 +93,7 @@ static __always_inline bool is_proxy_port(__u16 port)
 	case 15008:
 	case 15020:
 	case 15021:
-	case 15090:
-		return true;
+	case 15090: return true;
 	}
 	return false;
 }
@@ -119,20 +117,18 @@ static __always_inline bool find_proxy(bool ip4, struct address *proxy)
 /* Whether this is where the proxy takes redirected connections. */
 static __always_inline bool is_redirect_port(__u16 port_be)
 {
-	return port_be == bpf_htons(outbound_port) ||
-	       port_be == bpf_htons(inbound_port);
+	return port_be == bpf_htons(outbound_port) || port_be == bpf_htons(inbound_port);
 }
 
-static __always_inline void redirect(struct verdict *verdict,
-				     const struct address *dst, __u16 port_be,
-				     bool ip4, bool inbound)
+static __always_inline void redirect(struct verdict *verdict, const struct address *dst,
+				     __u16 port_be, bool ip4, bool inbound)
 {
 	struct address proxy;
 
 	if (!find_proxy(ip4, &proxy)) {
 		verdict->denied = denies(true);
-		verdict->branch = verdict->denied ? BRANCH_NO_PROXY_DENIED :
-						    BRANCH_NO_PROXY_ALLOWED;
+		verdict->branch =
+			verdict->denied ? BRANCH_NO_PROXY_DENIED : BRANCH_NO_PROXY_ALLOWED;
 		return;
 	}
 	if (same_address(dst, &proxy) && is_redirect_port(port_be)) {
@@ -149,8 +145,7 @@ static __always_inline void redirect(struct verdict *verdict,
 static __always_inline void decide_unknown(struct verdict *verdict)
 {
 	verdict->denied = denies(false);
-	verdict->branch = verdict->denied ? BRANCH_UNKNOWN_DENIED :
-					    BRANCH_UNKNOWN_ALLOWED;
+	verdict->branch = verdict->denied ? BRANCH_UNKNOWN_DENIED : BRANCH_UNKNOWN_ALLOWED;
 }
 
 /* Whether the destination of a host process's connection would get to the proxy. */
@@ -171,9 +166,8 @@ static __always_inline bool is_ambiguous(const struct address *dst, bool ip4)
 	return !ip4 && is_ip4(dst);
 }
 
-static __always_inline void decide_host(struct verdict *verdict,
-					const struct address *dst, __u16 port_be,
-					bool ip4)
+static __always_inline void decide_host(struct verdict *verdict, const struct address *dst,
+					__u16 port_be, bool ip4)
 {
 	struct pod_address pod;
 
@@ -182,8 +176,7 @@ static __always_inline void decide_host(struct verdict *verdict,
 		return;
 	verdict->slot = pod.slot;
 	if (is_proxy_port(bpf_ntohs(port_be)) || is_kubelet() ||
-	    (pod.has_options &&
-	     is_excluded_inbound(pod.slot, bpf_ntohs(port_be)))) {
+	    (pod.has_options && is_excluded_inbound(pod.slot, bpf_ntohs(port_be)))) {
 		verdict->branch = BRANCH_INBOUND_EXEMPT;
 		return;
 	}
@@ -214,13 +207,10 @@ static __always_inline void deny_ambiguous(struct verdict *verdict)
 	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
-static __always_inline void decide_pod(struct verdict *verdict,
-				       const struct cgroup_info *info,
-				       const struct address *dst, __u16 port_be,
-				       bool ip4)
+static __always_inline void decide_pod(struct verdict *verdict, const struct cgroup_info *info,
+				       const struct address *dst, __u16 port_be, bool ip4)
 {
-	const struct address *own = ip4 ? (void *)info->cgroup_ip :
-					  (void *)info->cgroup_ip6;
+	const struct address *own = ip4 ? (void *)info->cgroup_ip : (void *)info->cgroup_ip6;
 	__u16 flags = info->flags & info->detected_flags;
 
 	verdict->slot = info->slot;
@@ -237,8 +227,7 @@ static __always_inline void decide_pod(struct verdict *verdict,
 		verdict->branch = BRANCH_LOCAL;
 	else if (is_ambiguous(dst, ip4))
 		deny_ambiguous(verdict);
-	else if (flags & INFO_OPTIONS &&
-		 is_excluded(info->slot, dst, bpf_ntohs(port_be), ip4))
+	else if (flags & INFO_OPTIONS && is_excluded(info->slot, dst, bpf_ntohs(port_be), ip4))
 		verdict->branch = BRANCH_EXCLUDED;
 	else
 		redirect(verdict, dst, port_be, ip4, false);
@@ -264,8 +253,7 @@ static __always_inline bool remember(__u64 cookie, const struct verdict *verdict
 }
 
 /* True when a program of ours wrote this destination for this very socket. */
-static __always_inline bool is_remembered(__u64 cookie, const struct address *dst,
-					  __u16 port_be)
+static __always_inline bool is_remembered(__u64 cookie, const struct address *dst, __u16 port_be)
 {
 	struct connection *connection = find_connection(cookie);
 
@@ -275,8 +263,7 @@ static __always_inline bool is_remembered(__u64 cookie, const struct address *ds
 
 /* Fills the verdict and has it counted. Returns ALLOW or DENY. */
 static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
-				  const struct address *dst, bool ip4,
-				  struct verdict *verdict)
+				  const struct address *dst, bool ip4, struct verdict *verdict)
 {
 	__u16 port_be = ctx->user_port;
 	__u64 cookie, *handled;
@@ -302,8 +289,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 	 * program's mark has been lost; at a pod, where the program is attached twice, as
 	 * the kernel frees a link that was removed only after its successor is there.
 	 */
-	if (verdict->branch == BRANCH_LOOP_DENIED &&
-	    (at_root || *handled == cookie) && is_remembered(cookie, dst, port_be))
+	if (verdict->branch == BRANCH_LOOP_DENIED && (at_root || *handled == cookie) &&
+	    is_remembered(cookie, dst, port_be))
 		return ALLOW;
 	if (!at_root)
 		*handled = cookie;
@@ -352,8 +339,7 @@ static __always_inline int on_connect6(struct bpf_sock_addr *ctx, bool at_root)
 	dst.word_be[1] = ctx->user_ip6[1];
 	dst.word_be[2] = ctx->user_ip6[2];
 	dst.word_be[3] = ctx->user_ip6[3];
-	ip4 = !dst.word_be[0] && !dst.word_be[1] &&
-	      dst.word_be[2] == bpf_htonl(0xffff);
+	ip4 = !dst.word_be[0] && !dst.word_be[1] && dst.word_be[2] == bpf_htonl(0xffff);
 	if (ip4)
 		dst.word_be[2] = 0;
 	ret = decide(ctx, at_root, &dst, ip4, &verdict);

@@ -61,10 +61,9 @@ int exec_filter(struct __sk_buff *skb)
 		return PASS;
 	if (info->flags & INFO_HOST_NETWORK)
 		return DROP; /* its addresses are the host's */
-	return is_unspecified((void *)info->cgroup_ip) &&
-			       is_unspecified((void *)info->cgroup_ip6) ?
-		       PASS :
-		       DROP;
+	return is_unspecified((void *)info->cgroup_ip) && is_unspecified((void *)info->cgroup_ip6)
+		       ? PASS
+		       : DROP;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

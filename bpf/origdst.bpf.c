@@ -57,8 +57,7 @@ static __always_inline void normalise(struct address *address, bool ip6, __u32 i
 }
 
 /* Both ends come to the same answer, as both see the same two addresses. */
-static __always_inline bool in_one_netns(const struct address *client,
-					 const struct address *proxy)
+static __always_inline bool in_one_netns(const struct address *client, const struct address *proxy)
 {
 	return is_loopback(proxy) || same_address(client, proxy);
 }
@@ -89,9 +88,8 @@ static __always_inline bool delete_original(const struct tuple *tuple, __u32 slo
 	return true;
 }
 
-static __always_inline void file_original(struct connection *connection,
-					  const struct ends *ends, __u32 isn,
-					  __u64 netns)
+static __always_inline void file_original(struct connection *connection, const struct ends *ends,
+					  __u32 isn, __u64 netns)
 {
 	struct tuple *tuple = &connection->tuple;
 
@@ -160,8 +158,7 @@ static __always_inline void on_established(struct bpf_sock_ops *ctx)
 		return; /* filed with its SYN */
 	read_ends(ctx, &ends);
 	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
-	file_original(connection, &ends, ctx->snd_una - (__u32)ctx->bytes_acked,
-		      netns_of(ctx));
+	file_original(connection, &ends, ctx->snd_una - (__u32)ctx->bytes_acked, netns_of(ctx));
 }
 
 /*
@@ -230,8 +227,7 @@ int sock_release(struct bpf_sock *ctx)
 	__u32 state = ctx->state;
 
 	forget(bpf_get_socket_cookie(ctx),
-	       state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE ||
-		       state == BPF_TCP_SYN_SENT);
+	       state == BPF_TCP_CLOSE_WAIT || state == BPF_TCP_CLOSE || state == BPF_TCP_SYN_SENT);
 	return 1;
 }
 
@@ -255,8 +251,7 @@ static __always_inline void read_tuple(struct bpf_sockopt *ctx, struct bpf_sock 
 	/* What came so far is counted with a FIN, and without the SYN. */
 	tuple->isn = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
 	if (in_one_netns(&tuple->client, &proxy))
-		tuple->netns = HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) :
-						  netns_inode(sk);
+		tuple->netns = HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) : netns_inode(sk);
 }
 
 /* NULL when the connection was not redirected. */
@@ -279,8 +274,7 @@ static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *c
 	original = bpf_map_lookup_elem(&original_dst_map, &tuple);
 	if (!original)
 		return NULL;
-	moved = bpf_sk_storage_get(&accepted_map, sk, original,
-				   BPF_SK_STORAGE_GET_F_CREATE);
+	moved = bpf_sk_storage_get(&accepted_map, sk, original, BPF_SK_STORAGE_GET_F_CREATE);
 	/* No memory for that: it stays in the map while the client's socket lives. */
 	if (!moved)
 		return original;
@@ -307,8 +301,7 @@ int original_dst(struct bpf_sockopt *ctx)
 		ctx->optlen = 0;
 		return 1;
 	}
-	if (ctx->optname != SO_ORIGINAL_DST ||
-	    (ctx->level != SOL_IP && ctx->level != SOL_IPV6))
+	if (ctx->optname != SO_ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6))
 		return 1;
 	original = fetch_original(ctx);
 	if (!original)

@@ -63,7 +63,9 @@ async function runPart(part: Part, files: string[], sums: Sums): Promise<void> {
     await part.prepare?.();
   } catch (error) {
     sums.failed++;
-    return console.error(`${part.name} could not be prepared, so none of its files ran: ${error instanceof Error ? error.message : String(error)}`);
+    return console.error(
+      `${part.name} could not be prepared, so none of its files ran: ${error instanceof Error ? error.message : String(error)}`,
+    );
   }
   const stream = run({ files, cwd: root, concurrency: part.concurrency, timeout: part.timeout });
   stream.on('test:summary', ({ file, counts }) => {

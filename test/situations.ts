@@ -64,7 +64,10 @@ export const SITUATIONS: Readonly<Record<string, readonly Situation[]>> = {
     'upgrade with the same map layout',
     ['upgrade with another map layout', 'and no connection notices, open or new'],
     ['a corrupt pin', 'something else in the place of a map is kept aside, and the map is found'],
-    ['a missing pin', 'the map behind a missing pin is found in the programs that use it, with all that is in it'],
+    [
+      'a missing pin',
+      'the map behind a missing pin is found in the programs that use it, with all that is in it',
+    ],
     'a program detached by someone else',
     'an entry deleted by someone else',
     'a map full',
@@ -76,8 +79,14 @@ export const SITUATIONS: Readonly<Record<string, readonly Situation[]>> = {
   ],
   'Failure policies': [
     ['no proxy, deny', 'that is not ready has connections refused, and those of others pass'],
-    ['no proxy, allow', 'where the configuration allows it, connections pass untouched while no proxy is ready'],
-    ['no room for a pod', 'a pod that no map has room for is said, counted, treated as unknown, and taken in when there is room'],
+    [
+      'no proxy, allow',
+      'where the configuration allows it, connections pass untouched while no proxy is ready',
+    ],
+    [
+      'no room for a pod',
+      'a pod that no map has room for is said, counted, treated as unknown, and taken in when there is room',
+    ],
     'an agent without privileges it had',
   ],
   'Hostile pods': [
@@ -86,7 +95,10 @@ export const SITUATIONS: Readonly<Record<string, readonly Situation[]>> = {
     'runs systemd or Docker inside',
     'opens and drops connections as fast as it can',
     'fills its own quota of map entries',
-    ['leaves destinations that nobody asks for', 'a pod whose destinations nobody asks for gets its share of the room for them, and the others get theirs'],
+    [
+      'leaves destinations that nobody asks for',
+      'a pod whose destinations nobody asks for gets its share of the room for them, and the others get theirs',
+    ],
     "connects to the proxy's ports directly",
     'has 60,000 threads',
     'has thousands of processes which come and go',
@@ -107,17 +119,32 @@ export interface Proof {
 
 function testFiles(): string[] {
   return ['unit', 'kernel', 'kube', 'e2e'].flatMap((part) =>
-    readdirSync(join(root, 'test', part), { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.test.ts')).sort().map((name) => `test/${part}/${name}`));
+    readdirSync(join(root, 'test', part), { recursive: true, encoding: 'utf8' })
+      .filter((name) => name.endsWith('.test.ts'))
+      .sort()
+      .map((name) => `test/${part}/${name}`),
+  );
 }
 
 /** The quoted text of a line that has the words, with a template's blanks as dots. */
 function quoted(line: string, words: string): string | undefined {
-  const texts = [...line.matchAll(/'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)"|`((?:\\.|[^`\\])*)`/g)].map((match) => match.slice(1).find((text) => text !== undefined) ?? '');
-  return texts.map((text) => text.replaceAll(/\\(.)/g, '$1')).find((text) => text.includes(words))?.replaceAll(/\$\{[^}]*\}/g, '…');
+  const texts = [...line.matchAll(/'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)"|`((?:\\.|[^`\\])*)`/g)].map(
+    (match) => match.slice(1).find((text) => text !== undefined) ?? '',
+  );
+  return texts
+    .map((text) => text.replaceAll(/\\(.)/g, '$1'))
+    .find((text) => text.includes(words))
+    ?.replaceAll(/\$\{[^}]*\}/g, '…');
 }
 
 export function proofs(): Readonly<Record<string, readonly Proof[]>> {
-  const lines = testFiles().filter((file) => !file.endsWith('situations.test.ts')).flatMap((file) => readFileSync(join(root, file), 'utf8').split('\n').map((line) => ({ file, line })));
+  const lines = testFiles()
+    .filter((file) => !file.endsWith('situations.test.ts'))
+    .flatMap((file) =>
+      readFileSync(join(root, file), 'utf8')
+        .split('\n')
+        .map((line) => ({ file, line })),
+    );
   const proofOf = (of: Situation): Proof => {
     const [situation, words] = typeof of === 'string' ? [of, of] : of;
     const places = lines.flatMap(({ file, line }) => {
@@ -126,16 +153,20 @@ export function proofs(): Readonly<Record<string, readonly Proof[]>> {
     });
     return { situation, places };
   };
-  return Object.fromEntries(Object.entries(SITUATIONS).map(([title, situations]) => [title, situations.map(proofOf)]));
+  return Object.fromEntries(
+    Object.entries(SITUATIONS).map(([title, situations]) => [title, situations.map(proofOf)]),
+  );
 }
 
 export function document(): string {
-  const tables = Object.entries(proofs()).map(([title, rows]) => `## ${title}
+  const tables = Object.entries(proofs()).map(
+    ([title, rows]) => `## ${title}
 
 | situation | test |
 |---|---|
 ${rows.map(({ situation, places }) => `| ${situation} | ${places.map(({ file, name }) => `\`${file}\`: ${name.replaceAll('|', '\\|')}`).join('<br>')} |`).join('\n')}
-`);
+`,
+  );
   return `<!-- Generated from the names of the tests by test/situations.ts; \`node test/situations.ts --write\` writes it anew. -->
 
 # Situations

@@ -24,7 +24,11 @@ import { unifiedPath } from './proc.ts';
  * @throws CgrouteError `ECGROUPLEVEL` when the kernel doesn't tell, for want of
  *   CAP_BPF for instance; and as {@link findCgroupMount}
  */
-export function levelOf(cgroupRoot: string, procRoot = '/proc', own: () => readonly bigint[] = ownCgroups): number {
+export function levelOf(
+  cgroupRoot: string,
+  procRoot = '/proc',
+  own: () => readonly bigint[] = ownCgroups,
+): number {
   const mount = findCgroupMount(procRoot, cgroupRoot);
   const below = depthOf(realCgroupRoot(cgroupRoot).slice(mount.mountPoint.length));
   if (isWholeHierarchy(mount)) return below;
@@ -39,7 +43,11 @@ export function levelOf(cgroupRoot: string, procRoot = '/proc', own: () => reado
   const ownPath = unifiedPath(readFileSync(`${procRoot}/self/cgroup`, 'utf8'));
   if (ownPath === undefined) throw untold(cgroupRoot, `${procRoot}/self/cgroup has no line of cgroup2`);
   const level = mountLevel(mount.root, ownPath, ids.length - 1) + below;
-  if (level < 1) throw untold(cgroupRoot, `${mount.root} is mounted there, and this process is in ${ownPath}, ${ids.length - 1} levels deep, which does not fit`);
+  if (level < 1)
+    throw untold(
+      cgroupRoot,
+      `${mount.root} is mounted there, and this process is in ${ownPath}, ${ids.length - 1} levels deep, which does not fit`,
+    );
   return level;
 }
 

@@ -78,7 +78,10 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
     try {
       handler({ id, path, parent });
     } catch (err) {
-      logger.error({ err, cgroupId: String(id), path }, 'a handler of cgroup events failed; the others go on');
+      logger.error(
+        { err, cgroupId: String(id), path },
+        'a handler of cgroup events failed; the others go on',
+      );
     }
   }
 
@@ -181,7 +184,8 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
         if (node.dead) return;
       }
     }
-    while (!node.dead && [...node.children.keys()].some((child) => !visited.has(child))) yield* visitKnown(node, visited);
+    while (!node.dead && [...node.children.keys()].some((child) => !visited.has(child)))
+      yield* visitKnown(node, visited);
   }
 
   /** As {@link visit}, for a place whose name came from a hint. */
@@ -247,5 +251,12 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
 
   const sweep = (): Promise<void> => inSlices(counted(visit(undefined, ''), sweeps++ > 0));
 
-  return { cgroups, at, ensure, rescan: (path) => inSlices(visitPath(path)), sweep, foundBySweep: () => found };
+  return {
+    cgroups,
+    at,
+    ensure,
+    rescan: (path) => inSlices(visitPath(path)),
+    sweep,
+    foundBySweep: () => found,
+  };
 }

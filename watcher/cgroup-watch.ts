@@ -6,7 +6,11 @@
  * The sweep makes up for both, and asks for a fresh subscription ({@link CgroupWatch.renew}).
  */
 import { readFileSync } from 'node:fs';
-import { subscribe as parcelSubscribe, type AsyncSubscription, type SubscribeCallback } from '@parcel/watcher';
+import {
+  subscribe as parcelSubscribe,
+  type AsyncSubscription,
+  type SubscribeCallback,
+} from '@parcel/watcher';
 import type { Logger } from 'pino';
 import { messageOf } from '../native/error.ts';
 import type { SourceState } from './source-state.ts';
@@ -16,7 +20,8 @@ import type { SourceState } from './source-state.ts';
  * memory, and `cgroup.events` would wake it at each process's end. What stays is
  * `cgroup.procs`, which is modified when a process is moved into its cgroup.
  */
-const IGNORED = '**/{cgroup.{c,e,f,k,m,s,t}*,cpu.*,cpuset.*,io.*,memory.*,pids.*,hugetlb.*,rdma.*,misc.*,irq.*,dmem.*}';
+const IGNORED =
+  '**/{cgroup.{c,e,f,k,m,s,t}*,cpu.*,cpuset.*,io.*,memory.*,pids.*,hugetlb.*,rdma.*,misc.*,irq.*,dmem.*}';
 
 const FIRST_RETRY_MS = 200;
 const LAST_RETRY_MS = 60_000;
@@ -42,7 +47,11 @@ export interface SubscribeOptions {
   readonly backend: typeof BACKEND;
 }
 
-export type Subscribe = (directory: string, callback: SubscribeCallback, options: SubscribeOptions) => Promise<AsyncSubscription>;
+export type Subscribe = (
+  directory: string,
+  callback: SubscribeCallback,
+  options: SubscribeOptions,
+) => Promise<AsyncSubscription>;
 
 export interface CgroupWatchOptions {
   readonly cgroupRoot: string;
@@ -126,7 +135,10 @@ export function watchCgroups(options: CgroupWatchOptions): CgroupWatch {
       logger.debug({ err }, 'the old watch could not be ended'); // its directory may be gone
     }
     try {
-      const made = await subscribe(cgroupRoot, (err, events) => take(err, events, mine), { ignore: [IGNORED], backend: BACKEND });
+      const made = await subscribe(cgroupRoot, (err, events) => take(err, events, mine), {
+        ignore: [IGNORED],
+        backend: BACKEND,
+      });
       tookMs = performance.now() - renewed;
       if (mine !== generation) return void (await made.unsubscribe());
       subscription = made;
@@ -199,7 +211,11 @@ export function topmost(paths: Iterable<string>): string[] {
 
 /** What to do about inotify's limits, if that is what the error's text tells of. */
 function reachedLimit(message: string): string | undefined {
-  const limit = message.includes('No space left on device') ? 'max_user_watches' : message.includes('Too many open files') ? 'max_user_instances' : undefined;
+  const limit = message.includes('No space left on device')
+    ? 'max_user_watches'
+    : message.includes('Too many open files')
+      ? 'max_user_instances'
+      : undefined;
   if (limit === undefined) return undefined;
   let value = '';
   try {

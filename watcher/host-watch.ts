@@ -109,7 +109,11 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     onGone: (cgroup) => closed || options.onCgroupGone(cgroup),
     onUnlisted(path, err) {
       unlisted = `${path} could not be listed (${messageOf(err)}), which is tried again each second: what is new there may not be seen`;
-      if (!isUnlistedSaid) logger.error({ err, path }, `a cgroup's directory could not be listed, which is tried again each second: what is new in it may not be seen; if too many files are open (EMFILE, ENFILE), raise the limit`);
+      if (!isUnlistedSaid)
+        logger.error(
+          { err, path },
+          `a cgroup's directory could not be listed, which is tried again each second: what is new in it may not be seen; if too many files are open (EMFILE, ENFILE), raise the limit`,
+        );
       isUnlistedSaid = true;
       sweepSoon();
     },
@@ -118,7 +122,10 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   function pidsOf(path: string): number[] {
     try {
       // A PID of another PID namespace reads as 0.
-      return readFileSync(`${cgroupRoot}${path}/cgroup.procs`, 'utf8').split('\n').map(Number).filter((pid) => pid > 0);
+      return readFileSync(`${cgroupRoot}${path}/cgroup.procs`, 'utf8')
+        .split('\n')
+        .map(Number)
+        .filter((pid) => pid > 0);
     } catch {
       return [];
     }
@@ -145,7 +152,8 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   /** Reports one process of the cgroup: one is enough to know the network namespace. */
   function reportAny(cgroup: Cgroup): void {
     guard(() => {
-      if (onProcess && wantsProcess?.(cgroup.id) !== false) pidsOf(cgroup.path).some((pid) => report(pid, cgroup));
+      if (onProcess && wantsProcess?.(cgroup.id) !== false)
+        pidsOf(cgroup.path).some((pid) => report(pid, cgroup));
     });
   }
 
@@ -166,11 +174,14 @@ export function watchHost(options: HostWatchOptions): HostWatch {
 
   /** At once, if it is a while since the last time. */
   function sweepSoon(): void {
-    lostTimer ??= setTimeout(() => {
-      lostTimer = undefined;
-      lastLost = performance.now();
-      void sweep();
-    }, Math.max(0, lastLost + LOST_SWEEP_MS - performance.now())).unref();
+    lostTimer ??= setTimeout(
+      () => {
+        lostTimer = undefined;
+        lastLost = performance.now();
+        void sweep();
+      },
+      Math.max(0, lastLost + LOST_SWEEP_MS - performance.now()),
+    ).unref();
   }
 
   async function onHints({ places, moved }: CgroupHints): Promise<void> {
@@ -193,7 +204,11 @@ export function watchHost(options: HostWatchOptions): HostWatch {
     ...(options.subscribe && { subscribe: options.subscribe }),
   });
 
-  const kernel = watchKernel({ logger, open: options.cgroupEvents, onChange: (change) => lookAt(change, true) });
+  const kernel = watchKernel({
+    logger,
+    open: options.cgroupEvents,
+    onChange: (change) => lookAt(change, true),
+  });
 
   function lookAt({ id, parent, name }: CgroupChange, again: boolean): void {
     if (closed) return;
@@ -206,7 +221,8 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       for (const ms of FIRST_PROCESS_MS) setTimeout(() => closed || reportAny(now), ms).unref();
     }
     // Told just before it can be seen, or its name is not whole.
-    if (now === undefined && !before && again) setTimeout(() => lookAt({ id, parent, name }, false), SECOND_LOOK_MS).unref();
+    if (now === undefined && !before && again)
+      setTimeout(() => lookAt({ id, parent, name }, false), SECOND_LOOK_MS).unref();
     else if (now === undefined && !before && name.length >= WHOLE_NAME) void tree.rescan(up.path);
   }
 
@@ -277,7 +293,11 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       kernel.state(),
       processes.state(),
       watch.state(),
-      { name: 'sweep', state: closed ? 'off' : isUnlistedSaid ? 'degraded' : 'ok', detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}${isUnlistedSaid && unlisted !== undefined ? `; ${unlisted}` : ''}` },
+      {
+        name: 'sweep',
+        state: closed ? 'off' : isUnlistedSaid ? 'degraded' : 'ok',
+        detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}${isUnlistedSaid && unlisted !== undefined ? `; ${unlisted}` : ''}`,
+      },
     ],
     pidsOf,
     hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),

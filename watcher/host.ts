@@ -32,7 +32,11 @@ export function parseMountinfo(text: string): CgroupMount[] {
     const root = fields[3];
     const mountPoint = fields[4];
     if (root === undefined || mountPoint === undefined) continue;
-    mounts.push({ version: type === 'cgroup2' ? 2 : 1, root: unescape(root), mountPoint: unescape(mountPoint) });
+    mounts.push({
+      version: type === 'cgroup2' ? 2 : 1,
+      root: unescape(root),
+      mountPoint: unescape(mountPoint),
+    });
   }
   return mounts;
 }
@@ -48,7 +52,11 @@ export function cgroupMounts(procRoot = '/proc'): CgroupMount[] {
   try {
     return parseMountinfo(readFileSync(file, 'utf8'));
   } catch (cause) {
-    throw new CgrouteError('EPROC', `--proc-root: ${file} could not be read (${messageOf(cause)}); expected a proc file system`, { cause });
+    throw new CgrouteError(
+      'EPROC',
+      `--proc-root: ${file} could not be read (${messageOf(cause)}); expected a proc file system`,
+      { cause },
+    );
   }
 }
 
@@ -64,7 +72,10 @@ export function findCgroupMount(procRoot = '/proc', cgroupRoot?: string): Cgroup
   const unified = mounts.filter((mount) => mount.version === 2);
   if (unified.length === 0) {
     const found = mounts.length > 0 ? 'cgroup v1 only' : 'no cgroup file system';
-    throw new CgrouteError('ENOCGROUP2', `this host has ${found}, and cgroute needs cgroup v2 (unified or hybrid); ${HOW_TO_CHECK}`);
+    throw new CgrouteError(
+      'ENOCGROUP2',
+      `this host has ${found}, and cgroute needs cgroup v2 (unified or hybrid); ${HOW_TO_CHECK}`,
+    );
   }
   if (cgroupRoot === undefined) {
     return unified.reduce((best, mount) => (levelsAbove(mount.root) > levelsAbove(best.root) ? mount : best));
@@ -77,7 +88,10 @@ export function findCgroupMount(procRoot = '/proc', cgroupRoot?: string): Cgroup
     undefined,
   );
   if (mount === undefined) {
-    throw new CgrouteError('ECGROUPROOT', `--cgroup-root: ${cgroupRoot} is not below any cgroup2 mount of ${join(procRoot, 'self/mountinfo')}`);
+    throw new CgrouteError(
+      'ECGROUPROOT',
+      `--cgroup-root: ${cgroupRoot} is not below any cgroup2 mount of ${join(procRoot, 'self/mountinfo')}`,
+    );
   }
   return mount;
 }
@@ -95,7 +109,11 @@ export function realCgroupRoot(cgroupRoot: string): string {
     real = realpathSync(cgroupRoot);
     magic = statfsSync(real).type;
   } catch (cause) {
-    throw new CgrouteError('ECGROUPROOT', `--cgroup-root: expected a cgroup2 directory, and ${cgroupRoot} could not be read (${messageOf(cause)})`, { cause });
+    throw new CgrouteError(
+      'ECGROUPROOT',
+      `--cgroup-root: expected a cgroup2 directory, and ${cgroupRoot} could not be read (${messageOf(cause)})`,
+      { cause },
+    );
   }
   if (magic !== CGROUP2_MAGIC) {
     throw new CgrouteError(
@@ -134,7 +152,9 @@ export function refuseV1Only(names: readonly string[], procRoot = '/proc'): void
 function findDirectory(directory: string, names: readonly string[], levels: number): string | undefined {
   let entries: string[];
   try {
-    entries = readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map((entry) => entry.name);
+    entries = readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => entry.name);
   } catch {
     return undefined;
   }

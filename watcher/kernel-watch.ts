@@ -18,7 +18,9 @@ export interface CgroupChange {
 export interface KernelWatchOptions {
   readonly logger: Logger;
   /** Starts the events; undefined where this kernel has none. @throws what went wrong */
-  readonly open: ((onChange: (change: CgroupChange) => void, onError: (error: unknown) => void) => Disposable) | undefined;
+  readonly open:
+    | ((onChange: (change: CgroupChange) => void, onError: (error: unknown) => void) => Disposable)
+    | undefined;
   readonly onChange: (change: CgroupChange) => void;
 }
 
@@ -31,7 +33,8 @@ export function watchKernel({ logger, open, onChange }: KernelWatchOptions): Ker
   let failure = 'this kernel refused the programs at its tracepoints; see the log';
   let seen = 0;
   let events: Disposable | undefined;
-  const onError = (err: unknown): void => logger.error({ err }, 'the handler of cgroup events failed; the others go on');
+  const onError = (err: unknown): void =>
+    logger.error({ err }, 'the handler of cgroup events failed; the others go on');
   if (open !== undefined) {
     try {
       events = open((change) => {
@@ -46,7 +49,11 @@ export function watchKernel({ logger, open, onChange }: KernelWatchOptions): Ker
     }
   }
   return {
-    state: () => ({ name: 'kernel', state, detail: state === 'ok' ? `tracepoints of cgroups; ${seen} made or removed below the root` : failure }),
+    state: () => ({
+      name: 'kernel',
+      state,
+      detail: state === 'ok' ? `tracepoints of cgroups; ${seen} made or removed below the root` : failure,
+    }),
     [Symbol.dispose]() {
       events?.[Symbol.dispose]();
       events = undefined;

@@ -110,7 +110,11 @@ export function openProc(options: ProcOptions): Proc {
       return path.startsWith('/') && levelsAbove(path) === 0 ? path : undefined;
     }
     if (levelsAbove(mount.root) === 0 || options.namespacePath === undefined) return undefined;
-    const whole = fromMount(withoutDeleted(line.toString('utf8', start, end)), mount.root, options.namespacePath);
+    const whole = fromMount(
+      withoutDeleted(line.toString('utf8', start, end)),
+      mount.root,
+      options.namespacePath,
+    );
     if (whole === undefined || !(whole === below || whole.startsWith(`${below}/`))) return undefined;
     return whole.slice(below.length) || '/';
   }
@@ -136,15 +140,21 @@ export function openProc(options: ProcOptions): Proc {
   const startOf = (pid: number): string | undefined => startTime(read(`${pid}/stat`) ?? '');
 
   function processOf(pid: number): ProcessFact | undefined {
-    return ofOneProcess(() => startOf(pid), () => {
-      const path = cgroupOfPid(pid);
-      const netns = path === undefined ? undefined : netnsOf(pid);
-      return path === undefined || netns === undefined ? undefined : { pid, path, netns };
-    });
+    return ofOneProcess(
+      () => startOf(pid),
+      () => {
+        const path = cgroupOfPid(pid);
+        const netns = path === undefined ? undefined : netnsOf(pid);
+        return path === undefined || netns === undefined ? undefined : { pid, path, netns };
+      },
+    );
   }
 
   function addressesIn(pid: number): string[] {
-    return [...localAddresses4(read(`${pid}/net/fib_trie`) ?? ''), ...localAddresses6(read(`${pid}/net/if_inet6`) ?? '')];
+    return [
+      ...localAddresses4(read(`${pid}/net/fib_trie`) ?? ''),
+      ...localAddresses6(read(`${pid}/net/if_inet6`) ?? ''),
+    ];
   }
 
   /** A process that is in the host's network for sure: PID 1 or, where a security module hides it, the kernel's kthreadd. */
@@ -162,30 +172,45 @@ export function openProc(options: ProcOptions): Proc {
   let host: { readonly until: number; readonly ips: ReadonlySet<string> } | undefined;
   function hostAddresses(): ReadonlySet<string> {
     const now = performance.now();
-    if (host === undefined || host.until < now) host = { until: now + 10_000, ips: new Set(addressesIn(hostPid() ?? 1)) };
+    if (host === undefined || host.until < now)
+      host = { until: now + 10_000, ips: new Set(addressesIn(hostPid() ?? 1)) };
     return host.ips;
   }
 
   function addressesOf(pid: number): Addresses | undefined {
     const startedTicks = Number(startOf(pid));
-    return ofOneProcess(() => startOf(pid), () => {
-      const netns = netnsOf(pid);
-      const host = hostNetns();
-      // Without the host's to compare with, nothing is proved.
-      if (netns === undefined || host === undefined) return undefined;
-      if (netns === host) return { netns, isHost: true, ips: [], startedTicks };
-      const own = hostAddresses();
-      const ips = addressesIn(pid).filter((ip) => !own.has(ip));
-      // One that has ended meanwhile is still there for its parent, and has no network any more: what was read is a part.
-      return netnsOf(pid) === netns ? { netns, isHost: false, ips, startedTicks } : undefined;
-    });
+    return ofOneProcess(
+      () => startOf(pid),
+      () => {
+        const netns = netnsOf(pid);
+        const host = hostNetns();
+        // Without the host's to compare with, nothing is proved.
+        if (netns === undefined || host === undefined) return undefined;
+        if (netns === host) return { netns, isHost: true, ips: [], startedTicks };
+        const own = hostAddresses();
+        const ips = addressesIn(pid).filter((ip) => !own.has(ip));
+        // One that has ended meanwhile is still there for its parent, and has no network any more: what was read is a part.
+        return netnsOf(pid) === netns ? { netns, isHost: false, ips, startedTicks } : undefined;
+      },
+    );
   }
 
-  return { cgroupOfPid, processOf, isUserProcess, netnsOf, hostNetns, isHostAddress: (ip) => hostAddresses().has(ip), addressesOf };
+  return {
+    cgroupOfPid,
+    processOf,
+    isUserProcess,
+    netnsOf,
+    hostNetns,
+    isHostAddress: (ip) => hostAddresses().has(ip),
+    addressesOf,
+  };
 }
 
 /** What `reader` says, if `startOf` says the same before and after: the PID was one process's all the time. */
-export function ofOneProcess<T>(startOf: () => string | undefined, reader: () => T | undefined): T | undefined {
+export function ofOneProcess<T>(
+  startOf: () => string | undefined,
+  reader: () => T | undefined,
+): T | undefined {
   const before = startOf();
   if (before === undefined) return undefined;
   const result = reader();
@@ -223,7 +248,10 @@ export function fromMount(path: string, mountRoot: string, namespacePath: string
   const above = levelsAbove(path);
   const base = namespacePath.split('/').filter((name) => name !== '');
   if (above > levelsAbove(mountRoot) || base.length !== levelsAbove(mountRoot)) return undefined;
-  const names = path.split('/').filter((name) => name !== '').slice(above);
+  const names = path
+    .split('/')
+    .filter((name) => name !== '')
+    .slice(above);
   return `/${[...base.slice(0, base.length - above), ...names].join('/')}`;
 }
 
@@ -243,7 +271,9 @@ export function startTime(stat: string): string | undefined {
 export function localAddresses4(fibTrie: string): string[] {
   const found = new Set<string>();
   // A leaf `|-- 10.0.0.5` is followed by its prefixes, `/32 host LOCAL` if it is ours.
-  for (const [, address] of fibTrie.matchAll(/\|-- (\d+\.\d+\.\d+\.\d+)\n(?: +\/\d+ (?!host LOCAL).*\n)* +\/32 host LOCAL/g)) {
+  for (const [, address] of fibTrie.matchAll(
+    /\|-- (\d+\.\d+\.\d+\.\d+)\n(?: +\/\d+ (?!host LOCAL).*\n)* +\/32 host LOCAL/g,
+  )) {
     if (address !== undefined && !/^(?:127\.|169\.254\.|0\.)/.test(address)) found.add(address);
   }
   return [...found];

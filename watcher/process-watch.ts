@@ -1,7 +1,11 @@
 /** Process creation on this host, as exec events of the netlink proc connector. */
 import type { Logger } from 'pino';
 import { messageOf } from '../native/error.ts';
-import { openProcConnector, type ProcConnector, type ProcConnectorOptions } from '../native/netlink/proc-connector.ts';
+import {
+  openProcConnector,
+  type ProcConnector,
+  type ProcConnectorOptions,
+} from '../native/netlink/proc-connector.ts';
 import type { Proc } from './proc.ts';
 import type { SourceState } from './source-state.ts';
 
@@ -64,7 +68,10 @@ export function watchProcesses(options: ProcessWatchOptions): ProcessWatch {
     try {
       attachFilter?.(fd);
     } catch (err) {
-      logger.info({ err }, 'the filter program could not be attached; exec events outside the root are sorted out by the agent');
+      logger.info(
+        { err },
+        'the filter program could not be attached; exec events outside the root are sorted out by the agent',
+      );
     }
   }
 
@@ -99,7 +106,10 @@ export function watchProcesses(options: ProcessWatchOptions): ProcessWatch {
     state: () => ({
       name: 'process-events',
       state,
-      detail: state === 'ok' ? `netlink proc connector; ${seen} programs begun below the root, ${losses} times events were lost` : failure,
+      detail:
+        state === 'ok'
+          ? `netlink proc connector; ${seen} programs begun below the root, ${losses} times events were lost`
+          : failure,
     }),
     [Symbol.dispose]() {
       closed = true;

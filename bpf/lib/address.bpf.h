@@ -5,8 +5,7 @@
 
 #include "cgroute.h"
 
-static __always_inline bool same_address(const struct address *a,
-					 const struct address *b)
+static __always_inline bool same_address(const struct address *a, const struct address *b)
 {
 	return a->word_be[3] == b->word_be[3] && a->word_be[2] == b->word_be[2] &&
 	       a->word_be[1] == b->word_be[1] && a->word_be[0] == b->word_be[0];
@@ -26,8 +25,7 @@ static __always_inline bool is_loopback6(const struct address *a)
 
 static __always_inline bool is_loopback4(const struct address *a)
 {
-	return is_ip4(a) && (a->word_be[3] & bpf_htonl(0xff000000)) ==
-				    bpf_htonl(0x7f000000);
+	return is_ip4(a) && (a->word_be[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 }
 
 static __always_inline bool is_loopback(const struct address *a)

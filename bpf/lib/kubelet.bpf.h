@@ -4,9 +4,9 @@
 #define CGROUTE_KUBELET_BPF_H
 
 /* The first eight characters of a name as one number. */
-#define NAME(a, b, c, d, e, f, g, h)                                           \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 |  \
-	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
+#define NAME(a, b, c, d, e, f, g, h)                                                               \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |   \
+	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
 
 /* The kubelet's probes must reach the pod itself. */
 static __always_inline bool is_kubelet(void)

@@ -49,26 +49,25 @@ static __always_inline bool same_bytes(const void *copy, const void *found, int 
  * For what is always there: a look-up that runs along the elements of a bucket while
  * the one that it looks for is replaced, first by a new one ahead, may pass both.
  */
-#define READ_ENTRY_THAT_IS(map, key, copy)                                     \
-	(READ_ENTRY_OR(continue, map, key, copy) ||                            \
-	 READ_ENTRY_OR(continue, map, key, copy))
+#define READ_ENTRY_THAT_IS(map, key, copy)                                                         \
+	(READ_ENTRY_OR(continue, map, key, copy) || READ_ENTRY_OR(continue, map, key, copy))
 
-#define READ_ENTRY_OR(when_missed, map, key, copy)                             \
-	({                                                                     \
-		typeof(copy) found_;                                           \
-		bool read_ = false;                                            \
-		int look_;                                                     \
-									       \
-		for (look_ = 0; look_ < LOOKUPS && !read_; look_++) {          \
-			found_ = bpf_map_lookup_elem(map, key);                \
-			if (!found_)                                           \
-				when_missed;                                   \
-			*(copy) = *found_;                                     \
-			end_reads();                                           \
-			read_ = bpf_map_lookup_elem(map, key) == found_ &&     \
-				same_bytes(copy, found_, sizeof(*found_));     \
-		}                                                              \
-		read_;                                                         \
+#define READ_ENTRY_OR(when_missed, map, key, copy)                                                 \
+	({                                                                                         \
+		typeof(copy) found_;                                                               \
+		bool read_ = false;                                                                \
+		int look_;                                                                         \
+                                                                                                   \
+		for (look_ = 0; look_ < LOOKUPS && !read_; look_++) {                              \
+			found_ = bpf_map_lookup_elem(map, key);                                    \
+			if (!found_)                                                               \
+				when_missed;                                                       \
+			*(copy) = *found_;                                                         \
+			end_reads();                                                               \
+			read_ = bpf_map_lookup_elem(map, key) == found_ &&                         \
+				same_bytes(copy, found_, sizeof(*found_));                         \
+		}                                                                                  \
+		read_;                                                                             \
 	})
 
 /* Each time but the last it was replaced in that very instant. */

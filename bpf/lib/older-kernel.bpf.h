@@ -12,8 +12,7 @@
 /* Linux 5.11 */
 static __always_inline __u64 now_ns(void)
 {
-	return HAS_HELPER(ktime_get_coarse_ns) ? bpf_ktime_get_coarse_ns() :
-						 bpf_ktime_get_ns();
+	return HAS_HELPER(ktime_get_coarse_ns) ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
 }
 
 /*

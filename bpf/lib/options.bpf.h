@@ -50,8 +50,7 @@ static __always_inline bool is_range_listed(__u32 slot, enum range_list list,
 }
 
 /* In the order of Istio's rules; of the two lists, the excluding one wins. */
-static __always_inline bool is_excluded(__u32 slot, const struct address *dst,
-					__u16 port, bool ip4)
+static __always_inline bool is_excluded(__u32 slot, const struct address *dst, __u16 port, bool ip4)
 {
 	struct pod_options *options;
 	__u32 flags;
@@ -62,17 +61,14 @@ static __always_inline bool is_excluded(__u32 slot, const struct address *dst,
 	flags = options->flags;
 	if (flags & OPTION_NOTHING_OUTBOUND)
 		return true;
-	if (flags & OPTION_EXEMPT_USER &&
-	    (__u32)bpf_get_current_uid_gid() == options->exempt_user)
+	if (flags & OPTION_EXEMPT_USER && (__u32)bpf_get_current_uid_gid() == options->exempt_user)
 		return true;
-	if (flags & OPTION_EXCLUDED_PORTS &&
-	    is_port_listed(slot, PORT_EXCLUDED_OUTBOUND, port))
+	if (flags & OPTION_EXCLUDED_PORTS && is_port_listed(slot, PORT_EXCLUDED_OUTBOUND, port))
 		return true;
 	if (flags & OPTION_EXCLUDED_RANGES &&
 	    is_range_listed(slot, ip4 ? RANGE_EXCLUDED_IP4 : RANGE_EXCLUDED_IP6, dst))
 		return true;
-	if (flags & OPTION_INCLUDED_PORTS &&
-	    is_port_listed(slot, PORT_INCLUDED_OUTBOUND, port))
+	if (flags & OPTION_INCLUDED_PORTS && is_port_listed(slot, PORT_INCLUDED_OUTBOUND, port))
 		return false;
 	return flags & OPTION_INCLUDED_RANGES &&
 	       !is_range_listed(slot, ip4 ? RANGE_INCLUDED_IP4 : RANGE_INCLUDED_IP6, dst);
@@ -91,8 +87,7 @@ static __always_inline bool is_excluded_inbound(__u32 slot, __u16 port)
 		return true;
 	if (flags & OPTION_INCLUDED_INBOUND)
 		return !is_port_listed(slot, PORT_INCLUDED_INBOUND, port);
-	return flags & OPTION_EXCLUDED_INBOUND &&
-	       is_port_listed(slot, PORT_EXCLUDED_INBOUND, port);
+	return flags & OPTION_EXCLUDED_INBOUND && is_port_listed(slot, PORT_EXCLUDED_INBOUND, port);
 }
 
 #endif

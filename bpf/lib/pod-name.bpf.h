@@ -23,8 +23,7 @@ struct name {
 };
 
 /* Whether `length` characters from `at` on are these; `length` is a constant of 24 at most. */
-static __always_inline bool reads(const struct name *name, int at, const char *text,
-				  int length)
+static __always_inline bool reads(const struct name *name, int at, const char *text, int length)
 {
 	union {
 		char bytes[24];
@@ -47,26 +46,24 @@ static __always_inline bool reads(const struct name *name, int at, const char *t
 #define READS(name, at, text) reads(name, at, text, sizeof(text) - 1)
 
 /* Whether what ends at `at` is the head of a pod's slice: "kubepods-burstable-pod". */
-#define HEAD_AT(name, at, head)                                                \
-	(READS(name, (at) - (int)sizeof(head) + 1, head) &&                    \
-	 ((at) == sizeof(head) - 1 ||                                          \
-	  READS(name, (at) - (int)sizeof(head), "-")))
+#define HEAD_AT(name, at, head)                                                                    \
+	(READS(name, (at) - (int)sizeof(head) + 1, head) &&                                        \
+	 ((at) == sizeof(head) - 1 || READS(name, (at) - (int)sizeof(head), "-")))
 
 static __always_inline bool is_slice_head(const struct name *name, int at)
 {
-	return HEAD_AT(name, at, "kubepods-pod") ||
-	       HEAD_AT(name, at, "kubepods-burstable-pod") ||
+	return HEAD_AT(name, at, "kubepods-pod") || HEAD_AT(name, at, "kubepods-burstable-pod") ||
 	       HEAD_AT(name, at, "kubepods-besteffort-pod");
 }
 
 /* With systemd, dashes in a name mean nesting, so the kubelet writes underscores. */
-static __always_inline bool copy_uid(struct pod_key *key, const struct name *name,
-				     int at, char separator)
+static __always_inline bool copy_uid(struct pod_key *key, const struct name *name, int at,
+				     char separator)
 {
 	if (at < 0 || bpf_probe_read_kernel(key->text, UID_LENGTH, name->text + at))
 		return false;
-	if (key->text[8] != separator || key->text[13] != separator ||
-	    key->text[18] != separator || key->text[23] != separator)
+	if (key->text[8] != separator || key->text[13] != separator || key->text[18] != separator ||
+	    key->text[23] != separator)
 		return false;
 	key->text[8] = '-';
 	key->text[13] = '-';
@@ -82,15 +79,13 @@ static __always_inline bool copy_hash(struct pod_key *key, const struct name *na
 }
 
 /* `end` is where the UID ends and ".slice" begins. */
-static __always_inline bool read_slice(struct pod_key *key, const struct name *name,
-				       int end)
+static __always_inline bool read_slice(struct pod_key *key, const struct name *name, int end)
 {
 	if (!READS(name, end, ".slice"))
 		return false;
 	if (copy_uid(key, name, end - UID_LENGTH, '_'))
 		return is_slice_head(name, end - UID_LENGTH);
-	return copy_hash(key, name, end - HASH_LENGTH) &&
-	       is_slice_head(name, end - HASH_LENGTH);
+	return copy_hash(key, name, end - HASH_LENGTH) && is_slice_head(name, end - HASH_LENGTH);
 }
 
 /* For the length alone: too large for the stack. Only one program at a time reads names, see cgroups.bpf.c. */
@@ -142,15 +137,14 @@ static __always_inline bool read_key(struct cgroup *cgroup, const struct name *n
 		if (!NAMED(parent, "burstable") && !NAMED(parent, "besteffort") &&
 		    !NAMED(parent, "kubepods"))
 			return false;
-		return name->length == 3 + UID_LENGTH ? copy_uid(key, name, 3, '-') :
-							copy_hash(key, name, 3);
+		return name->length == 3 + UID_LENGTH ? copy_uid(key, name, 3, '-')
+						      : copy_hash(key, name, 3);
 	}
 	if (READS(name, name->length - (int)sizeof(".slice") + 1, ".slice"))
 		return read_slice(key, name, name->length - (int)sizeof(".slice") + 1);
 	if (!READS(name, name->length - (int)JOINED_LENGTH, JOINED))
 		return false;
-	return read_slice(key, name,
-			  name->length - (int)JOINED_LENGTH - (int)sizeof(".slice") + 1);
+	return read_slice(key, name, name->length - (int)JOINED_LENGTH - (int)sizeof(".slice") + 1);
 }
 
 #endif

@@ -114,13 +114,19 @@ async function build(product: Product): Promise<void> {
 async function prerequisites(depfile: string): Promise<string[]> {
   const rule = await readFile(resolve(root, depfile), 'utf8');
   await rm(resolve(root, depfile));
-  return rule.slice(rule.indexOf(':') + 1).replaceAll('\\\n', ' ').split(/(?<!\\)\s+/).filter(Boolean);
+  return rule
+    .slice(rule.indexOf(':') + 1)
+    .replaceAll('\\\n', ' ')
+    .split(/(?<!\\)\s+/)
+    .filter(Boolean);
 }
 
 /** vmlinux.h of the running kernel; made once per kernel, shared by checkouts. */
 async function vmlinux(): Promise<Product> {
   const btf = await readFile(KERNEL_BTF).catch(() => {
-    throw new BuildError(`${KERNEL_BTF} cannot be read; a kernel with CONFIG_DEBUG_INFO_BTF=y is needed to compile`);
+    throw new BuildError(
+      `${KERNEL_BTF} cannot be read; a kernel with CONFIG_DEBUG_INFO_BTF=y is needed to compile`,
+    );
   });
   const cache = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'cgroute');
   const cached = join(cache, `vmlinux-${hashOf(btf).slice(0, 16)}.h`);
@@ -209,7 +215,11 @@ async function bundle(output: string): Promise<Product> {
     async make(target) {
       // Built in memory: the map's name must be the final one, not the target's.
       const result = await esbuild({
-        ...options, absWorkingDir: root, outfile: output, write: false, metafile: true,
+        ...options,
+        absWorkingDir: root,
+        outfile: output,
+        write: false,
+        metafile: true,
       }).catch((error: unknown) => {
         throw new BuildError(error instanceof Error ? error.message : String(error));
       });
@@ -240,13 +250,21 @@ function launcher(output: string): Product {
 /** The test tools: `x.c` and `x/*.c` become dist/test/x, `x.bpf.c` an object. */
 async function testProducts(clang: string): Promise<Product[]> {
   const products: Product[] = [];
-  const entries = await Promise.all(['deploy/stage', 'test/harness'].map((path) => readdir(join(root, path), { withFileTypes: true })));
+  const entries = await Promise.all(
+    ['deploy/stage', 'test/harness'].map((path) => readdir(join(root, path), { withFileTypes: true })),
+  );
   for (const entry of entries.flat()) {
     const path = relative(root, join(entry.parentPath, entry.name));
     if (entry.isDirectory()) {
       const sources = (await readdir(join(root, path))).filter((name) => name.endsWith('.c')).sort();
       if (sources.length === 0) continue;
-      products.push(testTool(sources.map((name) => `${path}/${name}`), `dist/test/${entry.name}`, clang));
+      products.push(
+        testTool(
+          sources.map((name) => `${path}/${name}`),
+          `dist/test/${entry.name}`,
+          clang,
+        ),
+      );
     } else if (entry.name.endsWith('.bpf.c')) {
       products.push(bpfObject(path, `dist/test/${entry.name.replace(/c$/, 'o')}`, clang));
     } else if (entry.name.endsWith('.c')) {
@@ -268,7 +286,9 @@ async function dropOrphans(products: readonly Product[]): Promise<void> {
 async function main(): Promise<void> {
   const clang = (await tool('clang', ['--version'])).split('\n')[0] ?? '';
   const sources = (await readdir(join(root, 'bpf'))).filter((name) => name.endsWith('.bpf.c'));
-  const products = sources.map((name) => bpfObject(`bpf/${name}`, `dist/bpf/${name.replace(/c$/, 'o')}`, clang));
+  const products = sources.map((name) =>
+    bpfObject(`bpf/${name}`, `dist/bpf/${name.replace(/c$/, 'o')}`, clang),
+  );
   products.push(...(await testProducts(clang)));
   if (await exists('cgroute.ts')) products.push(await bundle('dist/cgroute.mjs'), launcher('dist/cgroute'));
   await dropOrphans(products);

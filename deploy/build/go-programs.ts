@@ -34,7 +34,13 @@ export interface GoModule {
 }
 
 function environment(isStatic = false): NodeJS.ProcessEnv {
-  return { HOME: homedir(), ...process.env, PATH: GO_PATH, GOWORK: 'off', ...(isStatic ? { CGO_ENABLED: '0' } : {}) };
+  return {
+    HOME: homedir(),
+    ...process.env,
+    PATH: GO_PATH,
+    GOWORK: 'off',
+    ...(isStatic ? { CGO_ENABLED: '0' } : {}),
+  };
 }
 
 /** Whether there is a Go to build with. */
@@ -46,7 +52,10 @@ export function hasGo(): boolean {
 export function requiredVersion(directory: string, module: string): string {
   const file = join(directory, 'go.mod');
   for (const line of readFileSync(file, 'utf8').split('\n')) {
-    const [path, version] = line.trim().replace(/^require\s+/, '').split(/\s+/);
+    const [path, version] = line
+      .trim()
+      .replace(/^require\s+/, '')
+      .split(/\s+/);
     if (path === module && version?.startsWith('v')) return version;
   }
   throw new Error(`${file} requires no ${module}`);
@@ -54,8 +63,14 @@ export function requiredVersion(directory: string, module: string): string {
 
 /** The directory of what go.mod, this Go and this machine make. */
 async function target({ directory, name, isStatic = false }: GoModule, linkerFlags: string): Promise<string> {
-  const { stdout } = await promisify(execFile)('go', ['env', 'GOVERSION', 'GOOS', 'GOARCH'], { cwd: directory, env: environment() });
-  const hash = createHash('sha256').update(stdout).update(linkerFlags).update(isStatic ? 'static' : '');
+  const { stdout } = await promisify(execFile)('go', ['env', 'GOVERSION', 'GOOS', 'GOARCH'], {
+    cwd: directory,
+    env: environment(),
+  });
+  const hash = createHash('sha256')
+    .update(stdout)
+    .update(linkerFlags)
+    .update(isStatic ? 'static' : '');
   for (const file of ['go.mod', 'go.sum']) hash.update(readFileSync(join(directory, file)));
   const cache = process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache');
   return join(cache, 'cgroute', name, hash.digest('hex').slice(0, 16));
@@ -73,12 +88,15 @@ function firstLine(child: ChildProcess): Promise<string | undefined> {
 /** Runs `work` while this process alone holds the lock; a holder that dies lets go of it. */
 async function locked<T>(file: string, say: Say, work: () => Promise<T>): Promise<T> {
   const hold = (...flags: string[]): ChildProcess =>
-    spawn('flock', [...flags, file, 'sh', '-c', 'echo held; exec cat >/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'] });
+    spawn('flock', [...flags, file, 'sh', '-c', 'echo held; exec cat >/dev/null'], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    });
   let holder = hold('--nonblock');
   if ((await firstLine(holder)) === undefined) {
     say('waiting for another build on this machine');
     holder = hold();
-    if ((await firstLine(holder)) === undefined) throw new Error(`cannot lock ${file}; is flock (Debian: util-linux) there?`);
+    if ((await firstLine(holder)) === undefined)
+      throw new Error(`cannot lock ${file}; is flock (Debian: util-linux) there?`);
   }
   try {
     return await work();
@@ -88,15 +106,27 @@ async function locked<T>(file: string, say: Say, work: () => Promise<T>): Promis
 }
 
 /** Builds one program; every 15 seconds it tells how far it is. */
-async function build(name: string, from: string, to: string, linkerFlags: string, { directory, isStatic }: GoModule, say: Say): Promise<void> {
+async function build(
+  name: string,
+  from: string,
+  to: string,
+  linkerFlags: string,
+  { directory, isStatic }: GoModule,
+  say: Say,
+): Promise<void> {
   const started = performance.now();
   // `-v` names each package when it has been compiled.
   const args = ['build', '-v', '-mod=readonly', '-trimpath', '-ldflags', linkerFlags, '-o', to, from];
-  const child = spawn('go', args, { cwd: directory, env: environment(isStatic), stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn('go', args, {
+    cwd: directory,
+    env: environment(isStatic),
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
   const lines: string[] = [];
   createInterface({ input: child.stderr }).on('line', (line) => lines.push(line));
   const seconds = (): number => Math.round((performance.now() - started) / 1000);
-  const progress = (): void => say(`${name}: ${seconds()} s, ${lines.length} packages so far, last ${lines.at(-1) ?? 'none'}`);
+  const progress = (): void =>
+    say(`${name}: ${seconds()} s, ${lines.length} packages so far, last ${lines.at(-1) ?? 'none'}`);
   const timer = setInterval(progress, PROGRESS_MS);
   const code = await new Promise<number | null>((resolve) => {
     child.once('error', (error) => {
@@ -126,7 +156,8 @@ export async function goPrograms(module: GoModule, sayRaw: Say = toStandardError
     rmSync(unfinished, { recursive: true, force: true });
     mkdirSync(unfinished);
     say(`building ${module.title} into ${directory}; some minutes, this once`);
-    for (const [name, from] of Object.entries(module.programs)) await build(name, from, join(unfinished, name), linkerFlags, module, say);
+    for (const [name, from] of Object.entries(module.programs))
+      await build(name, from, join(unfinished, name), linkerFlags, module, say);
     writeFileSync(join(unfinished, 'VERSION'), `${module.version}\n`);
     renameSync(unfinished, directory);
     return directory;

@@ -5,7 +5,16 @@
  * All of it for the processor of this machine: an image for arm64 is made on arm64.
  */
 import { execFileSync } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, realpathSync, rmSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+} from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -27,10 +36,14 @@ function packageDirectories(names: readonly string[], found = new Set<string>())
   for (const name of names) {
     const directory = join(root, 'node_modules', name);
     if (found.has(directory) || FOR_COMPILING.has(name)) continue;
-    const { dependencies = {}, optionalDependencies = {} } = JSON.parse(readFileSync(join(directory, 'package.json'), 'utf8')) as PackageFile;
+    const { dependencies = {}, optionalDependencies = {} } = JSON.parse(
+      readFileSync(join(directory, 'package.json'), 'utf8'),
+    ) as PackageFile;
     found.add(directory);
     // npm installs the addons of this processor alone.
-    const addons = Object.keys(optionalDependencies).filter((each) => existsSync(join(root, 'node_modules', each)));
+    const addons = Object.keys(optionalDependencies).filter((each) =>
+      existsSync(join(root, 'node_modules', each)),
+    );
     packageDirectories([...Object.keys(dependencies), ...addons], found);
   }
   return found;
@@ -69,7 +82,9 @@ function copyNode(): void {
 
 function main(): void {
   const objects = join(root, 'dist/bpf');
-  const names = existsSync(objects) ? readdirSync(objects).filter((name) => /^[^.].*\.bpf\.o$/.test(name)) : [];
+  const names = existsSync(objects)
+    ? readdirSync(objects).filter((name) => /^[^.].*\.bpf\.o$/.test(name))
+    : [];
   if (names.length === 0 || !existsSync(join(root, 'dist/cgroute.mjs'))) {
     console.error('dist/ has no bundle or no BPF objects: run `npm run setup` first');
     process.exitCode = 1;
@@ -77,11 +92,14 @@ function main(): void {
   }
   rmSync(context, { recursive: true, force: true });
   copy(join(root, 'dist/cgroute'), 'dist/cgroute', 0o755);
-  for (const file of ['LICENSE', 'dist/cgroute.mjs', ...names.map((name) => `dist/bpf/${name}`)]) copy(join(root, file), file);
+  for (const file of ['LICENSE', 'dist/cgroute.mjs', ...names.map((name) => `dist/bpf/${name}`)])
+    copy(join(root, file), file);
   for (const directory of packageDirectories(PACKAGES)) copyPackage(directory);
   copyNode();
   const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string };
-  console.log(`gathered dist/image for ${process.arch}; next: buildah build -f deploy/Containerfile -t cgroute:${version} dist/image`);
+  console.log(
+    `gathered dist/image for ${process.arch}; next: buildah build -f deploy/Containerfile -t cgroute:${version} dist/image`,
+  );
 }
 
 main();

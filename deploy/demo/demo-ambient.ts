@@ -65,9 +65,17 @@ export async function playAmbient(sandbox: Sandbox, report: Report): Promise<voi
   await showStatus(sandbox, report, successor, ztunnelB, witness.tallies);
   const counted = [...witness.tallies.values()].reduce((sum, { proxied }) => sum + proxied, 0);
   const logged = await settled(() => ztunnelA.count() + ztunnelB.count(), counted);
-  report.check(logged === counted, `the two proxies have seen ${logged} connections, the server ${counted} of theirs${logged === counted ? ': nothing else came to a proxy' : ''}`);
+  report.check(
+    logged === counted,
+    `the two proxies have seen ${logged} connections, the server ${counted} of theirs${logged === counted ? ': nothing else came to a proxy' : ''}`,
+  );
   const ended = [web, cart, cron].filter((client) => !client.isAlive()).map(({ name }) => name);
-  report.check(ended.length === 0, ended.length === 0 ? 'no pod was restarted: each is the process that it was at first' : `these pods ended on the way: ${ended.join(', ')}`);
+  report.check(
+    ended.length === 0,
+    ended.length === 0
+      ? 'no pod was restarted: each is the process that it was at first'
+      : `these pods ended on the way: ${ended.join(', ')}`,
+  );
 
   report.part('And away');
   await successor.stop();
@@ -80,14 +88,20 @@ export async function playAmbient(sandbox: Sandbox, report: Report): Promise<voi
 /** Makes the pods and says who they are. */
 async function introduce(sandbox: Sandbox, node: DemoNode, report: Report): Promise<Cast> {
   const web = await node.addClient({ namespace: 'shop', name: 'web', style: 'systemd' });
-  const cart = await node.addClient({ namespace: 'shop', name: 'cart', style: 'cgroupfs', labels: { [BYPASS]: 'enabled' } });
+  const cart = await node.addClient({
+    namespace: 'shop',
+    name: 'cart',
+    style: 'cgroupfs',
+    labels: { [BYPASS]: 'enabled' },
+  });
   const cron = await node.addClient({ namespace: 'batch', name: 'cron', style: 'systemd' });
   const ztunnelA = await node.addProxy({ namespace: 'istio-system', name: 'ztunnel-a', style: 'cgroupfs' });
   node.replace(ztunnelA, ztunnelA);
   node.label('namespace/shop', MODE, 'ambient');
 
   report.part('The cast: pods of one node, each in its own cgroup and network namespace');
-  const row = (name: string, address: string, what: string): void => report.text(`${name.padEnd(9)}  ${address.padEnd(10)}  ${what}`);
+  const row = (name: string, address: string, what: string): void =>
+    report.text(`${name.padEnd(9)}  ${address.padEnd(10)}  ${what}`);
   for (const [{ name, host, cgroup }, what] of [
     [web, `in the mesh: its namespace, shop, has the label ${MODE}=ambient`],
     [cart, `in the same namespace, and has the label ${BYPASS}=enabled itself`],
@@ -117,13 +131,22 @@ async function start(sandbox: Sandbox, node: DemoNode, report: Report): Promise<
   const started = performance.now();
   const agent = startAgent(sandbox, { manifest: node.manifest, node: NODE_NAME });
   const { pods, cgroups } = await agent.ready();
-  report.check(true, `ready in ${Math.round(performance.now() - started)} ms: ${String(pods)} pods and their ${String(cgroups)} cgroups are in the kernel's maps`);
+  report.check(
+    true,
+    `ready in ${Math.round(performance.now() - started)} ms: ${String(pods)} pods and their ${String(cgroups)} cgroups are in the kernel's maps`,
+  );
   return agent;
 }
 
 /** Kills the agent and starts another, while a pod goes on connecting. */
 async function survive(
-  sandbox: Sandbox, node: DemoNode, report: Report, { visit, shows }: Witness, agent: Agent, { web, cart }: Cast, proxy: Proxy,
+  sandbox: Sandbox,
+  node: DemoNode,
+  report: Report,
+  { visit, shows }: Witness,
+  agent: Agent,
+  { web, cart }: Cast,
+  proxy: Proxy,
 ): Promise<Agent> {
   let isOver = false;
   const meanwhile = (async () => {
@@ -147,16 +170,28 @@ async function survive(
   const visits = await meanwhile;
   const astray = visits.filter(({ saw }) => saw !== proxy.host.ip4);
   const [first] = astray;
-  const how = first === undefined ? '' : first.connected.ok ? `the server saw ${first.saw}` : `${first.connected.step} failed with ${first.connected.errno}`;
-  report.check(astray.length === 0, astray.length === 0
-    ? `web has connected ${visits.length} times through all of this, each time by the proxy`
-    : `${astray.length} of web's ${visits.length} connections during all of this did not go by the proxy: ${how}`);
+  const how =
+    first === undefined
+      ? ''
+      : first.connected.ok
+        ? `the server saw ${first.saw}`
+        : `${first.connected.step} failed with ${first.connected.errno}`;
+  report.check(
+    astray.length === 0,
+    astray.length === 0
+      ? `web has connected ${visits.length} times through all of this, each time by the proxy`
+      : `${astray.length} of web's ${visits.length} connections during all of this did not go by the proxy: ${how}`,
+  );
   return successor;
 }
 
 /** The table for people, then that the same figures are what was seen here. */
 async function showStatus(
-  sandbox: Sandbox, report: Report, agent: Agent, proxy: Proxy, tallies: ReadonlyMap<Client, Tally>,
+  sandbox: Sandbox,
+  report: Report,
+  agent: Agent,
+  proxy: Proxy,
+  tallies: ReadonlyMap<Client, Tally>,
 ): Promise<void> {
   report.command('cgroute status');
   const { stdout } = await cgroute(sandbox, ['status']);
@@ -164,15 +199,29 @@ async function showStatus(
   const status = await agent.status<NodeStatus>();
   const name = `${proxy.namespace}/${proxy.name}`;
   report.check(
-    status.agent.pid === agent.running.pid && status.proxy.address === proxy.host.ip4 && status.proxy.pod === name,
+    status.agent.pid === agent.running.pid &&
+      status.proxy.address === proxy.host.ip4 &&
+      status.proxy.pod === name,
     `the agent is process ${status.agent.pid ?? 'unknown'}, the proxy ${status.proxy.pod ?? 'unknown'} at ${status.proxy.address ?? 'no address'}`,
   );
   const wrong = [...tallies].flatMap(([client, { straight, proxied }]) => {
-    const { redirected = 0, out = 0, bypassed = 0 } = status.pods.find(({ uid }) => uid === client.uid)?.connections ?? {};
-    return redirected === proxied && out + bypassed === straight ? []
-      : [`${client.name} has ${redirected} redirected and ${out + bypassed} untouched, but the server saw ${proxied} and ${straight}`];
+    const {
+      redirected = 0,
+      out = 0,
+      bypassed = 0,
+    } = status.pods.find(({ uid }) => uid === client.uid)?.connections ?? {};
+    return redirected === proxied && out + bypassed === straight
+      ? []
+      : [
+          `${client.name} has ${redirected} redirected and ${out + bypassed} untouched, but the server saw ${proxied} and ${straight}`,
+        ];
   });
-  report.check(wrong.length === 0, wrong.length === 0 ? 'its counters agree with what the server saw, connection by connection' : `its counters are wrong: ${wrong.join('; ')}`);
+  report.check(
+    wrong.length === 0,
+    wrong.length === 0
+      ? 'its counters agree with what the server saw, connection by connection'
+      : `its counters are wrong: ${wrong.join('; ')}`,
+  );
 }
 
 /** The value once it is the wanted one, or what it is when a while has passed: logs come late. */

@@ -98,7 +98,10 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
   const podLabels = new Map<string, Labels>();
   let last = 1;
 
-  async function addPod({ namespace, name, style, labels = {}, annotations = {} }: PodOptions, fields: Partial<PodObject> = {}): Promise<Pod> {
+  async function addPod(
+    { namespace, name, style, labels = {}, annotations = {} }: PodOptions,
+    fields: Partial<PodObject> = {},
+  ): Promise<Pod> {
     const uid = randomUUID();
     const number = ++last;
     const host = await network.addHost(name, { ip4: `10.77.0.${number}`, ip6: `fd77::${number}` });
@@ -109,7 +112,19 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
     }
     podLabels.set(uid, labels);
     const created = `${new Date().toISOString().slice(0, -5)}Z`; // whole seconds, as the API has them
-    manifest.pod({ name, namespace, uid, labels, annotations, created, ips: [host.ip4], node: NODE_NAME, phase: 'Running', ready: true, ...fields });
+    manifest.pod({
+      name,
+      namespace,
+      uid,
+      labels,
+      annotations,
+      created,
+      ips: [host.ip4],
+      node: NODE_NAME,
+      phase: 'Running',
+      ready: true,
+      ...fields,
+    });
     return { namespace, name, uid, host, cgroup };
   }
 
@@ -120,7 +135,12 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
     async addClient(options) {
       const pod = await addPod(options);
       const loop = 'while read -r address port; do "$0" connect --timeout 3000 "$address" "$port"; done';
-      const running = sandbox.spawn({ cmd: 'sh', args: ['-c', loop, SOCK], cgroup: pod.cgroup, netns: pod.host.netns });
+      const running = sandbox.spawn({
+        cmd: 'sh',
+        args: ['-c', loop, SOCK],
+        cgroup: pod.cgroup,
+        netns: pod.host.netns,
+      });
       let isAlive = true;
       void running.exit.then(() => (isAlive = false));
       const once = async (): Promise<Visit> => {
@@ -144,9 +164,15 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
 
     async addProxy(options) {
       // Not ready before it listens.
-      const pod = await addPod({ ...options, labels: { app: 'ztunnel', ...options.labels } }, { ready: false });
+      const pod = await addPod(
+        { ...options, labels: { app: 'ztunnel', ...options.labels } },
+        { ready: false },
+      );
       const haproxy = await startHaproxy(sandbox, {
-        name: pod.name, cgroup: pod.cgroup, netns: pod.host.netns, addresses: ['0.0.0.0'],
+        name: pod.name,
+        cgroup: pod.cgroup,
+        netns: pod.host.netns,
+        addresses: ['0.0.0.0'],
       });
       return {
         ...pod,

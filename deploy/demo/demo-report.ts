@@ -34,7 +34,8 @@ function print(line: string): void {
 }
 
 function indented(text: string, style?: Style): void {
-  for (const line of text.split('\n')) print(line === '' ? '' : INDENT + (style === undefined ? line : styled(style, line)));
+  for (const line of text.split('\n'))
+    print(line === '' ? '' : INDENT + (style === undefined ? line : styled(style, line)));
 }
 
 export function makeReport(): Report {
@@ -52,12 +53,17 @@ export function makeReport(): Report {
       const mark = isGood ? styled('green', '✓') : styled('red', '✗');
       print(`  ${mark} ${text}${aside === undefined ? '' : `  ${styled('dim', aside)}`}`);
     },
-    get isGood() { return bad === 0 && good > 0; },
+    get isGood() {
+      return bad === 0 && good > 0;
+    },
     sum(seconds) {
       const took = `in ${seconds.toFixed(1)} s`;
       print('');
       if (bad === 0) print(`${styled('green', `All ${good} checks are as they should be`)}, ${took}.`);
-      else print(`${styled('red', `${bad} of ${good + bad} checks ${bad === 1 ? 'is' : 'are'} not as ${bad === 1 ? 'it' : 'they'} should be`)}, ${took}.`);
+      else
+        print(
+          `${styled('red', `${bad} of ${good + bad} checks ${bad === 1 ? 'is' : 'are'} not as ${bad === 1 ? 'it' : 'they'} should be`)}, ${took}.`,
+        );
     },
   };
 }

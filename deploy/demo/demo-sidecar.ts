@@ -32,7 +32,9 @@ interface Direction {
 
 /** Plays the scene; what is not as it should be becomes a cross in the report. */
 export async function playSidecar(sandbox: Sandbox, report: Report): Promise<void> {
-  report.title('cgroute beside sidecars: a label takes a sidecar out of the path, another puts the node\'s proxy in its place');
+  report.title(
+    "cgroute beside sidecars: a label takes a sidecar out of the path, another puts the node's proxy in its place",
+  );
   const cast = await introduce(sandbox, report);
   const { node, web } = cast;
   const [outbound, inbound] = directionsOf(cast);
@@ -54,7 +56,9 @@ export async function playSidecar(sandbox: Sandbox, report: Report): Promise<voi
   await show(outbound, 'nobody');
   await show(inbound, 'nobody');
   report.text("the first rule of OUTPUT in web's network namespace:");
-  report.aside((await natRules(web.host.netns, 'OUTPUT'))[0]?.replaceAll(`${sandbox.directory}/`, '') ?? 'none');
+  report.aside(
+    (await natRules(web.host.netns, 'OUTPUT'))[0]?.replaceAll(`${sandbox.directory}/`, '') ?? 'none',
+  );
   report.command(node.label(web, BYPASS, 'outbound'));
   await show(outbound, 'nobody');
   await show(inbound, 'the sidecar');
@@ -78,7 +82,10 @@ export async function playSidecar(sandbox: Sandbox, report: Report): Promise<voi
   const { stdout, stderr } = await cgroute(sandbox, ['cleanup']);
   report.aside((stdout || stderr).replaceAll(`${sandbox.directory}/`, ''));
   const left = await ownRules(web.host.netns);
-  report.check(left.length === 0, left.length === 0 ? 'no rule of cgroute is left in the pod' : `left in the pod: ${left.join(', ')}`);
+  report.check(
+    left.length === 0,
+    left.length === 0 ? 'no rule of cgroute is left in the pod' : `left in the pod: ${left.join(', ')}`,
+  );
   await show(outbound, 'the sidecar');
   await show(inbound, 'the sidecar');
 }
@@ -86,7 +93,12 @@ export async function playSidecar(sandbox: Sandbox, report: Report): Promise<voi
 /** Makes the pods and says who they are. */
 async function introduce(sandbox: Sandbox, report: Report): Promise<Cast> {
   const node = await makeDemoNode(sandbox);
-  const web = await node.addClient({ namespace: 'shop', name: 'web', style: 'systemd', annotations: { 'sidecar.istio.io/status': '{}' } });
+  const web = await node.addClient({
+    namespace: 'shop',
+    name: 'web',
+    style: 'systemd',
+    annotations: { 'sidecar.istio.io/status': '{}' },
+  });
   const client = await node.addClient({ namespace: 'batch', name: 'client', style: 'systemd' });
   const ztunnel = await node.addProxy({ namespace: 'istio-system', name: 'ztunnel', style: 'cgroupfs' });
   node.replace(ztunnel, ztunnel);
@@ -96,7 +108,10 @@ async function introduce(sandbox: Sandbox, report: Report): Promise<Cast> {
 
   report.part('The cast: pods of one node, each in its own cgroup and network namespace');
   for (const [{ name, host }, what] of [
-    [web, `has a sidecar: a real HAProxy of user ${SIDECAR_USER}, under the rules that Istio's init container makes`],
+    [
+      web,
+      `has a sidecar: a real HAProxy of user ${SIDECAR_USER}, under the rules that Istio's init container makes`,
+    ],
     [client, 'has none, and is not in the mesh'],
     [ztunnel, "the node's proxy, a real HAProxy, too"],
   ] as const) {
@@ -144,6 +159,11 @@ async function shows(report: Report, { text, way }: Direction, wanted: Way): Pro
     await delay(5);
   }
   const ms = Math.round(performance.now() - started);
-  report.check(seen === wanted, seen === wanted ? text(wanted).padEnd(32) : `${text(wanted)} was expected, and it was ${seen}`, seen === wanted ? `(after ${ms} ms)` : undefined);
-  if (failed.length > 0 && seen === wanted) report.check(false, `before that, ${failed.length} connections: ${failed[0]}`);
+  report.check(
+    seen === wanted,
+    seen === wanted ? text(wanted).padEnd(32) : `${text(wanted)} was expected, and it was ${seen}`,
+    seen === wanted ? `(after ${ms} ms)` : undefined,
+  );
+  if (failed.length > 0 && seen === wanted)
+    report.check(false, `before that, ${failed.length} connections: ${failed[0]}`);
 }

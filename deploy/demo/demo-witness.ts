@@ -67,26 +67,50 @@ export function makeWitness(node: DemoNode, report: Report): Witness {
       }
       showVisit(report, node, client, route, seen, `after ${Math.round(performance.now() - started)} ms`);
       if (failed.length > 0 && seen.connected.ok) {
-        report.check(false, `before that, ${failed.length} of ${client.name}'s connections failed with ${failed[0]}: one should go the old way or the new`);
+        report.check(
+          false,
+          `before that, ${failed.length} of ${client.name}'s connections failed with ${failed[0]}: one should go the old way or the new`,
+        );
       }
     },
     async showsOriginal(client, proxy, seen) {
-      const told = await proxy.saw(seen).then(({ destination }) => destination, () => 'nothing at all');
+      const told = await proxy.saw(seen).then(
+        ({ destination }) => destination,
+        () => 'nothing at all',
+      );
       report.check(told === node.server, `${proxy.name} asked for SO_ORIGINAL_DST and was told ${told}`);
       const peer = seen.connected.ok ? seen.connected.peer : seen.connected.errno;
-      report.check(peer === node.server, `${client.name} asked for its peer's address and was told ${peer}${peer === node.server ? ', as if there were no proxy' : ''}`);
+      report.check(
+        peer === node.server,
+        `${client.name} asked for its peer's address and was told ${peer}${peer === node.server ? ', as if there were no proxy' : ''}`,
+      );
     },
   };
 }
 
 /** One connection: the way it should go, and what the server saw. */
-export function showVisit(report: Report, node: DemoNode, client: Client, route: Route, visit: Visit, aside?: string): void {
+export function showVisit(
+  report: Report,
+  node: DemoNode,
+  client: Client,
+  route: Route,
+  visit: Visit,
+  aside?: string,
+): void {
   const { connected, saw } = visit;
   const way = [client.name, ...(route === 'straight' ? [] : [route.name]), 'server'].join(' → ').padEnd(26);
   const wanted = wantedAddress(client, route);
   const who = route === 'straight' ? 'the pod itself' : 'the proxy';
-  if (!connected.ok) report.check(false, `${way}  expected, but ${connected.step} failed with ${connected.errno}`);
-  else if (saw !== wanted) report.check(false, `${way}  expected, but the server saw ${saw}, not ${wanted}, ${who}`);
-  else if (connected.peer !== node.server) report.check(false, `${way}  but getpeername() said ${connected.peer}, not ${node.server}`);
-  else report.check(true, `${way}  the server saw ${saw}, ${who}`, aside === undefined ? undefined : `(${aside})`);
+  if (!connected.ok)
+    report.check(false, `${way}  expected, but ${connected.step} failed with ${connected.errno}`);
+  else if (saw !== wanted)
+    report.check(false, `${way}  expected, but the server saw ${saw}, not ${wanted}, ${who}`);
+  else if (connected.peer !== node.server)
+    report.check(false, `${way}  but getpeername() said ${connected.peer}, not ${node.server}`);
+  else
+    report.check(
+      true,
+      `${way}  the server saw ${saw}, ${who}`,
+      aside === undefined ? undefined : `(${aside})`,
+    );
 }

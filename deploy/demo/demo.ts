@@ -27,20 +27,24 @@ const root = resolve(import.meta.dirname, '../..');
 /** Why the demo cannot be shown here, in one sentence; undefined when nothing is known to be missing. */
 function missing(): string | undefined {
   if (process.platform !== 'linux') return `it needs Linux, and this is ${process.platform}`;
-  if (process.getuid?.() !== 0) return 'it needs root, as it makes cgroups, network namespaces and BPF programs: run it as root';
+  if (process.getuid?.() !== 0)
+    return 'it needs root, as it makes cgroups, network namespaces and BPF programs: run it as root';
   try {
     cgroup2Mount();
   } catch {
     return 'it needs cgroup v2, and none is mounted: try `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1';
   }
-  if (!readFileSync('/proc/filesystems', 'utf8').includes('\tbpf\n')) return 'it needs BPF, and this kernel has no bpf filesystem: CONFIG_BPF_SYSCALL=y and CONFIG_CGROUP_BPF=y are needed';
+  if (!readFileSync('/proc/filesystems', 'utf8').includes('\tbpf\n'))
+    return 'it needs BPF, and this kernel has no bpf filesystem: CONFIG_BPF_SYSCALL=y and CONFIG_CGROUP_BPF=y are needed';
   const unbuilt = ['dist/cgroute.mjs', 'dist/test/sock'].find((file) => !existsSync(resolve(root, file)));
   return unbuilt === undefined ? undefined : `${unbuilt} has not been built: run \`npm run setup\``;
 }
 
 /** What is still there of a sandbox that has been removed. */
 function leftovers({ token, cgroupRoot, directory }: Sandbox): string[] {
-  const netns = existsSync('/run/netns') ? readdirSync('/run/netns').filter((name) => name.endsWith(token)) : [];
+  const netns = existsSync('/run/netns')
+    ? readdirSync('/run/netns').filter((name) => name.endsWith(token))
+    : [];
   const mounted = readFileSync('/proc/self/mountinfo', 'utf8').includes(token) ? ['a mount'] : [];
   return [...[cgroupRoot, directory].filter((path) => existsSync(path)), ...netns, ...mounted];
 }
@@ -49,7 +53,9 @@ function leftovers({ token, cgroupRoot, directory }: Sandbox): string[] {
 function reasonsOf(error: unknown): string[] {
   if (!(error instanceof Error)) return [String(error)];
   const { message, cause } = error;
-  return [...message.split('\n'), ...(cause === undefined ? [] : reasonsOf(cause))].filter((line) => line.trim() !== '');
+  return [...message.split('\n'), ...(cause === undefined ? [] : reasonsOf(cause))].filter(
+    (line) => line.trim() !== '',
+  );
 }
 
 /** Says why a scene broke off, with what the doctor finds wrong with this host. */
@@ -60,7 +66,8 @@ async function showFailure(report: Report, { cgroupRoot, bpffs }: Sandbox, error
   const { runDoctor } = await import('../../mapper/cli/doctor.ts'); // it loads native code, which may be what is wrong
   const lines = await runDoctor({ cgroupRoot, bpffsRoot: `${bpffs}/cgroute`, procRoot: '/proc' });
   for (const { check, state, detail, remedy } of lines) {
-    if (state === 'fail') report.text(`doctor: ${check}: ${detail}${remedy === undefined ? '' : `; ${remedy}`}`);
+    if (state === 'fail')
+      report.text(`doctor: ${check}: ${detail}${remedy === undefined ? '' : `; ${remedy}`}`);
   }
 }
 
@@ -83,7 +90,9 @@ async function main(args: readonly string[]): Promise<number> {
   const [name = names[0] ?? '', ...more] = args;
   const scene = Object.hasOwn(SCENES, name) ? SCENES[name] : undefined;
   if (scene === undefined || more.length > 0) {
-    const list = Object.entries(SCENES).map(([known, { what }]) => `${known} (${what})`).join(', ');
+    const list = Object.entries(SCENES)
+      .map(([known, { what }]) => `${known} (${what})`)
+      .join(', ');
     return refuse(`expected the name of one scene, ${list}; got "${args.join(' ')}"`);
   }
   const why = missing();
@@ -91,7 +100,9 @@ async function main(args: readonly string[]): Promise<number> {
 
   // The sandbox removes itself on these; it only needs to be said.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(signal, () => process.stdout.write('\ninterrupted: everything that the demo made is removed\n'));
+    process.once(signal, () =>
+      process.stdout.write('\ninterrupted: everything that the demo made is removed\n'),
+    );
   }
   process.stdout.on('error', () => process.exit(1)); // nobody reads any more
 
@@ -101,7 +112,9 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     sandbox = await makeSandbox(`demo-${name}`);
   } catch (error) {
-    return refuse(`the demo cannot be shown here: it could not make its cgroup, directory and bpffs mount: ${reasonsOf(error)[0]}`);
+    return refuse(
+      `the demo cannot be shown here: it could not make its cgroup, directory and bpffs mount: ${reasonsOf(error)[0]}`,
+    );
   }
   try {
     await scene.play(sandbox, report);
@@ -111,9 +124,16 @@ async function main(args: readonly string[]): Promise<number> {
     await remove(sandbox);
   }
   const left = leftovers(sandbox);
-  report.check(left.length === 0, left.length === 0 ? 'everything that the demo made on this machine is removed' : `left behind: ${left.join(', ')}`);
+  report.check(
+    left.length === 0,
+    left.length === 0
+      ? 'everything that the demo made on this machine is removed'
+      : `left behind: ${left.join(', ')}`,
+  );
   report.sum((performance.now() - started) / 1000);
-  process.stdout.write(report.isGood ? 'Next: `npm test` runs all tests on this machine; README.md says how it works.\n' : '');
+  process.stdout.write(
+    report.isGood ? 'Next: `npm test` runs all tests on this machine; README.md says how it works.\n' : '',
+  );
   return report.isGood ? 0 : 1;
 }
 

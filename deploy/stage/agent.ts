@@ -51,14 +51,18 @@ export interface Agent extends AsyncDisposable {
 /** The flags that say where on this machine, for any verb. */
 function roots(sandbox: Sandbox, options: Partial<AgentOptions>): string[] {
   return [
-    '--cgroup-root', options.cgroupRoot ?? sandbox.cgroupRoot,
-    '--bpffs-root', options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`,
+    '--cgroup-root',
+    options.cgroupRoot ?? sandbox.cgroupRoot,
+    '--bpffs-root',
+    options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`,
   ];
 }
 
 /** Runs one verb of the bundle to its end: `cgroute(sandbox, ['status', '-o', 'json'])`. */
 export async function cgroute(
-  sandbox: Sandbox, args: readonly string[], options: Partial<AgentOptions> = {},
+  sandbox: Sandbox,
+  args: readonly string[],
+  options: Partial<AgentOptions> = {},
 ): Promise<Finished> {
   const [verb = 'help', ...rest] = args;
   return run({ cmd: options.program ?? PROGRAM, args: [verb, ...roots(sandbox, options), ...rest] });
@@ -77,10 +81,13 @@ function parse(line: string): LogEntry[] {
 export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   const args = [
     'run',
-    '--source', options.manifest === undefined ? 'kube' : `file:${options.manifest}`,
-    '--node', options.node ?? 'node-a',
+    '--source',
+    options.manifest === undefined ? 'kube' : `file:${options.manifest}`,
+    '--node',
+    options.node ?? 'node-a',
     ...roots(sandbox, options),
-    '--http', options.http ?? '127.0.0.1:0',
+    '--http',
+    options.http ?? '127.0.0.1:0',
     ...(options.args ?? []),
   ];
   const running = sandbox.spawn({
@@ -99,7 +106,10 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
       if (entry) return entry;
       const late = performance.now() > until;
       if (exit !== undefined || late) {
-        const why = exit === undefined ? `${timeoutMs * SLOWDOWN} ms passed` : `the agent exited with ${exit.code ?? exit.signal}`;
+        const why =
+          exit === undefined
+            ? `${timeoutMs * SLOWDOWN} ms passed`
+            : `the agent exited with ${exit.code ?? exit.signal}`;
         const tail = [...running.stdout.slice(-20), ...running.stderr.slice(-20)].join('\n');
         throw new Error(`${why} before it logged "${message}"\n${tail}`);
       }
@@ -108,7 +118,9 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   }
 
   return {
-    running, log, logged,
+    running,
+    log,
+    logged,
     ready: (timeoutMs) => logged('ready', timeoutMs),
     async status<T>() {
       const { code, stdout, stderr } = await cgroute(sandbox, ['status', '-o', 'json'], options);

@@ -46,9 +46,16 @@ export interface Haproxy extends AsyncDisposable {
 
 const LOG_FORMAT = '{"client":"%ci:%cp","destination":"%[dst]:%[dst_port]","port":PORT,"state":"%ts"}';
 
-function configuration(addresses: readonly string[], ports: readonly number[], user: number | undefined, sources: Readonly<Record<number, string>>): string {
+function configuration(
+  addresses: readonly string[],
+  ports: readonly number[],
+  user: number | undefined,
+  sources: Readonly<Record<number, string>>,
+): string {
   const frontends = ports.map((port) => {
-    const binds = addresses.map((address) => `  bind ${address}:${port}${address.includes(':') ? ' v6only' : ''}`);
+    const binds = addresses.map(
+      (address) => `  bind ${address}:${port}${address.includes(':') ? ' v6only' : ''}`,
+    );
     return `
 frontend port${port}
 ${binds.join('\n')}
@@ -57,10 +64,12 @@ ${binds.join('\n')}
   log-format '${LOG_FORMAT.replace('PORT', String(port))}'
   default_backend original${port}`;
   });
-  const backends = ports.map((port) => `
+  const backends = ports.map(
+    (port) => `
 backend original${port}
   # No address and no port of its own: those that the client asked for.
-  server original 0.0.0.0${sources[port] === undefined ? '' : ` source ${sources[port]}`}`);
+  server original 0.0.0.0${sources[port] === undefined ? '' : ` source ${sources[port]}`}`,
+  );
   return `global
   maxconn 4000${user === undefined ? '' : `\n  uid ${user}\n  gid ${user}`}
   log stdout format raw local0
@@ -82,7 +91,11 @@ const ADDRESSES = ['0.0.0.0', '::'];
 export const HAPROXY_PORTS: readonly number[] = [15001, 15006];
 
 /** Writes the configuration; gives the command line for who runs it himself, as a pod's container for instance. */
-export function haproxyCommand(sandbox: Sandbox, name: string, { addresses = ADDRESSES, ports = HAPROXY_PORTS, user, sources = {} }: HaproxyOptions = {}): readonly [string, ...string[]] {
+export function haproxyCommand(
+  sandbox: Sandbox,
+  name: string,
+  { addresses = ADDRESSES, ports = HAPROXY_PORTS, user, sources = {} }: HaproxyOptions = {},
+): readonly [string, ...string[]] {
   const file = sandbox.file(`${name}.cfg`);
   writeFileSync(file, configuration(addresses, ports, user, sources));
   return ['haproxy', '-db', '-f', file];
@@ -95,7 +108,14 @@ export function proxiedConnections(lines: readonly string[]): ProxiedConnection[
 
 /** Starts HAProxy and waits until it listens. */
 export async function startHaproxy(sandbox: Sandbox, options: HaproxyOptions = {}): Promise<Haproxy> {
-  const { addresses: _addresses, ports = HAPROXY_PORTS, name = 'haproxy', user: _user, sources: _sources, ...place } = options;
+  const {
+    addresses: _addresses,
+    ports = HAPROXY_PORTS,
+    name = 'haproxy',
+    user: _user,
+    sources: _sources,
+    ...place
+  } = options;
   const [cmd, ...args] = haproxyCommand(sandbox, name, options);
   const running = sandbox.spawn({ ...place, cmd, args });
   await waitListening(running, ports);

@@ -47,7 +47,11 @@ export interface Manifest {
 /** `v1` objects as `kubectl get -o yaml` prints them, without what nobody reads. */
 export function manifestText(namespaces: Iterable<NamespaceObject>, pods: Iterable<PodObject>): string {
   const objects = [
-    ...[...namespaces].map(({ name, labels }) => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } })),
+    ...[...namespaces].map(({ name, labels }) => ({
+      apiVersion: 'v1',
+      kind: 'Namespace',
+      metadata: { name, labels },
+    })),
     ...[...pods].map((pod) => ({
       apiVersion: 'v1',
       kind: 'Pod',
@@ -65,7 +69,9 @@ export function manifestText(namespaces: Iterable<NamespaceObject>, pods: Iterab
         phase: pod.phase,
         podIP: pod.ips?.[0],
         podIPs: pod.ips?.map((ip) => ({ ip })),
-        ...(pod.ready === undefined ? {} : { conditions: [{ type: 'Ready', status: pod.ready ? 'True' : 'False' }] }),
+        ...(pod.ready === undefined
+          ? {}
+          : { conditions: [{ type: 'Ready', status: pod.ready ? 'True' : 'False' }] }),
       },
     })),
   ];

@@ -99,7 +99,10 @@ export function spawnIn(program: Program): Running {
       resolve({ code: 127, signal: null });
     });
   });
-  const output = Promise.all([collect(child.stdout, stdout, changed), collect(child.stderr, stderr, changed)]);
+  const output = Promise.all([
+    collect(child.stdout, stdout, changed),
+    collect(child.stderr, stderr, changed),
+  ]);
   const exit = exited.then(async (result) => {
     // A grandchild may keep the pipes open; it must not keep the test waiting.
     await Promise.race([output, delay(1000 * SLOWDOWN, undefined, { ref: false })]);
@@ -150,7 +153,12 @@ export function spawnIn(program: Program): Running {
 
   return {
     pid: child.pid ?? -1,
-    stdout, stderr, exit, line, kill, stop,
+    stdout,
+    stderr,
+    exit,
+    line,
+    kill,
+    stop,
     json: async <T>(timeoutMs?: number) => JSON.parse(await line(undefined, timeoutMs)) as T,
     write: (text) => void child.stdin?.write(text),
     end: () => void child.stdin?.end(),
@@ -189,7 +197,8 @@ export async function eventually<T>(
   for (;;) {
     const value = await check();
     if (value) return value;
-    if (performance.now() > until) throw new Error(`${timeoutMs * SLOWDOWN} ms passed, and it is still not so: ${what}`);
+    if (performance.now() > until)
+      throw new Error(`${timeoutMs * SLOWDOWN} ms passed, and it is still not so: ${what}`);
     await delay(10);
   }
 }
@@ -217,7 +226,8 @@ export async function waitListening(running: Running, ports: readonly number[]):
   let gone: Exit | undefined;
   void running.exit.then((exit) => (gone = exit));
   await eventually(`port ${ports.join(' and ')} is listened on`, () => {
-    if (gone) throw new Error(`exited with ${gone.code ?? gone.signal}: ${running.stderr.slice(-20).join('\n')}`);
+    if (gone)
+      throw new Error(`exited with ${gone.code ?? gone.signal}: ${running.stderr.slice(-20).join('\n')}`);
     const open = listeningPorts(running.pid);
     return ports.every((port) => open.has(port));
   });

@@ -145,7 +145,8 @@ function guardExit(): void {
  * by a signal.
  */
 export async function makeSandbox(name: string): Promise<Sandbox> {
-  if (process.getuid?.() !== 0) throw new Error('the live tests need root: they make cgroups, namespaces and mounts');
+  if (process.getuid?.() !== 0)
+    throw new Error('the live tests need root: they make cgroups, namespaces and mounts');
   if (made++ === 0) {
     sweep();
     guardExit();
@@ -163,7 +164,11 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
   }
   const hostCgroup = makeCgroup(cgroupRoot, 'host');
   return {
-    token, cgroupRoot, bpffs, directory, hostCgroup,
+    token,
+    cgroupRoot,
+    bpffs,
+    directory,
+    hostCgroup,
     cgroup: (path) => makeCgroup(cgroupRoot, path),
     file: (file) => join(directory, file),
     netnsName: (host) => `${NETNS_PREFIX}${host}-${token}`,

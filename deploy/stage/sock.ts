@@ -48,7 +48,10 @@ export async function sock<T>(place: Place, ...args: readonly (string | number)[
 
 /** One TCP connection; options are those of `sock connect`. */
 export function connect(
-  place: Place, address: string, port: number, ...options: readonly (string | number)[]
+  place: Place,
+  address: string,
+  port: number,
+  ...options: readonly (string | number)[]
 ): Promise<Connected> {
   return sock(place, 'connect', ...options, address, port);
 }
@@ -64,7 +67,11 @@ export interface Listener {
 
 /** Starts `sock serve` or `sock proxy` and waits until it listens. */
 export async function listen(
-  sandbox: Sandbox, place: Place, kind: 'serve' | 'proxy', address: string, ports: readonly number[],
+  sandbox: Sandbox,
+  place: Place,
+  kind: 'serve' | 'proxy',
+  address: string,
+  ports: readonly number[],
   ...options: readonly string[]
 ): Promise<Listener> {
   const running = sandbox.spawn({ ...place, cmd: SOCK, args: [kind, ...options, address, ports.join(',')] });

@@ -12,7 +12,8 @@ export interface AgentSet {
 /** `NAMESPACE/NAME`. @throws CgrouteError `EUSAGE`, which begins with `what` */
 export function parseAgentSet(text: string, what: string): AgentSet {
   const [, namespace, name] = /^([a-z0-9-]+)\/([a-z0-9.-]+)$/.exec(text) ?? [];
-  if (namespace === undefined || name === undefined) throw new CgrouteError('EUSAGE', `${what} expects a DaemonSet as NAMESPACE/NAME, got "${text}"`);
+  if (namespace === undefined || name === undefined)
+    throw new CgrouteError('EUSAGE', `${what} expects a DaemonSet as NAMESPACE/NAME, got "${text}"`);
   return { namespace, name };
 }
 
@@ -22,13 +23,16 @@ export interface Waiting {
   readonly everyMs?: number;
 }
 
-const path = ({ namespace, name }: AgentSet): string => `/apis/apps/v1/namespaces/${encodeURIComponent(namespace)}/daemonsets/${encodeURIComponent(name)}`;
+const path = ({ namespace, name }: AgentSet): string =>
+  `/apis/apps/v1/namespaces/${encodeURIComponent(namespace)}/daemonsets/${encodeURIComponent(name)}`;
 
 type Fate = 'stays' | 'ends' | 'gone';
 
 async function fateOf(client: Pick<KubeClient, 'json'>, set: AgentSet, signal: AbortSignal): Promise<Fate> {
   try {
-    const { metadata } = (await client.json({ path: path(set), signal })) as { metadata?: { deletionTimestamp?: unknown } };
+    const { metadata } = (await client.json({ path: path(set), signal })) as {
+      metadata?: { deletionTimestamp?: unknown };
+    };
     return metadata?.deletionTimestamp === undefined ? 'stays' : 'ends';
   } catch (error) {
     if (error instanceof KubeError && error.status === 404) return 'gone';
@@ -42,15 +46,23 @@ async function fateOf(client: Pick<KubeClient, 'json'>, set: AgentSet, signal: A
  * seconds, as the API server remembers tokens, and 401 from then on. Without an
  * answer the DaemonSet counts as one that stays.
  */
-export async function isEnding(client: Pick<KubeClient, 'json'>, set: AgentSet, { patienceMs = 15_000, everyMs = 500 }: Waiting = {}): Promise<{ readonly ends: boolean; readonly why: string }> {
+export async function isEnding(
+  client: Pick<KubeClient, 'json'>,
+  set: AgentSet,
+  { patienceMs = 15_000, everyMs = 500 }: Waiting = {},
+): Promise<{ readonly ends: boolean; readonly why: string }> {
   const signal = AbortSignal.timeout(patienceMs);
   let why = 'the API server did not answer in time';
   for (;;) {
     try {
       const fate = await fateOf(client, set, signal);
-      return { ends: fate !== 'stays', why: fate === 'stays' ? 'its DaemonSet is there' : 'its DaemonSet is deleted' };
+      return {
+        ends: fate !== 'stays',
+        why: fate === 'stays' ? 'its DaemonSet is there' : 'its DaemonSet is deleted',
+      };
     } catch (error) {
-      if (error instanceof KubeError && error.status === 401) return { ends: true, why: 'its service account is deleted' };
+      if (error instanceof KubeError && error.status === 401)
+        return { ends: true, why: 'its service account is deleted' };
       if (!signal.aborted) why = messageOf(error);
     }
     await delay(everyMs, undefined, { signal }).catch(() => undefined);
@@ -64,13 +76,23 @@ export async function isEnding(client: Pick<KubeClient, 'json'>, set: AgentSet, 
  * down keeps its pod.
  * @throws KubeError when it may not, or the API server is away throughout
  */
-export async function endAgents(client: Pick<KubeClient, 'json'>, set: AgentSet, { patienceMs = 120_000, everyMs = 500 }: Waiting = {}): Promise<boolean> {
+export async function endAgents(
+  client: Pick<KubeClient, 'json'>,
+  set: AgentSet,
+  { patienceMs = 120_000, everyMs = 500 }: Waiting = {},
+): Promise<boolean> {
   const signal = AbortSignal.timeout(patienceMs);
   let isDeleted = false;
   let failure: unknown;
   for (;;) {
     try {
-      if (!isDeleted) await client.json({ method: 'DELETE', path: path(set), query: { propagationPolicy: 'Foreground' }, signal });
+      if (!isDeleted)
+        await client.json({
+          method: 'DELETE',
+          path: path(set),
+          query: { propagationPolicy: 'Foreground' },
+          signal,
+        });
       isDeleted = true;
       if ((await fateOf(client, set, signal)) === 'gone') return true;
     } catch (error) {

@@ -13,7 +13,13 @@ export function hostView(host: () => HostWatch): HostView {
     addressesIn(paths) {
       // A process may have gone into a namespace of its own making, with any address that it likes.
       // The oldest is the runtime's, which is in the pod's; a cgroup lists those first that came first.
-      const found = paths.flatMap((path) => host().pidsOf(path).slice(0, ASKED_OF_CGROUP).map((pid) => host().addressesOf(pid)))
+      const found = paths
+        .flatMap((path) =>
+          host()
+            .pidsOf(path)
+            .slice(0, ASKED_OF_CGROUP)
+            .map((pid) => host().addressesOf(pid)),
+        )
         .filter((addresses) => addresses !== undefined && !addresses.isHost && addresses.ips.length > 0);
       return found.sort((a, b) => (a?.startedTicks ?? 0) - (b?.startedTicks ?? 0))[0]?.ips;
     },

@@ -28,7 +28,8 @@ export function parseListenAddress(flag: string): { readonly host: string; reado
   const [, bracketed, plain, digits] = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+)):(\d{1,5})$/.exec(flag) ?? [];
   const host = bracketed ?? plain;
   const port = Number(digits);
-  if (host === undefined || port > 65535) throw new CgrouteError('EUSAGE', `--http expects ADDR:PORT such as 127.0.0.1:15270, got "${flag}"`);
+  if (host === undefined || port > 65535)
+    throw new CgrouteError('EUSAGE', `--http expects ADDR:PORT such as 127.0.0.1:15270, got "${flag}"`);
   return { host, port };
 }
 
@@ -47,10 +48,16 @@ export async function serveHttp(flag: string, state: () => AgentState): Promise<
   const server = createServer((request, response) => {
     void answerTo(request, state())
       .catch((error: unknown): Answer => plain(500, messageOf(error)))
-      .then(({ code, type, text }) => response.writeHead(code, { 'content-type': type, 'cache-control': 'no-store' }).end(text));
+      .then(({ code, type, text }) =>
+        response.writeHead(code, { 'content-type': type, 'cache-control': 'no-store' }).end(text),
+      );
   });
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (cause) => reject(new CgrouteError('EHTTP', `--http ${flag} cannot be listened on: ${messageOf(cause)}`, { cause })));
+    server.once('error', (cause) =>
+      reject(
+        new CgrouteError('EHTTP', `--http ${flag} cannot be listened on: ${messageOf(cause)}`, { cause }),
+      ),
+    );
     server.listen(port, host, resolve);
   });
   // A late error concerns one connection; nobody waits for it.
@@ -58,10 +65,11 @@ export async function serveHttp(flag: string, state: () => AgentState): Promise<
   const taken = (server.address() as AddressInfo).port;
   return {
     address: `${host.includes(':') ? `[${host}]` : host}:${taken}`,
-    [Symbol.asyncDispose]: () => new Promise((resolve) => {
-      server.close(() => resolve());
-      server.closeAllConnections();
-    }),
+    [Symbol.asyncDispose]: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
   };
 }
 
@@ -70,9 +78,12 @@ const plain = (code: number, text: string): Answer => ({ code, type: 'text/plain
 async function answerTo(request: IncomingMessage, { ready, sources, agent }: AgentState): Promise<Answer> {
   const [path, query = ''] = (request.url ?? '').split('?', 2);
   switch (path) {
-    case '/healthz': return plain(200, 'ok');
-    case '/readyz': return ready ? plain(200, 'ok') : plain(503, 'not ready: the first reconcile is not done');
-    case '/status': return json({ ready, sources });
+    case '/healthz':
+      return plain(200, 'ok');
+    case '/readyz':
+      return ready ? plain(200, 'ok') : plain(503, 'not ready: the first reconcile is not done');
+    case '/status':
+      return json({ ready, sources });
     case '/metrics':
       if (agent === undefined) return plain(503, STARTING);
       return { code: 200, type: agent.metrics.contentType, text: await agent.metrics.text() };
@@ -80,7 +91,8 @@ async function answerTo(request: IncomingMessage, { ready, sources, agent }: Age
       if (!isOfThisHost(request)) return plain(403, '/explain answers on its own host only');
       if (agent === undefined) return plain(503, STARTING);
       return explained(agent, new URLSearchParams(query).get('pod') ?? '');
-    default: return plain(404, 'not found: expected /healthz, /readyz, /status, /metrics or /explain');
+    default:
+      return plain(404, 'not found: expected /healthz, /readyz, /status, /metrics or /explain');
   }
 }
 
@@ -95,7 +107,10 @@ function explained(agent: Pick<NodeAgent, 'explain'>, pod: string): Answer {
   try {
     return json(agent.explain(pod));
   } catch (error) {
-    return plain((error instanceof CgrouteError ? EXPLAIN_CODES[error.code] : undefined) ?? 500, messageOf(error));
+    return plain(
+      (error instanceof CgrouteError ? EXPLAIN_CODES[error.code] : undefined) ?? 500,
+      messageOf(error),
+    );
   }
 }
 

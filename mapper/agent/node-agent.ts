@@ -80,20 +80,45 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
     if (lock.note !== undefined) logger.warn(lock.note);
-    await refuseOthers({ cgroupRoot, mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint, bpffsRoot, procRoot, logger });
+    await refuseOthers({
+      cgroupRoot,
+      mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint,
+      bpffsRoot,
+      procRoot,
+      logger,
+    });
     const pinLock = stack.use(lockPinDirectory(bpffsRoot));
     before = pinnedVersions(bpffsRoot);
     const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
-    const dataPlane = stack.use(openDataPlane({ bpffsRoot, root, rootLevel, ports, maxEntries: mapSizes(config), shares: mapShares(config), warn: (sentence) => logger.warn(sentence) }));
+    const dataPlane = stack.use(
+      openDataPlane({
+        bpffsRoot,
+        root,
+        rootLevel,
+        ports,
+        maxEntries: mapSizes(config),
+        shares: mapShares(config),
+        warn: (sentence) => logger.warn(sentence),
+      }),
+    );
     logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
-    const record = stack.use(new AgentRecord(dataPlane.maps.agent, { node: options.node, version: options.version, rootLevel, rootId: root.id }));
+    const record = stack.use(
+      new AgentRecord(dataPlane.maps.agent, {
+        node: options.node,
+        version: options.version,
+        rootLevel,
+        rootId: root.id,
+      }),
+    );
 
     const agent = stack.use(new RunningAgent(options, root, dataPlane, record, pinLock));
     await agent.start();
     const disposables = stack.move();
     return {
-      get isReady() { return agent.isReady; },
+      get isReady() {
+        return agent.isReady;
+      },
       sources: () => agent.sources(),
       metrics: agent.metrics,
       explain: (pod) => agent.explain(pod),
@@ -140,7 +165,13 @@ class RunningAgent implements AsyncDisposable {
   #isAttached = false;
   isReady = false;
 
-  constructor(options: NodeAgentOptions, root: CgroupPlace, dataPlane: DataPlane, record: AgentRecord, lock: DirectoryLock) {
+  constructor(
+    options: NodeAgentOptions,
+    root: CgroupPlace,
+    dataPlane: DataPlane,
+    record: AgentRecord,
+    lock: DirectoryLock,
+  ) {
     this.#lock = lock;
     const cgroupRoot = root.path;
     const { node, config, logger, procRoot } = options;
@@ -148,33 +179,57 @@ class RunningAgent implements AsyncDisposable {
     this.#dataPlane = dataPlane;
     this.#record = record;
     const inventory = createInventory({ node, proxy: config.proxy });
-    this.#sidecars = this.#stack.use(new SidecarRules({
-      dataPlane, config, procRoot,
-      logger: logger.child({ component: 'sidecars' }),
-      host: () => this.#host,
-      onChanged: (uid) => this.#changed([uid]),
-    }));
-    const enrolment = new Enrolment({ inventory, config, maps: dataPlane.maps, adjust: (pod, decision) => this.#sidecars.adjust(pod, decision) });
+    this.#sidecars = this.#stack.use(
+      new SidecarRules({
+        dataPlane,
+        config,
+        procRoot,
+        logger: logger.child({ component: 'sidecars' }),
+        host: () => this.#host,
+        onChanged: (uid) => this.#changed([uid]),
+      }),
+    );
+    const enrolment = new Enrolment({
+      inventory,
+      config,
+      maps: dataPlane.maps,
+      adjust: (pod, decision) => this.#sidecars.adjust(pod, decision),
+    });
     this.#proxy = new NodeProxy({
-      dataPlane, inventory, config, cgroupRoot,
+      dataPlane,
+      inventory,
+      config,
+      cgroupRoot,
       logger: logger.child({ component: 'proxy' }),
       addressesOf: (pod) => this.#reconciler.addressesOf(pod),
     });
     this.#trees = new PodTrees(dataPlane, cgroupRoot);
     this.#handoffs = new HandoffPlaces({
-      dataPlane, root,
+      dataPlane,
+      root,
       logger: logger.child({ component: 'handoff' }),
       hasRootProcesses: () => this.#host.hasUserProcess('/'),
     });
-    const reset = config.existingConnections === 'keep' ? undefined : this.#stack.use(new ConnectionReset({
-      maps: dataPlane.maps, sidecarUser: config.sidecarUser, cgroupRoot, procRoot,
-      logger: logger.child({ component: 'reset' }),
-      host: () => this.#host,
-      isReady: () => this.isReady,
-      onFailed: (pod, message) => this.#marks?.notReset(pod, message),
-    }));
+    const reset =
+      config.existingConnections === 'keep'
+        ? undefined
+        : this.#stack.use(
+            new ConnectionReset({
+              maps: dataPlane.maps,
+              sidecarUser: config.sidecarUser,
+              cgroupRoot,
+              procRoot,
+              logger: logger.child({ component: 'reset' }),
+              host: () => this.#host,
+              isReady: () => this.isReady,
+              onFailed: (pod, message) => this.#marks?.notReset(pod, message),
+            }),
+          );
     this.#reconciler = new Reconciler({
-      dataPlane, inventory, enrolment, config,
+      dataPlane,
+      inventory,
+      enrolment,
+      config,
       sidecars: this.#sidecars,
       trees: this.#trees,
       handoffs: this.#handoffs,
@@ -189,39 +244,52 @@ class RunningAgent implements AsyncDisposable {
       onMapped: (seconds) => this.metrics.mapped(seconds),
     });
     this.#marks = this.#podMarks(inventory, enrolment);
-    this.#room = new ConnectionRoom({ maps: dataPlane.maps, shares: mapShares(config), logger, tell: (uid, message) => this.#marks?.noRoom(uid, message) });
+    this.#room = new ConnectionRoom({
+      maps: dataPlane.maps,
+      shares: mapShares(config),
+      logger,
+      tell: (uid, message) => this.#marks?.noRoom(uid, message),
+    });
     const filter = dataPlane.execFilter;
     // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
     const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
-    this.#host = this.#stack.use(watchHost({
-      cgroupRoot, procRoot,
-      sweepMs: config.sweepSeconds * 1000,
-      logger: logger.child({ component: 'watcher' }),
-      onCgroup: (cgroup) => {
-        this.#handoffs.cgroupAppeared(cgroup);
-        this.#reconciler.cgroupAppeared(cgroup);
-        this.#marks?.cgroupAppeared(cgroup);
-      },
-      onCgroupGone: (cgroup) => {
-        this.#reconciler.cgroupGone(cgroup);
-        this.#handoffs.cgroupGone(cgroup);
-        this.#marks?.cgroupGone(cgroup);
-        this.#proxy.cgroupGone(cgroup.id);
-        void this.#followSoon();
-      },
-      onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
-      onLost: () => void this.#eventsLost++,
-      wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
-      cgroupEvents,
-      ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
-    }));
+    this.#host = this.#stack.use(
+      watchHost({
+        cgroupRoot,
+        procRoot,
+        sweepMs: config.sweepSeconds * 1000,
+        logger: logger.child({ component: 'watcher' }),
+        onCgroup: (cgroup) => {
+          this.#handoffs.cgroupAppeared(cgroup);
+          this.#reconciler.cgroupAppeared(cgroup);
+          this.#marks?.cgroupAppeared(cgroup);
+        },
+        onCgroupGone: (cgroup) => {
+          this.#reconciler.cgroupGone(cgroup);
+          this.#handoffs.cgroupGone(cgroup);
+          this.#marks?.cgroupGone(cgroup);
+          this.#proxy.cgroupGone(cgroup.id);
+          void this.#followSoon();
+        },
+        onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
+        onLost: () => void this.#eventsLost++,
+        wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
+        cgroupEvents,
+        ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
+      }),
+    );
     this.#inventory = inventory;
     this.#enrolment = enrolment;
     this.metrics = createMetrics({
       version: options.version,
       maps: dataPlane.maps,
       isReady: () => this.isReady,
-      intended: () => [...inventory.pods()].map((pod) => ({ uid: pod.uid, isRunning: pod.phase === 'Running', verdict: enrolment.decide(pod).verdict })),
+      intended: () =>
+        [...inventory.pods()].map((pod) => ({
+          uid: pod.uid,
+          isRunning: pod.phase === 'Running',
+          verdict: enrolment.decide(pod).verdict,
+        })),
       reconciler: () => this.#reconciler.figures,
       sources: () => this.sources(),
       figures: () => options.source.figures(),
@@ -243,16 +311,26 @@ class RunningAgent implements AsyncDisposable {
 
   /** Only pods that an API server knows can be told anything; with connections of its own, so the watches never wait for it. */
   #podMarks(inventory: Inventory, enrolment: Enrolment): PodMarks | undefined {
-    const { source: { client }, config, node, logger: parent } = this.#options;
+    const {
+      source: { client },
+      config,
+      node,
+      logger: parent,
+    } = this.#options;
     if (client === undefined || (!config.annotate && !config.events)) return undefined;
     const logger = parent.child({ component: 'marks' });
-    return this.#stack.use(new PodMarks({
-      inventory, enrolment, config, logger,
-      maps: this.#dataPlane.maps,
-      annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
-      events: config.events ? makePodEvents({ client, node, logger }) : undefined,
-      reconciled: () => this.#reconciler.idle(),
-    }));
+    return this.#stack.use(
+      new PodMarks({
+        inventory,
+        enrolment,
+        config,
+        logger,
+        maps: this.#dataPlane.maps,
+        annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
+        events: config.events ? makePodEvents({ client, node, logger }) : undefined,
+        reconciled: () => this.#reconciler.idle(),
+      }),
+    );
   }
 
   /** Takes away all that there is of cgroute: what redirects first, and what rules in pods name after them. */
@@ -262,7 +340,8 @@ class RunningAgent implements AsyncDisposable {
     await this.#sidecars.stop();
     this.#dataPlane.stopRedirecting();
     const { problems } = await removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot });
-    for (const problem of problems) logger.error(`rules for a sidecar may be left in ${problem}; run \`cgroute cleanup\``);
+    for (const problem of problems)
+      logger.error(`rules for a sidecar may be left in ${problem}; run \`cgroute cleanup\``);
     this.#dataPlane.detach(problems.length > 0);
   }
 
@@ -280,7 +359,9 @@ class RunningAgent implements AsyncDisposable {
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
     this.#proxy.writeConfig();
-    const following = this.#stack.use(await source.follow(objectIntake(this.#inventory, this.#enrolment, (uids) => this.#changed(uids))));
+    const following = this.#stack.use(
+      await source.follow(objectIntake(this.#inventory, this.#enrolment, (uids) => this.#changed(uids))),
+    );
     await this.#host.ready;
     // Maps first, programs second: the first connection that they see gets its verdict.
     const isSynced = await settlesWithin(following.synced, PATIENCE_MS);
@@ -299,7 +380,10 @@ class RunningAgent implements AsyncDisposable {
     });
     this.#record.beat();
     if (isSynced) return this.#becomeReady(removed);
-    logger.warn({ sources: source.states() }, 'nobody says yet which pods there are: what the maps hold from before stands');
+    logger.warn(
+      { sources: source.states() },
+      'nobody says yet which pods there are: what the maps hold from before stands',
+    );
     void this.#becomeReadyLater(following.synced);
   }
 
@@ -310,7 +394,10 @@ class RunningAgent implements AsyncDisposable {
       const done = await this.#dataPlane.completeHandover();
       if (done !== undefined) logger.info(done);
     } catch (error) {
-      logger.error({ err: error }, `another version's pins could not all be taken over, which the next start tries again: ${messageOf(error)}`);
+      logger.error(
+        { err: error },
+        `another version's pins could not all be taken over, which the next start tries again: ${messageOf(error)}`,
+      );
     }
   }
 
@@ -330,7 +417,10 @@ class RunningAgent implements AsyncDisposable {
         return;
       } catch (error) {
         this.metrics.failed(error);
-        this.#options.logger.error({ err: error }, `the first reconcile failed, and is tried again: ${messageOf(error)}`);
+        this.#options.logger.error(
+          { err: error },
+          `the first reconcile failed, and is tried again: ${messageOf(error)}`,
+        );
         await delay(RETRY_MS, undefined, { ref: false });
       }
     }
@@ -339,7 +429,8 @@ class RunningAgent implements AsyncDisposable {
   #becomeReady(removed: number): void {
     const { logger } = this.#options;
     const dropped = this.#dataPlane.dropOtherLinks();
-    if (removed + dropped > 0) logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
+    if (removed + dropped > 0)
+      logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
     this.isReady = true;
     this.#marks?.start();
     trimMemory();
@@ -359,7 +450,10 @@ class RunningAgent implements AsyncDisposable {
       this.#proxy.follow();
     } catch (error) {
       this.metrics.failed(error);
-      this.#options.logger.error({ err: error }, `the proxy's address could not be written: ${messageOf(error)}`);
+      this.#options.logger.error(
+        { err: error },
+        `the proxy's address could not be written: ${messageOf(error)}`,
+      );
     }
   }
 
@@ -370,23 +464,54 @@ class RunningAgent implements AsyncDisposable {
       this.metrics.failed(error);
       logger.error({ err: error }, `the periodic check failed: ${messageOf(error)}`);
     };
-    const attempt = <T>(work: () => T): T | undefined => { try { return work(); } catch (error) { return void failed(error); } };
-    const looks = [() => this.#record.beat(), () => this.#reconciler.retryFailed(), () => this.#trees.retry(), () => this.#handoffs.look(this.#reconciler.isHostRedirected), () => this.#room.look()];
+    const attempt = <T>(work: () => T): T | undefined => {
+      try {
+        return work();
+      } catch (error) {
+        return void failed(error);
+      }
+    };
+    const looks = [
+      () => this.#record.beat(),
+      () => this.#reconciler.retryFailed(),
+      () => this.#trees.retry(),
+      () => this.#handoffs.look(this.#reconciler.isHostRedirected),
+      () => this.#room.look(),
+    ];
     for (const look of looks) attempt(look);
     void this.#followSoon();
-    const repairs = [...this.#reconciler.repairs(), () => this.#proxy.repair(), () => this.#handoffs.repair(), () => this.#trees.repair(), () => this.#sidecars.repair()];
+    const repairs = [
+      ...this.#reconciler.repairs(),
+      () => this.#proxy.repair(),
+      () => this.#handoffs.repair(),
+      () => this.#trees.repair(),
+      () => this.#sidecars.repair(),
+    ];
     const entries = repairs.reduce((sum, repair) => sum + (attempt(repair) ?? 0), 0);
     this.#driftRepaired += entries;
-    if (entries > 0) logger.warn({ entries }, 'entries of the maps had been altered by somebody else, and are as they should be again');
+    if (entries > 0)
+      logger.warn(
+        { entries },
+        'entries of the maps had been altered by somebody else, and are as they should be again',
+      );
     this.#marks?.soon();
     // Where another agent has them by now, they are not ours to repair.
-    const isLocked = attempt(() => { this.#lock.renew(); return true; }) ?? false;
+    const isLocked =
+      attempt(() => {
+        this.#lock.renew();
+        return true;
+      }) ?? false;
     const repaired = isLocked ? this.#dataPlane.repairLinks(failed) : [];
     this.#driftRepaired += repaired.length;
-    if (repaired.length > 0) logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
+    if (repaired.length > 0)
+      logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
     trimMemory();
     const expired = attempt(() => this.#dataPlane.expireOriginals()) ?? 0;
-    if (expired > 0) logger.warn({ entries: expired }, 'original destinations that no proxy fetched were dropped: is the proxy under the watched root?');
+    if (expired > 0)
+      logger.warn(
+        { entries: expired },
+        'original destinations that no proxy fetched were dropped: is the proxy under the watched root?',
+      );
   }
 
   sources(): SourceState[] {

@@ -19,7 +19,20 @@ import type { Inventory } from '../inventory/inventory.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
 import type { ReconcilerFigures } from '../reports/metrics.ts';
 import { isMirror, podKeys, type Pod } from '../objects/pod.ts';
-import { addressText, cgroupEntry, hasOptions, isInboundRedirected, isNobodys, isRedirected, monitorEntry, podAddresses, podEntry, rememberedEntry, unknownEntry, type PodFacts } from '../maps/pod-entry.ts';
+import {
+  addressText,
+  cgroupEntry,
+  hasOptions,
+  isInboundRedirected,
+  isNobodys,
+  isRedirected,
+  monitorEntry,
+  podAddresses,
+  podEntry,
+  rememberedEntry,
+  unknownEntry,
+  type PodFacts,
+} from '../maps/pod-entry.ts';
 import { PodAddressMap } from '../maps/pod-address-map.ts';
 import { PodCounters } from '../maps/pod-counters.ts';
 import { PodOptions } from '../maps/pod-options.ts';
@@ -98,7 +111,10 @@ export class Reconciler {
   constructor(options: ReconcilerOptions) {
     this.#options = options;
     const { maps } = options.dataPlane;
-    this.#queue = new PodQueue((key) => this.#reconcile(key), (key, error) => this.#failed(key, error));
+    this.#queue = new PodQueue(
+      (key) => this.#reconcile(key),
+      (key, error) => this.#failed(key, error),
+    );
     this.#slots = new PodSlots(maps.counters.info.maxEntries);
     this.#cgroups = new MapMirror(maps.cgroups, String);
     this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
@@ -115,10 +131,13 @@ export class Reconciler {
   /** A cgroup exists. */
   cgroupAppeared(cgroup: Cgroup): void {
     const owner = ownerOf(cgroup.path);
-    this.#options.trees.appeared(cgroup, owner.kind !== 'none', (path) => this.#options.host.cgroupIdAt(path));
+    this.#options.trees.appeared(cgroup, owner.kind !== 'none', (path) =>
+      this.#options.host.cgroupIdAt(path),
+    );
     if (owner.kind === 'ambiguous') this.#markUnknown(cgroup, owner.why);
     // What is nobody's, or only nested in a container, the kernel may have taken for more.
-    if (owner.kind === 'none' || (owner.kind === 'pod' && owner.nested)) return this.#attempt('', () => this.#cgroups.drop(cgroup.id));
+    if (owner.kind === 'none' || (owner.kind === 'pod' && owner.nested))
+      return this.#attempt('', () => this.#cgroups.drop(cgroup.id));
     if (owner.kind !== 'pod') return;
     this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner, seenAt: performance.now() });
     this.#keyOfCgroup.set(cgroup.id, owner.uid);
@@ -159,7 +178,12 @@ export class Reconciler {
   wantsAddress(cgroupId: bigint): boolean {
     const key = this.#keyOfCgroup.get(cgroupId);
     const state = key === undefined ? undefined : this.#pods.get(key);
-    return state?.pod !== undefined && !state.pod.hostNetwork && state.foundIps.length === 0 && this.#toldIps(state.pod).length === 0;
+    return (
+      state?.pod !== undefined &&
+      !state.pod.hostNetwork &&
+      state.foundIps.length === 0 &&
+      this.#toldIps(state.pod).length === 0
+    );
   }
 
   processSeen(cgroupId: bigint): void {
@@ -194,7 +218,8 @@ export class Reconciler {
     this.#hasTakenOver = true;
     let removed = 0;
     for (const { key } of this.#cgroups.entries()) {
-      if (!this.#keyOfCgroup.has(key) && !this.#ambiguous.has(key)) removed += Number(this.#cgroups.delete(key));
+      if (!this.#keyOfCgroup.has(key) && !this.#ambiguous.has(key))
+        removed += Number(this.#cgroups.delete(key));
     }
     for (const { key } of this.#podInfos.entries()) {
       if (!this.#pods.has(key.text)) {
@@ -213,7 +238,12 @@ export class Reconciler {
       const path = this.#pods.get(this.#keyOfCgroup.get(id) ?? '')?.cgroups.get(id)?.path;
       return path !== undefined && this.#options.host.cgroupIdAt(path) !== id;
     };
-    return [() => this.#cgroups.repair({ isGone }), () => this.#podInfos.repair(), () => this.#addresses.repair(), () => this.#podOptions.repair()];
+    return [
+      () => this.#cgroups.repair({ isGone }),
+      () => this.#podInfos.repair(),
+      () => this.#addresses.repair(),
+      () => this.#podOptions.repair(),
+    ];
   }
 
   /** Tries again what failed, a full map for instance. */
@@ -230,20 +260,50 @@ export class Reconciler {
     return this.#addresses.size > 0;
   }
 
-  get counts(): { readonly pods: number; readonly cgroups: number; readonly queued: number; readonly errors: number } {
-    return { pods: this.#pods.size, cgroups: this.#keyOfCgroup.size, queued: this.#queue.size, errors: this.#errors };
+  get counts(): {
+    readonly pods: number;
+    readonly cgroups: number;
+    readonly queued: number;
+    readonly errors: number;
+  } {
+    return {
+      pods: this.#pods.size,
+      cgroups: this.#keyOfCgroup.size,
+      queued: this.#queue.size,
+      errors: this.#errors,
+    };
   }
 
   get figures(): ReconcilerFigures {
-    const unknown = [...this.#pods.values()].flatMap(({ pod, cgroups }) => (pod === undefined ? [...cgroups.values()].map(({ seenAt }) => seenAt) : []));
-    return { tracked: this.#keyOfCgroup.size + this.#ambiguous.size, unresolvedSince: [...this.#ambiguous.values(), ...unknown], failedPods: this.#failedKeys.size, errors: this.#errnos, retired: this.#counters.retired, highestSlot: this.#counters.highestSlot };
+    const unknown = [...this.#pods.values()].flatMap(({ pod, cgroups }) =>
+      pod === undefined ? [...cgroups.values()].map(({ seenAt }) => seenAt) : [],
+    );
+    return {
+      tracked: this.#keyOfCgroup.size + this.#ambiguous.size,
+      unresolvedSince: [...this.#ambiguous.values(), ...unknown],
+      failedPods: this.#failedKeys.size,
+      errors: this.#errnos,
+      retired: this.#counters.retired,
+      highestSlot: this.#counters.highestSlot,
+    };
   }
 
   /** Those too that the API has forgotten, as long as they run. */
   podsNamed(name: string, namespace?: string): PodView[] {
     return [...this.#pods].flatMap(([key, { pod, decision, cgroups }]) =>
-      (pod?.name !== name || decision === undefined || (namespace ?? pod.namespace) !== pod.namespace
-        ? [] : [{ key, pod, decision, cgroups: [...cgroups.values()], failed: this.#failedKeys.has(key), sidecar: this.#options.sidecars.words(pod.uid) }]));
+      pod?.name !== name || decision === undefined || (namespace ?? pod.namespace) !== pod.namespace
+        ? []
+        : [
+            {
+              key,
+              pod,
+              decision,
+              cgroups: [...cgroups.values()],
+              failed: this.#failedKeys.has(key),
+              sidecar: this.#options.sidecars.words(pod.uid),
+            },
+          ],
+    );
   }
 
   #state(key: string): PodState {
@@ -274,7 +334,12 @@ export class Reconciler {
       this.#reconcileUnknown(key, state);
       return;
     }
-    this.#options.sidecars.place(state.pod, [...state.cgroups.values()].filter(({ owner }) => !owner.monitor && !owner.nested).map(({ path }) => path));
+    this.#options.sidecars.place(
+      state.pod,
+      [...state.cgroups.values()]
+        .filter(({ owner }) => !owner.monitor && !owner.nested)
+        .map(({ path }) => path),
+    );
     if (current !== undefined || state.decision === undefined) {
       const before = state.decision;
       state.decision = this.#options.enrolment.decide(state.pod);
@@ -284,7 +349,12 @@ export class Reconciler {
     this.#write(key, state, state.pod, state.decision);
     const changedAt = this.#changedAt.get(key);
     this.#changedAt.delete(key);
-    if (changedAt !== undefined && state.cgroups.size > 0 && this.#podInfos.writes + this.#cgroups.writes > writes) this.#options.onMapped((performance.now() - changedAt) / 1000);
+    if (
+      changedAt !== undefined &&
+      state.cgroups.size > 0 &&
+      this.#podInfos.writes + this.#cgroups.writes > writes
+    )
+      this.#options.onMapped((performance.now() - changedAt) / 1000);
     this.#options.onReconciled();
   }
 
@@ -294,12 +364,18 @@ export class Reconciler {
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
       if (owner.monitor) this.#setEntry(cgroup, monitorEntry(id, remembered?.slot ?? 0));
-      else this.#setEntry(cgroup, remembered === undefined ? unknownEntry(id) : rememberedEntry(id, remembered));
+      else
+        this.#setEntry(cgroup, remembered === undefined ? unknownEntry(id) : rememberedEntry(id, remembered));
     }
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
     // When it was made is forgotten, so any pod that is known has the better claim.
-    this.#addresses.claim(key, ips, { slot: remembered.slot, createdAt: -1, redirected: isInboundRedirected(remembered), hasOptions: (remembered.flags & infoFlag.options) !== 0 });
+    this.#addresses.claim(key, ips, {
+      slot: remembered.slot,
+      createdAt: -1,
+      redirected: isInboundRedirected(remembered),
+      hasOptions: (remembered.flags & infoFlag.options) !== 0,
+    });
   }
 
   #setEntry(cgroup: Cgroup, entry: CgroupInfo): void {
@@ -314,13 +390,23 @@ export class Reconciler {
     if (isNew) this.#counters.start(slot);
     const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
     const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
-    const unfit = this.#podOptions.setAsFits(slot, decision.traffic, decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined);
+    const unfit = this.#podOptions.setAsFits(
+      slot,
+      decision.traffic,
+      decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined,
+    );
     const entry = podEntry(pod, facts, this.#options.enrolment.codeOf(pod));
     const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
     if (isAwaited) this.#options.handoffs.podAwaited(key);
     const before = this.#podInfos.get({ text: key });
     this.#podInfos.set({ text: key }, entry);
-    this.#options.onWritten?.({ pod, decision, before, entry, paths: () => [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path) });
+    this.#options.onWritten?.({
+      pod,
+      decision,
+      before,
+      entry,
+      paths: () => [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path),
+    });
     for (const cgroup of state.cgroups.values()) {
       const { id, owner } = cgroup;
       this.#setEntry(cgroup, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
@@ -332,7 +418,12 @@ export class Reconciler {
     // What a pod shows in its own network namespace never takes an address from one whose status says so.
     const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
     const redirected = decision.enrolled && !decision.bypassInbound;
-    this.#addresses.claim(key, ended ? [] : ips, { slot, createdAt: since, redirected, hasOptions: hasOptions(decision) });
+    this.#addresses.claim(key, ended ? [] : ips, {
+      slot,
+      createdAt: since,
+      redirected,
+      hasOptions: hasOptions(decision),
+    });
     if (unfit !== undefined) this.#failed(key, unfit);
   }
 
@@ -379,7 +470,10 @@ export class Reconciler {
   #markUnknown(cgroup: Cgroup, why: string): void {
     this.#ambiguous.set(cgroup.id, performance.now());
     this.#attempt('', () => this.#cgroups.set(cgroup.id, unknownEntry(cgroup.id)));
-    this.#options.logger.warn({ cgroupId: String(cgroup.id), path: cgroup.path }, `a cgroup's path does not say whose it is: ${why}`);
+    this.#options.logger.warn(
+      { cgroupId: String(cgroup.id), path: cgroup.path },
+      `a cgroup's path does not say whose it is: ${why}`,
+    );
   }
 
   #attempt(key: string, work: () => unknown): void {
@@ -395,6 +489,9 @@ export class Reconciler {
     const errno = (error instanceof CgrouteError ? error.errno : undefined) ?? 'other';
     this.#errnos.set(errno, (this.#errnos.get(errno) ?? 0) + 1);
     if (key !== '') this.#failedKeys.add(key);
-    this.#options.logger.error({ err: error, podUid: key }, `the maps could not be brought up to date: ${messageOf(error)}`);
+    this.#options.logger.error(
+      { err: error, podUid: key },
+      `the maps could not be brought up to date: ${messageOf(error)}`,
+    );
   }
 }

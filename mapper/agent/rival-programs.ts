@@ -34,17 +34,26 @@ export async function refuseOthers(watched: WatchedPlace): Promise<void> {
     place = await rivalPlace(watched);
   }
   if (place === undefined) return;
-  throw new CgrouteError('ELOCKED', `programs of another cgroute are attached at ${place}: expected none at --cgroup-root, above it or below; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`);
+  throw new CgrouteError(
+    'ELOCKED',
+    `programs of another cgroute are attached at ${place}: expected none at --cgroup-root, above it or below; stop that agent and run \`cgroute cleanup\` with its --bpffs-root`,
+  );
 }
 
 /** A cgroup that has such programs. */
 async function rivalPlace(watched: WatchedPlace): Promise<string | undefined> {
   const own = ownPrograms(watched.bpffsRoot) ?? new Map<number, string>();
   const others = cgrouteLinks(watched.procRoot).filter(({ programId }) => !own.has(programId));
-  return placeAbove(watched, own, others) ?? (others.length === 0 ? undefined : await placeBelow(watched, others));
+  return (
+    placeAbove(watched, own, others) ?? (others.length === 0 ? undefined : await placeBelow(watched, others))
+  );
 }
 
-function placeAbove({ cgroupRoot, mountPoint }: WatchedPlace, own: PinnedPrograms, others: readonly CgrouteLink[]): string | undefined {
+function placeAbove(
+  { cgroupRoot, mountPoint }: WatchedPlace,
+  own: PinnedPrograms,
+  others: readonly CgrouteLink[],
+): string | undefined {
   const places = [cgroupRoot];
   for (let place = cgroupRoot; place !== mountPoint && place !== '/'; ) places.push((place = dirname(place)));
   let programs;
@@ -57,9 +66,14 @@ function placeAbove({ cgroupRoot, mountPoint }: WatchedPlace, own: PinnedProgram
   return programs.find(({ owner, id }) => owner === 'unpinned' || theirs.has(id))?.place;
 }
 
-async function placeBelow({ cgroupRoot, logger }: WatchedPlace, others: readonly CgrouteLink[]): Promise<string | undefined> {
+async function placeBelow(
+  { cgroupRoot, logger }: WatchedPlace,
+  others: readonly CgrouteLink[],
+): Promise<string | undefined> {
   const tree = openCgroupTree({ cgroupRoot, logger, onAppeared: () => {}, onGone: () => {} });
   await tree.sweep();
-  const path = others.map(({ cgroupId }) => tree.cgroups.get(cgroupId)?.path).find((found) => found !== undefined);
+  const path = others
+    .map(({ cgroupId }) => tree.cgroups.get(cgroupId)?.path)
+    .find((found) => found !== undefined);
   return path === undefined ? undefined : cgroupRoot + path;
 }

@@ -20,5 +20,15 @@ export interface DoctorPlaces {
 }
 
 export const ok = (check: string, detail: string): DoctorLine => ({ check, state: 'ok', detail });
-export const warn = (check: string, detail: string, remedy: string): DoctorLine => ({ check, state: 'warn', detail, remedy });
-export const fail = (check: string, detail: string, remedy: string): DoctorLine => ({ check, state: 'fail', detail, remedy });
+export const warn = (check: string, detail: string, remedy: string): DoctorLine => ({
+  check,
+  state: 'warn',
+  detail,
+  remedy,
+});
+export const fail = (check: string, detail: string, remedy: string): DoctorLine => ({
+  check,
+  state: 'fail',
+  detail,
+  remedy,
+});

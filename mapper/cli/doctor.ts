@@ -9,7 +9,16 @@ import { openProcConnector } from '../../native/netlink/proc-connector.ts';
 import { effectiveCapabilities, hostNamespaces } from '../../native/boundary/privilege.ts';
 import { findCgroupMount, realCgroupRoot } from '../../watcher/host.ts';
 import { capabilityLines, featureLines, findPodTrees, hookLines } from './doctor-bpf.ts';
-import { bpffsLine, cgroupLine, iptablesLines, kernelLine, lockedMemoryLines, memoryLine, namespaceLines, settingLines } from './doctor-host.ts';
+import {
+  bpffsLine,
+  cgroupLine,
+  iptablesLines,
+  kernelLine,
+  lockedMemoryLines,
+  memoryLine,
+  namespaceLines,
+  settingLines,
+} from './doctor-host.ts';
 import { fail, ok, warn, type DoctorLine, type DoctorPlaces } from './doctor-line.ts';
 
 export type { DoctorLine, DoctorPlaces } from './doctor-line.ts';
@@ -31,22 +40,33 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
   const features = library.state === 'ok' ? featuresOrNone() : [];
   const load = features.some(({ name, support }) => name === 'cgroup/connect4' && support !== 'unknown');
   return [
-    ...await guarded('kernel', () => [kernelLine()]),
+    ...(await guarded('kernel', () => [kernelLine()])),
     ...cgroup,
-    ...await guarded('bpffs', () => [bpffsLine(places), ...pinLines(places)]),
-    ...await guarded('settings', () => settingLines(places)),
-    ...await guarded('memory', () => [memoryLine(places), ...lockedMemoryLines(places, effectiveCapabilities(procRoot))]),
-    ...await guarded('capabilities', () => capabilityLines(effectiveCapabilities(procRoot), { load: load || features.length === 0, namespaces: namespaces.net !== undefined })),
-    ...await guarded('namespaces', () => namespaceLines(namespaces)),
+    ...(await guarded('bpffs', () => [bpffsLine(places), ...pinLines(places)])),
+    ...(await guarded('settings', () => settingLines(places))),
+    ...(await guarded('memory', () => [
+      memoryLine(places),
+      ...lockedMemoryLines(places, effectiveCapabilities(procRoot)),
+    ])),
+    ...(await guarded('capabilities', () =>
+      capabilityLines(effectiveCapabilities(procRoot), {
+        load: load || features.length === 0,
+        namespaces: namespaces.net !== undefined,
+      }),
+    )),
+    ...(await guarded('namespaces', () => namespaceLines(namespaces))),
     ...events,
     library,
-    ...await guarded('BPF features', () => featureLines(features)),
+    ...(await guarded('BPF features', () => featureLines(features))),
     ...(mayAskHooks ? await guarded('hooks', () => hooks(places)) : []),
     ...backends,
   ];
 }
 
-async function guarded(check: string, look: () => readonly DoctorLine[] | Promise<readonly DoctorLine[]>): Promise<readonly DoctorLine[]> {
+async function guarded(
+  check: string,
+  look: () => readonly DoctorLine[] | Promise<readonly DoctorLine[]>,
+): Promise<readonly DoctorLine[]> {
   try {
     return await look();
   } catch (error) {
@@ -77,7 +97,13 @@ async function processEvents(): Promise<DoctorLine[]> {
     return [ok('process events', 'the kernel tells of every program that is started')];
   } catch (error) {
     const [what, remedy] = messageOf(error).split('; ', 2);
-    return [warn('process events', `${what ?? ''}: new processes are found by the cgroup watch and the sweep, later`, remedy ?? 'run as root')];
+    return [
+      warn(
+        'process events',
+        `${what ?? ''}: new processes are found by the cgroup watch and the sweep, later`,
+        remedy ?? 'run as root',
+      ),
+    ];
   }
 }
 
@@ -85,8 +111,23 @@ function hooks(places: DoctorPlaces): readonly DoctorLine[] {
   const mount = findCgroupMount(places.procRoot, places.cgroupRoot);
   const cgroupRoot = realCgroupRoot(places.cgroupRoot ?? mount.mountPoint);
   const pinned = ownPrograms(places.bpffsRoot);
-  const unreadable = pinned === undefined ? [warn('pins', `${places.bpffsRoot} cannot be read, so cgroute's own programs cannot be told`, 'run doctor as root')] : [];
-  return [...unreadable, ...hookLines({ cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) }, pinned ?? new Map())];
+  const unreadable =
+    pinned === undefined
+      ? [
+          warn(
+            'pins',
+            `${places.bpffsRoot} cannot be read, so cgroute's own programs cannot be told`,
+            'run doctor as root',
+          ),
+        ]
+      : [];
+  return [
+    ...unreadable,
+    ...hookLines(
+      { cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) },
+      pinned ?? new Map(),
+    ),
+  ];
 }
 
 /** Another version's pins, which the next start takes over; nothing to say of this version's own. */
@@ -99,8 +140,20 @@ function pinLines({ bpffsRoot }: DoctorPlaces): readonly DoctorLine[] {
   }
   const others = versions.filter((version) => version !== PIN_VERSION);
   if (others.length === 0) return [];
-  if (versions.length === 1) return [ok('pins', `version ${others.join()} of the pins is there; an agent of this version, ${PIN_VERSION}, takes over from it`)];
-  return [warn('pins', `versions ${versions.join(' and ')} of the pins are there: taking over has not come to its end`, 'start the agent')];
+  if (versions.length === 1)
+    return [
+      ok(
+        'pins',
+        `version ${others.join()} of the pins is there; an agent of this version, ${PIN_VERSION}, takes over from it`,
+      ),
+    ];
+  return [
+    warn(
+      'pins',
+      `versions ${versions.join(' and ')} of the pins are there: taking over has not come to its end`,
+      'start the agent',
+    ),
+  ];
 }
 
 /** 0 when all is fine or there are warnings only, 3 when something fails. */
@@ -121,6 +174,9 @@ export function doctorText(lines: readonly DoctorLine[]): string {
     ...(remedy === undefined ? [] : [`  ${' '.repeat(width)}  -> ${remedy}`]),
   ]);
   const tail = warnings === 0 ? '' : `, ${warnings} ${warnings === 1 ? 'warning' : 'warnings'}`;
-  const verdict = failed === 0 ? `this host is fit for cgroute${tail}` : `this host is not fit for cgroute: ${failed} ${failed === 1 ? 'check fails' : 'checks fail'}${tail}`;
+  const verdict =
+    failed === 0
+      ? `this host is fit for cgroute${tail}`
+      : `this host is not fit for cgroute: ${failed} ${failed === 1 ? 'check fails' : 'checks fail'}${tail}`;
   return [...rows, '', verdict, ''].join('\n');
 }

@@ -11,8 +11,17 @@ export function explanationText(of: Explanation): string {
     ['uid', of.uid],
     ['verdict', `${of.verdict}, because of ${of.reason}`],
     ['ips', of.ips.join(', ') || 'none known'],
-    ['proxy', proxy.address === null ? 'none is ready' : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod].filter((part) => part !== null).join('  ')],
-    ...(of.cgroups.length === 0 ? [['cgroups', 'none']] : of.cgroups.map(({ id, path }, i) => [i === 0 ? 'cgroups' : '', `${id}  ${path}`])),
+    [
+      'proxy',
+      proxy.address === null
+        ? 'none is ready'
+        : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod]
+            .filter((part) => part !== null)
+            .join('  '),
+    ],
+    ...(of.cgroups.length === 0
+      ? [['cgroups', 'none']]
+      : of.cgroups.map(({ id, path }, i) => [i === 0 ? 'cgroups' : '', `${id}  ${path}`])),
   ]);
   const rules = table([
     ['RULE', 'APPLIES', 'CONDITION', 'SAW'],
@@ -20,9 +29,17 @@ export function explanationText(of: Explanation): string {
   ]);
   const width = Math.max(0, ...of.connections.map(({ count }) => String(count).length));
   return [
-    head, '', rules, '',
+    head,
+    '',
+    rules,
+    '',
     ...(of.notes.length === 0 ? [] : ['notes:', ...of.notes.map((note) => `  ${note}`), '']),
-    ...(of.connections.length === 0 ? ['no connections so far'] : ['connections so far:', ...of.connections.map(({ count, words }) => `  ${String(count).padStart(width)}  ${words}`)]),
+    ...(of.connections.length === 0
+      ? ['no connections so far']
+      : [
+          'connections so far:',
+          ...of.connections.map(({ count, words }) => `  ${String(count).padStart(width)}  ${words}`),
+        ]),
     '',
   ].join('\n');
 }

@@ -28,7 +28,12 @@ export interface Explanation {
   /** Those that were tried, in order; exactly one decides. */
   readonly rules: readonly RuleStep[];
   readonly notes: readonly string[];
-  readonly proxy: { readonly address: string | null; readonly address6: string | null; readonly pod: string | null; readonly ready: boolean };
+  readonly proxy: {
+    readonly address: string | null;
+    readonly address6: string | null;
+    readonly pod: string | null;
+    readonly ready: boolean;
+  };
   readonly ips: readonly string[];
   /** Paths are relative to the watched root. */
   readonly cgroups: readonly { readonly id: string; readonly path: string }[];
@@ -60,7 +65,8 @@ export interface ExplainView {
 const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   redirected: "opened by it, went to the proxy's outbound port",
   inboundRedirected: "opened to it by processes of the host, went to the proxy's inbound port",
-  inboundExempt: 'opened to it by the kubelet, to a port of the proxy or to an excluded one, were left as they were',
+  inboundExempt:
+    'opened to it by the kubelet, to a port of the proxy or to an excluded one, were left as they were',
   hostUntouched: 'opened by processes of the host, were left as they were',
   out: 'opened by it, were left as they were: it is not in the mesh',
   bypassed: 'opened by it, were left as they were: it is bypassed',
@@ -72,14 +78,23 @@ const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   noProxyAllowed: 'would have gone to the proxy, and went past it as none was known (whenProxyDown: allow)',
   noProxyDenied: 'would have gone to the proxy, and were denied as none was known (whenProxyDown: deny)',
   loopDenied: "to the proxy's own ports were denied",
-  errorDenied: 'were denied: the maps of connections had no room, or the pod had its share of it; or they went to an address such as ::10.1.2.3',
-  handoffLost: 'reached the proxy without their original destination: original_dst_map had no room, or the pod had its share of it',
+  errorDenied:
+    'were denied: the maps of connections had no room, or the pod had its share of it; or they went to an address such as ::10.1.2.3',
+  handoffLost:
+    'reached the proxy without their original destination: original_dst_map had no room, or the pod had its share of it',
 };
 
 /** `NAMESPACE/NAME` or `NAME`. @throws CgrouteError `EUSAGE` */
-export function parsePodName(text: string): { readonly namespace: string | undefined; readonly name: string } {
+export function parsePodName(text: string): {
+  readonly namespace: string | undefined;
+  readonly name: string;
+} {
   const [, namespace, name] = /^(?:([a-z0-9-]+)\/)?([a-z0-9.-]+)$/.exec(text) ?? [];
-  if (name === undefined) throw new CgrouteError('EUSAGE', `cgroute explain expects a pod as NAMESPACE/NAME or NAME, got "${text}"`);
+  if (name === undefined)
+    throw new CgrouteError(
+      'EUSAGE',
+      `cgroute explain expects a pod as NAMESPACE/NAME or NAME, got "${text}"`,
+    );
   return { namespace, name };
 }
 
@@ -89,14 +104,25 @@ export function explain(text: string, view: ExplainView): Explanation {
   const found = view.podsNamed(name, namespace);
   const namespaces = [...new Set(found.map(({ pod }) => pod.namespace))].sort();
   if (namespaces.length > 1) {
-    throw new CgrouteError('EAMBIGUOUS', `several pods of this node are named ${name}: expected one of ${namespaces.map((of) => `${of}/${name}`).join(', ')}`);
+    throw new CgrouteError(
+      'EAMBIGUOUS',
+      `several pods of this node are named ${name}: expected one of ${namespaces.map((of) => `${of}/${name}`).join(', ')}`,
+    );
   }
-  const [first, ...others] = found.toSorted((a, b) => Number(a.pod.terminating) - Number(b.pod.terminating) || b.pod.createdAt - a.pod.createdAt);
+  const [first, ...others] = found.toSorted(
+    (a, b) => Number(a.pod.terminating) - Number(b.pod.terminating) || b.pod.createdAt - a.pod.createdAt,
+  );
   if (first === undefined) {
-    const kept = view.maps.pods.entries().map(([, info]) => info).find((info) => info.podName === name && (namespace ?? info.podNamespace) === info.podNamespace);
-    throw new CgrouteError('ENOPOD', kept === undefined
-      ? `no pod of this node is named ${text}: \`cgroute status\` lists those that are`
-      : `the source has no pod ${kept.podNamespace}/${kept.podName} any more: what an earlier agent found, ${kept.verdict} because of ${kept.reason}, stands until its cgroups are removed`);
+    const kept = view.maps.pods
+      .entries()
+      .map(([, info]) => info)
+      .find((info) => info.podName === name && (namespace ?? info.podNamespace) === info.podNamespace);
+    throw new CgrouteError(
+      'ENOPOD',
+      kept === undefined
+        ? `no pod of this node is named ${text}: \`cgroute status\` lists those that are`
+        : `the source has no pod ${kept.podNamespace}/${kept.podName} any more: what an earlier agent found, ${kept.verdict} because of ${kept.reason}, stands until its cgroups are removed`,
+    );
   }
   const { pod, decision, cgroups, key } = first;
   const entry = view.maps.pods.get({ text: key });
@@ -110,24 +136,52 @@ export function explain(text: string, view: ExplainView): Explanation {
     rules: decision.trace,
     notes: [
       ...decision.notes.map(({ message }) => message),
-      ...others.map((other) => `another pod of this name, with UID ${other.pod.uid}, is still there or has gone just now; this is about the newer one`),
+      ...others.map(
+        (other) =>
+          `another pod of this name, with UID ${other.pod.uid}, is still there or has gone just now; this is about the newer one`,
+      ),
       ...hints(first, entry !== undefined, proxy.ready, view.config),
     ],
     proxy,
-    ips: entry === undefined ? [] : [addressText(entry.ip4), addressText(entry.ip6)].filter((ip) => ip !== undefined),
+    ips:
+      entry === undefined
+        ? []
+        : [addressText(entry.ip4), addressText(entry.ip6)].filter((ip) => ip !== undefined),
     cgroups: cgroups.map(({ id, path }) => ({ id: String(id), path })),
-    connections: entry === undefined || entry.slot === SHARED_SLOT ? [] : connectionsOf(view.maps.counters.get(entry.slot)?.count ?? []),
+    connections:
+      entry === undefined || entry.slot === SHARED_SLOT
+        ? []
+        : connectionsOf(view.maps.counters.get(entry.slot)?.count ?? []),
   };
 }
 
-function hints({ decision, cgroups, failed, sidecar }: PodView, isMapped: boolean, hasProxy: boolean, { whenProxyDown, sidecarUser }: ExplainView['config']): string[] {
+function hints(
+  { decision, cgroups, failed, sidecar }: PodView,
+  isMapped: boolean,
+  hasProxy: boolean,
+  { whenProxyDown, sidecarUser }: ExplainView['config'],
+): string[] {
   return [
-    ...(decision.traffic === undefined ? [] : [`its annotations limit what goes to the proxy: ${trafficText(decision.traffic)}`]),
-    ...(decision.enrolled && decision.sidecar ? [`connections of its user ${sidecarUser}, which sidecars run as, are left as they are`] : []),
-    ...(failed || !isMapped ? ['its entries in the maps could not be written, so the programs may act otherwise; the agent tries again'] : []),
+    ...(decision.traffic === undefined
+      ? []
+      : [`its annotations limit what goes to the proxy: ${trafficText(decision.traffic)}`]),
+    ...(decision.enrolled && decision.sidecar
+      ? [`connections of its user ${sidecarUser}, which sidecars run as, are left as they are`]
+      : []),
+    ...(failed || !isMapped
+      ? [
+          'its entries in the maps could not be written, so the programs may act otherwise; the agent tries again',
+        ]
+      : []),
     ...(cgroups.length === 0 ? ['no cgroup of it has been found: it does not run here yet, or no more'] : []),
-    ...(decision.enrolled && !hasProxy ? [`no proxy of this node is ready, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`] : []),
-    ...(decision.bypassOutbound || decision.bypassInbound ? ['a peer that insists on mutual TLS refuses connections of a pod that is bypassed'] : []),
+    ...(decision.enrolled && !hasProxy
+      ? [
+          `no proxy of this node is ready, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`,
+        ]
+      : []),
+    ...(decision.bypassOutbound || decision.bypassInbound
+      ? ['a peer that insists on mutual TLS refuses connections of a pod that is bypassed']
+      : []),
     ...(sidecar === undefined ? [] : [sidecar]),
   ];
 }
@@ -147,7 +201,12 @@ function proxyOf({ maps, proxyPod }: ExplainView): Explanation['proxy'] {
   const [address, address6] = [read(setting.proxyIp4), read(setting.proxyIp6)];
   const ready = address !== null || address6 !== null;
   const pod = ready ? proxyPod() : undefined;
-  return { address: address ?? address6, address6, pod: pod === undefined ? null : `${pod.namespace}/${pod.name}`, ready };
+  return {
+    address: address ?? address6,
+    address6,
+    pod: pod === undefined ? null : `${pod.namespace}/${pod.name}`,
+    ready,
+  };
 }
 
 /**
@@ -160,10 +219,16 @@ export async function askExplanation(bpffsRoot: string, text: string): Promise<E
   let response: Response;
   let body: string;
   try {
-    response = await fetch(`http://${http}/explain?${new URLSearchParams({ pod: text })}`, { signal: AbortSignal.timeout(5000) });
+    response = await fetch(`http://${http}/explain?${new URLSearchParams({ pod: text })}`, {
+      signal: AbortSignal.timeout(5000),
+    });
     body = await response.text();
   } catch (cause) {
-    throw new CgrouteError('EDOWN', `the agent runs and does not answer at ${http} (${messageOf(cause)}): is it in another network namespace?`, { cause });
+    throw new CgrouteError(
+      'EDOWN',
+      `the agent runs and does not answer at ${http} (${messageOf(cause)}): is it in another network namespace?`,
+      { cause },
+    );
   }
   if (!response.ok) throw new CgrouteError('EEXPLAIN', body.trim());
   return JSON.parse(body) as Explanation;
@@ -172,7 +237,10 @@ export async function askExplanation(bpffsRoot: string, text: string): Promise<E
 function addressOfAgent(bpffsRoot: string): string {
   using maps = openPinnedMaps(bpffsRoot);
   if (maps === undefined || !isLocked(bpffsRoot)) {
-    throw new CgrouteError('EDOWN', `no agent runs with --bpffs-root ${bpffsRoot}, and only a running one can explain: start it, or see \`cgroute status\``);
+    throw new CgrouteError(
+      'EDOWN',
+      `no agent runs with --bpffs-root ${bpffsRoot}, and only a running one can explain: start it, or see \`cgroute status\``,
+    );
   }
   const http = readAgentRecord(maps.agent)?.http ?? '';
   if (http === '') throw new CgrouteError('EDOWN', 'the agent is starting: try again in a moment');

@@ -37,8 +37,18 @@ export interface NodeStatus {
   readonly node: string | null;
   /** Whether a connect program is attached by a pinned link. */
   readonly redirecting: boolean;
-  readonly agent: { readonly running: boolean; readonly ready: boolean; readonly pid: number | null; readonly version: string | null };
-  readonly proxy: { readonly address: string | null; readonly address6: string | null; readonly pod: string | null; readonly ready: boolean };
+  readonly agent: {
+    readonly running: boolean;
+    readonly ready: boolean;
+    readonly pid: number | null;
+    readonly version: string | null;
+  };
+  readonly proxy: {
+    readonly address: string | null;
+    readonly address6: string | null;
+    readonly pod: string | null;
+    readonly ready: boolean;
+  };
   readonly sources: readonly SourceState[];
   /** What this host's kernel offers; null where it could not be tried. */
   readonly capabilities: CapabilityReport | null;
@@ -68,12 +78,18 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
       redirecting: false,
       agent: { running: false, ready: false, pid: null, version: null },
       proxy: { address: null, address6: null, pod: null, ready: false },
-      sources: [], capabilities: capabilities(), pods: [], unknown: [], host: NO_CONNECTIONS, maps: [],
+      sources: [],
+      capabilities: capabilities(),
+      pods: [],
+      unknown: [],
+      host: NO_CONNECTIONS,
+      maps: [],
     };
   }
   const record = readAgentRecord(maps.agent);
   const running = existsSync(options.bpffsRoot) && isLocked(options.bpffsRoot);
-  const live = running && record !== undefined && record.http !== '' ? await askAgent(record.http) : undefined;
+  const live =
+    running && record !== undefined && record.http !== '' ? await askAgent(record.http) : undefined;
   const tree = await cgroupTree(options);
   const cgroups = maps.cgroups.entries();
   const cgroupStatus = (id: bigint): CgroupStatus => ({ id: String(id), path: tree.get(id)?.path ?? null });
@@ -81,7 +97,12 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
   return {
     node: record?.node ?? null,
     redirecting: isRedirecting(options.bpffsRoot),
-    agent: { running, ready: live?.ready ?? false, pid: running ? record?.pid ?? null : null, version: record?.version ?? null },
+    agent: {
+      running,
+      ready: live?.ready ?? false,
+      pid: running ? (record?.pid ?? null) : null,
+      version: record?.version ?? null,
+    },
     proxy: proxyOf(maps, infos),
     sources: live?.sources ?? [],
     capabilities: capabilities(),
@@ -93,11 +114,15 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
         verdict: info.verdict,
         reason: info.reason,
         ips: [addressText(info.ip4), addressText(info.ip6)].filter((ip) => ip !== undefined),
-        cgroups: cgroups.filter(([, entry]) => entry.slot === info.slot && info.slot !== SHARED_SLOT).map(([id]) => cgroupStatus(id)),
+        cgroups: cgroups
+          .filter(([, entry]) => entry.slot === info.slot && info.slot !== SHARED_SLOT)
+          .map(([id]) => cgroupStatus(id)),
         connections: connectionsOf(maps.counters.get(info.slot)?.count ?? []),
       }))
       .sort((a, b) => `${a.namespace}/${a.name}`.localeCompare(`${b.namespace}/${b.name}`)),
-    unknown: cgroups.filter(([, { flags }]) => (flags & infoFlag.unknownPod) !== 0).map(([id]) => cgroupStatus(id)),
+    unknown: cgroups
+      .filter(([, { flags }]) => (flags & infoFlag.unknownPod) !== 0)
+      .map(([id]) => cgroupStatus(id)),
     host: connectionsOf(maps.counters.get(SHARED_SLOT)?.count ?? []),
     maps: mapRoom(maps),
   };
@@ -123,8 +148,12 @@ function proxyOf(maps: PinnedMaps, infos: readonly PodInfo[]): NodeStatus['proxy
   };
   const address = read(setting.proxyIp4);
   const address6 = read(setting.proxyIp6);
-  const pod = infos.find(({ flags, ip4, ip6 }) => (flags & infoFlag.proxy) !== 0
-    && ((address !== undefined && addressText(ip4) === address) || (address6 !== undefined && addressText(ip6) === address6)));
+  const pod = infos.find(
+    ({ flags, ip4, ip6 }) =>
+      (flags & infoFlag.proxy) !== 0 &&
+      ((address !== undefined && addressText(ip4) === address) ||
+        (address6 !== undefined && addressText(ip6) === address6)),
+  );
   return {
     address: address ?? address6 ?? null,
     address6: address6 ?? null,
@@ -137,7 +166,12 @@ function proxyOf(maps: PinnedMaps, infos: readonly PodInfo[]): NodeStatus['proxy
 async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<ReadonlyMap<bigint, Cgroup>> {
   try {
     const root = realCgroupRoot(cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
-    const tree = openCgroupTree({ cgroupRoot: root, logger: pino({ level: 'silent' }), onAppeared: () => {}, onGone: () => {} });
+    const tree = openCgroupTree({
+      cgroupRoot: root,
+      logger: pino({ level: 'silent' }),
+      onAppeared: () => {},
+      onGone: () => {},
+    });
     await tree.sweep();
     return tree.cgroups;
   } catch {

@@ -15,12 +15,19 @@ export interface Field<T> {
   /** The default, as a person writes it in YAML. */
   readonly fallbackText: string;
   /** The value; or what is wrong with the raw one, in words that follow the key, and in which item of a list. */
-  readonly read: (raw: unknown) => { readonly value: T } | { readonly wrong: string; readonly index?: number };
+  readonly read: (
+    raw: unknown,
+  ) => { readonly value: T } | { readonly wrong: string; readonly index?: number };
 }
 
 /** One word of several. */
-export function choice<const W extends string>(words: readonly W[], fallback: NoInfer<W>, about: string): Field<W> {
-  const expects = words.length === 1 ? `"${words[0]}"` : `one of ${words.map((word) => `"${word}"`).join(', ')}`;
+export function choice<const W extends string>(
+  words: readonly W[],
+  fallback: NoInfer<W>,
+  about: string,
+): Field<W> {
+  const expects =
+    words.length === 1 ? `"${words[0]}"` : `one of ${words.map((word) => `"${word}"`).join(', ')}`;
   return {
     kind: 'field',
     fallback,
@@ -60,7 +67,11 @@ export interface TextsOptions {
 }
 
 /** A list of texts, each once, in the order given. */
-export function texts(fallback: readonly string[], options: TextsOptions, about: string): Field<readonly string[]> {
+export function texts(
+  fallback: readonly string[],
+  options: TextsOptions,
+  about: string,
+): Field<readonly string[]> {
   const { item, form, lowerCase = false, mayBeEmpty = false, reserved = {} } = options;
   const expects = `a list, each item ${item}${mayBeEmpty ? '' : ', at least one'}`;
   return {
@@ -74,10 +85,12 @@ export function texts(fallback: readonly string[], options: TextsOptions, about:
       if (raw.length === 0 && !mayBeEmpty) return { wrong: `expected ${expects}, got an empty list` };
       const values = new Set<string>();
       for (const [index, each] of (raw as readonly unknown[]).entries()) {
-        if (typeof each !== 'string' || !form.test(each)) return { wrong: `expected each item to be ${item}, got ${shown(each)}`, index };
+        if (typeof each !== 'string' || !form.test(each))
+          return { wrong: `expected each item to be ${item}, got ${shown(each)}`, index };
         const value = lowerCase ? each.toLowerCase() : each;
         const reason = Object.hasOwn(reserved, value) ? reserved[value] : undefined;
-        if (reason !== undefined) return { wrong: `expected each item to be ${item}, got ${shown(each)}, ${reason}`, index };
+        if (reason !== undefined)
+          return { wrong: `expected each item to be ${item}, got ${shown(each)}, ${reason}`, index };
         values.add(value);
       }
       return { value: [...values] };

@@ -55,7 +55,7 @@ const TABLE = {
   existingConnections: choice(
     ['keep', 'reset'],
     'keep',
-    "What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that would go the other way now are reset: what the pod opened, and what processes of the host opened to it; that takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.",
+    'What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that would go the other way now are reset: what the pod opened, and what processes of the host opened to it; that takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.',
   ),
   unknownPods: choice(
     ['allow', 'deny'],
@@ -65,25 +65,64 @@ const TABLE = {
   whenProxyDown: choice(
     ['deny', 'allow'],
     'deny',
-    "Connections of enrolled pods while no proxy is ready: `deny` refuses them with EPERM, `allow` lets them pass untouched, outside the mesh.",
+    'Connections of enrolled pods while no proxy is ready: `deny` refuses them with EPERM, `allow` lets them pass untouched, outside the mesh.',
   ),
   bypass: {
     allowed: choice(
       ['any', 'namespace', 'never'],
       'any',
-      'Whose label `kmesh.net/bypass` counts: `any` pod\'s, only where the `namespace` carries `cgroute.io/allow-bypass=true`, or `never`.',
+      "Whose label `kmesh.net/bypass` counts: `any` pod's, only where the `namespace` carries `cgroute.io/allow-bypass=true`, or `never`.",
     ),
   },
-  sidecarUser: integer(0, 4_294_967_294, 1337, "User id of sidecars: in a pod that has one, its own connections are left alone."),
-  sidecars: onOrOff(true, "Whether rules are put into the network namespaces of pods with a sidecar, to bypass or to short-circuit it. `false`: sidecars stay in the path, and pods that have one stay out of the mesh."),
-  sweepSeconds: integer(1, 86_400, 30, 'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.'),
-  relistSeconds: integer(10, 86_400, 600, 'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.'),
+  sidecarUser: integer(
+    0,
+    4_294_967_294,
+    1337,
+    'User id of sidecars: in a pod that has one, its own connections are left alone.',
+  ),
+  sidecars: onOrOff(
+    true,
+    'Whether rules are put into the network namespaces of pods with a sidecar, to bypass or to short-circuit it. `false`: sidecars stay in the path, and pods that have one stay out of the mesh.',
+  ),
+  sweepSeconds: integer(
+    1,
+    86_400,
+    30,
+    'Seconds between two sweeps of the whole cgroup tree, which find what every other source missed.',
+  ),
+  relistSeconds: integer(
+    10,
+    86_400,
+    600,
+    'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.',
+  ),
   maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
-  maxConnections: integer(1024, 16_777_216, 131_072, 'Room for this many redirected connections that are open at one time.'),
-  maxTrafficEntries: integer(1024, 16_777_216, 65_536, "Room for this many ports, and as many ranges, of all pods' traffic annotations together."),
-  maxConnectionsPerPod: integer(1, 16_777_216, 32_768, 'How many of these one pod may have, so that none takes the room of the others; the first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.'),
-  annotate: onOrOff(true, 'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.'),
-  events: onOrOff(true, 'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.'),
+  maxConnections: integer(
+    1024,
+    16_777_216,
+    131_072,
+    'Room for this many redirected connections that are open at one time.',
+  ),
+  maxTrafficEntries: integer(
+    1024,
+    16_777_216,
+    65_536,
+    "Room for this many ports, and as many ranges, of all pods' traffic annotations together.",
+  ),
+  maxConnectionsPerPod: integer(
+    1,
+    16_777_216,
+    32_768,
+    'How many of these one pod may have, so that none takes the room of the others; the first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.',
+  ),
+  annotate: onOrOff(
+    true,
+    'With `--source kube`: pods whose connections are redirected carry the annotation `ambient.istio.io/redirection: enabled`.',
+  ),
+  events: onOrOff(
+    true,
+    'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.',
+  ),
   log: {
     level: choice(
       ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'],
@@ -131,7 +170,13 @@ export function parseConfig(text: string, file: string): Config {
 
 type Refuse = (offset: number | undefined, sentence: string) => never;
 
-function readTable(map: YAMLMap, table: Table, above: readonly string[], document: Document, refuse: Refuse): unknown {
+function readTable(
+  map: YAMLMap,
+  table: Table,
+  above: readonly string[],
+  document: Document,
+  refuse: Refuse,
+): unknown {
   const values = defaultsOf(table);
   for (const pair of map.items) {
     const keyNode = pair.key as Node;
@@ -142,13 +187,18 @@ function readTable(map: YAMLMap, table: Table, above: readonly string[], documen
     const entry = Object.hasOwn(table, key) ? table[key] : undefined;
     if (entry === undefined) return refuse(offset, `unknown key ${JSON.stringify(path)}${suggestion(path)}`);
 
-    const raw = plain(pair.value as Node | null, document, (sentence) => refuse(offset, `${path}: ${sentence}`));
+    const raw = plain(pair.value as Node | null, document, (sentence) =>
+      refuse(offset, `${path}: ${sentence}`),
+    );
     // `proxy:` with everything below it commented out means nothing is set.
     if (raw === null) continue;
     if (isField(entry)) {
       const result = entry.read(raw);
       if ('wrong' in result) {
-        const item = isSeq(valueNode) && result.index !== undefined ? (valueNode.items[result.index] as Node) : undefined;
+        const item =
+          isSeq(valueNode) && result.index !== undefined
+            ? (valueNode.items[result.index] as Node)
+            : undefined;
         return refuse((item ?? valueNode)?.range?.[0] ?? offset, `${path}: ${result.wrong}`);
       }
       values[key] = result.value;
@@ -156,7 +206,10 @@ function readTable(map: YAMLMap, table: Table, above: readonly string[], documen
       values[key] = readTable(valueNode, entry, [...above, key], document, refuse);
     } else {
       const inner = Object.keys(entry).join(', ');
-      return refuse(valueNode?.range?.[0] ?? offset, `${path}: expected settings below it (${inner}), got ${shown(raw)}`);
+      return refuse(
+        valueNode?.range?.[0] ?? offset,
+        `${path}: expected settings below it (${inner}), got ${shown(raw)}`,
+      );
     }
   }
   return values;
@@ -165,8 +218,13 @@ function readTable(map: YAMLMap, table: Table, above: readonly string[], documen
 function onOrOff(fallback: boolean, about: string): Field<boolean> {
   const expects = 'true or false';
   return {
-    kind: 'field', fallback, about, expects, fallbackText: String(fallback),
-    read: (raw) => (typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` }),
+    kind: 'field',
+    fallback,
+    about,
+    expects,
+    fallbackText: String(fallback),
+    read: (raw) =>
+      typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` },
   };
 }
 
@@ -238,7 +296,8 @@ function distance(left: string, right: string): number {
 /** The reference of every setting, as a Markdown table for the documentation. */
 export function configReference(): string {
   const rows = [...fieldsOf(TABLE)].map(
-    ([key, field]) => `| \`${key}\` | \`${field.fallbackText}\` | ${field.expects.replaceAll('|', '\\|')} | ${field.about.replaceAll('|', '\\|')} |`,
+    ([key, field]) =>
+      `| \`${key}\` | \`${field.fallbackText}\` | ${field.expects.replaceAll('|', '\\|')} | ${field.about.replaceAll('|', '\\|')} |`,
   );
   return ['| key | default | accepts | meaning |', '|---|---|---|---|', ...rows, ''].join('\n');
 }

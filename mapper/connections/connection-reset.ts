@@ -7,7 +7,14 @@ import type { Logger } from 'pino';
 import { CgrouteError, messageOf } from '../../native/error.ts';
 import type { PodInfo } from '../../native/layout/layouts.ts';
 import { effectiveCapabilities } from '../../native/boundary/privilege.ts';
-import { isInboundFlip, isOutboundFlip, resetInbound, resetOutbound, type Flipped, type FlippedConnectionsOptions } from './flipped-connections.ts';
+import {
+  isInboundFlip,
+  isOutboundFlip,
+  resetInbound,
+  resetOutbound,
+  type Flipped,
+  type FlippedConnectionsOptions,
+} from './flipped-connections.ts';
 import type { Pod } from '../objects/pod.ts';
 import { isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
 import type { Decision } from '../decisions/verdict.ts';
@@ -55,7 +62,9 @@ export class ConnectionReset implements Disposable {
   constructor(options: ConnectionResetOptions) {
     this.#options = options;
     if (!effectiveCapabilities(options.procRoot).has('CAP_SYS_ADMIN')) {
-      options.logger.warn("existingConnections is reset, and the agent lacks CAP_SYS_ADMIN, which it takes to enter a pod's network namespace: open connections will go on as they are when a verdict changes");
+      options.logger.warn(
+        "existingConnections is reset, and the agent lacks CAP_SYS_ADMIN, which it takes to enter a pod's network namespace: open connections will go on as they are when a verdict changes",
+      );
     }
   }
 
@@ -84,7 +93,11 @@ export class ConnectionReset implements Disposable {
     let done: Flip | undefined;
     let closed = 0;
     // Two flips in a row: the second one is looked after from its beginning.
-    for (let flip = this.#outbound.get(uid); flip !== done && flip !== undefined && !this.#isStopped; flip = this.#outbound.get(uid)) {
+    for (
+      let flip = this.#outbound.get(uid);
+      flip !== done && flip !== undefined && !this.#isStopped;
+      flip = this.#outbound.get(uid)
+    ) {
       done = flip;
       closed = 0;
       try {
@@ -103,7 +116,11 @@ export class ConnectionReset implements Disposable {
       }
     }
     this.#outbound.delete(uid);
-    if (done !== undefined) logger.info({ podUid: uid, closed, redirected: isRedirected(done.entry) }, `the verdict on pod ${nameOf(done)} changed: connections that it had open were reset`);
+    if (done !== undefined)
+      logger.info(
+        { podUid: uid, closed, redirected: isRedirected(done.entry) },
+        `the verdict on pod ${nameOf(done)} changed: connections that it had open were reset`,
+      );
   }
 
   /** All flips of one moment share their looks at the host. */
@@ -138,7 +155,10 @@ export class ConnectionReset implements Disposable {
   }
 
   #saidInbound(flip: Flip, closed: number): void {
-    this.#options.logger.info({ podUid: flip.pod.uid, closed, redirected: isInboundRedirected(flip.entry) }, `the verdict on pod ${nameOf(flip)} changed: connections that processes of the host had open to it were reset`);
+    this.#options.logger.info(
+      { podUid: flip.pod.uid, closed, redirected: isInboundRedirected(flip.entry) },
+      `the verdict on pod ${nameOf(flip)} changed: connections that processes of the host had open to it were reset`,
+    );
   }
 
   async #wait(ms: number): Promise<void> {
@@ -152,8 +172,14 @@ export class ConnectionReset implements Disposable {
     const message = messageOf(error);
     for (const flip of flips) {
       this.#failures.set(errno, (this.#failures.get(errno) ?? 0) + 1);
-      logger.error({ err: error, podUid: flip.pod.uid }, `connections that pod ${nameOf(flip)} had open could not be reset, and go on as they were: ${message}`);
-      onFailed(flip.pod, `connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: ${message}`);
+      logger.error(
+        { err: error, podUid: flip.pod.uid },
+        `connections that pod ${nameOf(flip)} had open could not be reset, and go on as they were: ${message}`,
+      );
+      onFailed(
+        flip.pod,
+        `connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: ${message}`,
+      );
     }
   }
 

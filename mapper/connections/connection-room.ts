@@ -23,7 +23,11 @@ export function isFull({ entries, capacity }: MapRoom): boolean {
 
 /** How full they are. The kernel keeps count of the largest. */
 export function mapRoom(maps: RoomMaps): MapRoom[] {
-  return FINITE.map((key) => ({ name: maps[key].name, entries: key === 'overflowConnections' ? overflowEntries(maps) : maps[key].count(), capacity: maps[key].info.maxEntries }));
+  return FINITE.map((key) => ({
+    name: maps[key].name,
+    entries: key === 'overflowConnections' ? overflowEntries(maps) : maps[key].count(),
+    capacity: maps[key].info.maxEntries,
+  }));
 }
 
 export function overflowEntries(maps: Pick<RoomMaps, 'overflowCount'>): number {
@@ -31,7 +35,10 @@ export function overflowEntries(maps: Pick<RoomMaps, 'overflowCount'>): number {
 }
 
 export interface ConnectionRoomOptions {
-  readonly maps: Pick<PinnedMaps, 'pods' | 'counters' | 'shares' | 'overflowConnections' | 'overflowCount' | 'originals'>;
+  readonly maps: Pick<
+    PinnedMaps,
+    'pods' | 'counters' | 'shares' | 'overflowConnections' | 'overflowCount' | 'originals'
+  >;
   readonly shares: MapShares;
   readonly logger: Logger;
   /** Says it on the pod. */
@@ -71,11 +78,22 @@ export class ConnectionRoom {
       const isLost = before !== undefined && handoffLost > (last?.handoffLost ?? 0n);
       seen.set(uid, { errorDenied, handoffLost, isRefused, isLost });
       const news = [
-        ...(isRefused && last?.isRefused !== true ? [`connections of this pod, or from the host to it, are refused (errorDenied): ${this.#whyRefused(slot)}`] : []),
-        ...(isLost && last?.isLost !== true ? [`connections of this pod reach the proxy without their destination (handoffLost): ${this.#whyLost(slot)}`] : []),
+        ...(isRefused && last?.isRefused !== true
+          ? [
+              `connections of this pod, or from the host to it, are refused (errorDenied): ${this.#whyRefused(slot)}`,
+            ]
+          : []),
+        ...(isLost && last?.isLost !== true
+          ? [
+              `connections of this pod reach the proxy without their destination (handoffLost): ${this.#whyLost(slot)}`,
+            ]
+          : []),
       ];
       for (const message of news) {
-        logger.error({ podUid: uid, errorDenied: Number(errorDenied), handoffLost: Number(handoffLost) }, `pod ${podNamespace}/${podName}: ${message}`);
+        logger.error(
+          { podUid: uid, errorDenied: Number(errorDenied), handoffLost: Number(handoffLost) },
+          `pod ${podNamespace}/${podName}: ${message}`,
+        );
         tell(uid, message);
       }
     }
@@ -86,16 +104,20 @@ export class ConnectionRoom {
   #whyRefused(slot: number): string {
     const { maps, shares } = this.#options;
     const { maxEntries } = maps.overflowConnections.info;
-    if (overflowEntries(maps) >= maxEntries) return `the node's map of open connections is full, which has room for ${maxEntries} (maxConnections)`;
-    if ((maps.shares.get(slot)?.connections ?? 0n) >= BigInt(shares.connections)) return `it has as many open as one pod may have, ${shares.connections} beside the node's first 4,096 (maxConnectionsPerPod)`;
+    if (overflowEntries(maps) >= maxEntries)
+      return `the node's map of open connections is full, which has room for ${maxEntries} (maxConnections)`;
+    if ((maps.shares.get(slot)?.connections ?? 0n) >= BigInt(shares.connections))
+      return `it has as many open as one pod may have, ${shares.connections} beside the node's first 4,096 (maxConnectionsPerPod)`;
     return 'there was no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10.1.2.3, of which it would be told 10.1.2.3';
   }
 
   #whyLost(slot: number): string {
     const { maps, shares } = this.#options;
     const { maxEntries } = maps.originals.info;
-    if ((maps.shares.get(slot)?.originals ?? 0n) >= BigInt(shares.originals)) return `the proxy has not asked for ${shares.originals} others of this pod yet, which is what one pod may have`;
-    if (maps.originals.count() >= maxEntries) return `the proxy has not asked for ${maxEntries} others of the node yet, for which there is room`;
+    if ((maps.shares.get(slot)?.originals ?? 0n) >= BigInt(shares.originals))
+      return `the proxy has not asked for ${shares.originals} others of this pod yet, which is what one pod may have`;
+    if (maps.originals.count() >= maxEntries)
+      return `the proxy has not asked for ${maxEntries} others of the node yet, for which there is room`;
     return 'the proxy was late to ask for others';
   }
 }

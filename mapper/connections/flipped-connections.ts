@@ -16,7 +16,12 @@ import { BlockList } from 'node:net';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { PodInfo } from '../../native/layout/layouts.ts';
 import { openPodNetns } from '../../native/netns/pod-netns.ts';
-import { openTcpSockets, type TcpSocket, type TcpSockets, type TcpState } from '../../native/netlink/sock-destroy.ts';
+import {
+  openTcpSockets,
+  type TcpSocket,
+  type TcpSockets,
+  type TcpState,
+} from '../../native/netlink/sock-destroy.ts';
 import type { HostWatch } from '../../watcher/host-watch.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
 import { addressText, isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
@@ -68,7 +73,11 @@ export function resetOutbound(flip: Flipped, options: FlippedConnectionsOptions,
   });
 }
 
-function isOutboundConcerned({ entry, decision }: Flipped, tcp: TcpSocket, { maps, sidecarUser }: FlippedConnectionsOptions): boolean {
+function isOutboundConcerned(
+  { entry, decision }: Flipped,
+  tcp: TcpSocket,
+  { maps, sidecarUser }: FlippedConnectionsOptions,
+): boolean {
   const wasRedirected = originalOf(tcp, maps) !== undefined;
   if (!isRedirected(entry)) return wasRedirected;
   // Leave alone what the connect programs would: local, the sidecar's own, excluded.
@@ -84,25 +93,45 @@ function isOutboundConcerned({ entry, decision }: Flipped, tcp: TcpSocket, { map
  * @param onReset called for each
  * @throws CgrouteError `ESYSCALL`, `ENETNS`, `ESOCKDIAG` when something could not be reset
  */
-export function resetInbound<T extends Flipped>(flips: readonly T[], options: FlippedConnectionsOptions, onReset: (flip: T) => void): void {
+export function resetInbound<T extends Flipped>(
+  flips: readonly T[],
+  options: FlippedConnectionsOptions,
+  onReset: (flip: T) => void,
+): void {
   const host = options.host();
   const own = [...host.cgroups.values()].filter(({ path }) => ownerOf(path).kind === 'none');
   const cgroups = new Set(own.map(({ id }) => id));
   const pids = own.flatMap(({ path }) => host.pidsOf(path));
   const kubelets = lazily(() => socketsOfKubelets(pids, options.procRoot));
-  const flipOf = new Map(flips.flatMap((flip) => [flip.before.ip4, flip.before.ip6, flip.entry.ip4, flip.entry.ip6].map((ip) => [addressText(ip), flip] as const)));
+  const flipOf = new Map(
+    flips.flatMap((flip) =>
+      [flip.before.ip4, flip.before.ip6, flip.entry.ip4, flip.entry.ip6].map(
+        (ip) => [addressText(ip), flip] as const,
+      ),
+    ),
+  );
   flipOf.delete(undefined);
   inNamespaces(pids, options, (sockets) => {
     for (const tcp of openedIn(sockets)) {
       if (tcp.cgroupId === undefined || !cgroups.has(tcp.cgroupId)) continue;
       const original = originalOf(tcp, options.maps);
       const flip = flipOf.get(addressText(original ?? tcp.remote));
-      if (flip !== undefined && isInboundConcerned(flip, tcp, original !== undefined, kubelets) && sockets.destroy(tcp)) onReset(flip);
+      if (
+        flip !== undefined &&
+        isInboundConcerned(flip, tcp, original !== undefined, kubelets) &&
+        sockets.destroy(tcp)
+      )
+        onReset(flip);
     }
   });
 }
 
-function isInboundConcerned({ entry, decision }: Flipped, tcp: TcpSocket, wasRedirected: boolean, kubelets: () => ReadonlySet<number>): boolean {
+function isInboundConcerned(
+  { entry, decision }: Flipped,
+  tcp: TcpSocket,
+  wasRedirected: boolean,
+  kubelets: () => ReadonlySet<number>,
+): boolean {
   if (!isInboundRedirected(entry)) return wasRedirected;
   // Leave alone what the connect programs would: ports of the proxy's, excluded ones, the kubelet's probes.
   if (wasRedirected || isExcludedInbound(decision.traffic, tcp.remotePort)) return false;
@@ -110,7 +139,11 @@ function isInboundConcerned({ entry, decision }: Flipped, tcp: TcpSocket, wasRed
 }
 
 /** Calls for each network namespace of these processes once. What fails in one keeps no other from its turn, and is thrown afterwards. */
-function inNamespaces(pids: Iterable<number>, { host, procRoot }: FlippedConnectionsOptions, work: (sockets: TcpSockets) => void): void {
+function inNamespaces(
+  pids: Iterable<number>,
+  { host, procRoot }: FlippedConnectionsOptions,
+  work: (sockets: TcpSockets) => void,
+): void {
   const seen = new Set<number>();
   let failed: { readonly error: unknown } | undefined;
   for (const pid of pids) {
@@ -138,7 +171,10 @@ function openedIn(sockets: TcpSockets): readonly TcpSocket[] {
 }
 
 /** Where a redirected connection was meant to go; undefined for any other. */
-function originalOf({ cookie }: TcpSocket, { connections, overflowConnections }: FlippedConnectionsOptions['maps']): Uint8Array | undefined {
+function originalOf(
+  { cookie }: TcpSocket,
+  { connections, overflowConnections }: FlippedConnectionsOptions['maps'],
+): Uint8Array | undefined {
   return (connections.get(cookie) ?? overflowConnections.get(cookie))?.original.address.word;
 }
 
@@ -157,7 +193,9 @@ function allBelow(paths: readonly string[], cgroupRoot: string): ReadonlyMap<big
 
 function subdirectories(directory: string): string[] {
   try {
-    return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => name);
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => name);
   } catch {
     return []; // gone meanwhile
   }

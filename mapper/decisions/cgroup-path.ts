@@ -106,7 +106,10 @@ export function ownerOf(path: string): CgroupOwner {
     const pod = podAt(names, at);
     if (pod === undefined) continue;
     if (pod === 'unreadable') {
-      return { kind: 'ambiguous', why: `"${names[at]}" stands where kubelet puts a pod, but its UID has no known form` };
+      return {
+        kind: 'ambiguous',
+        why: `"${names[at]}" stands where kubelet puts a pod, but its UID has no known form`,
+      };
     }
     if (climbs) return { kind: 'ambiguous', why: 'the path climbs with ".." after a name' };
     return { ...pod, ...containerBelow(names, at, pod), kind: 'pod', gone, podDepth: at + 1 };
@@ -124,7 +127,13 @@ export function ownerOf(path: string): CgroupOwner {
  */
 export function isPodTree(path: string): boolean {
   const names = componentsOf(path);
-  return POD_TREE.test(names.at(-1) ?? '') && names[0] !== USERS && ownerOf(path).kind === 'none' && !path.includes('\n') && !path.includes('\0');
+  return (
+    POD_TREE.test(names.at(-1) ?? '') &&
+    names[0] !== USERS &&
+    ownerOf(path).kind === 'none' &&
+    !path.includes('\n') &&
+    !path.includes('\0')
+  );
 }
 
 function componentsOf(path: string): string[] {

@@ -51,7 +51,10 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
     const key = TRAFFIC + name;
     const text = Object.hasOwn(annotations, key) ? annotations[key] : undefined;
     if (text === undefined) return undefined;
-    const parts = text.split(',').map((part) => part.trim()).filter((part) => part !== '');
+    const parts = text
+      .split(',')
+      .map((part) => part.trim())
+      .filter((part) => part !== '');
     const isAll = parts.includes('*');
     const items: T[] = [];
     const bad: string[] = [];
@@ -62,9 +65,15 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
       else items.push(item);
     }
     if (bad.length > 0) {
-      const shown = bad.slice(0, 3).map((part) => JSON.stringify(part.slice(0, 64))).join(', ');
-      const rest = isAll || items.length > 0 ? 'the rest of the list counts' : 'the annotation counts as absent';
-      problems.push(`${key} has ${shown}${bad.length > 3 ? ` and ${bad.length - 3} more` : ''}, expected each to be ${expected}; ${rest}`);
+      const shown = bad
+        .slice(0, 3)
+        .map((part) => JSON.stringify(part.slice(0, 64)))
+        .join(', ');
+      const rest =
+        isAll || items.length > 0 ? 'the rest of the list counts' : 'the annotation counts as absent';
+      problems.push(
+        `${key} has ${shown}${bad.length > 3 ? ` and ${bad.length - 3} more` : ''}, expected each to be ${expected}; ${rest}`,
+      );
       if (!isAll && items.length === 0) return undefined;
     }
     return isAll ? 'all' : items;
@@ -77,21 +86,41 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
     excludedInbound: list('excludeInboundPorts', portOf, PORTS),
     includedInbound: list('includeInboundPorts', portOf, PORTS),
   };
-  const count = (...lists: readonly Listed<unknown>[]): number => lists.reduce((sum, list) => sum + (Array.isArray(list) ? list.length : 0), 0);
-  const ports = count(options.excludedPorts, options.includedPorts, options.excludedInbound, options.includedInbound);
+  const count = (...lists: readonly Listed<unknown>[]): number =>
+    lists.reduce((sum, list) => sum + (Array.isArray(list) ? list.length : 0), 0);
+  const ports = count(
+    options.excludedPorts,
+    options.includedPorts,
+    options.excludedInbound,
+    options.includedInbound,
+  );
   const ranges = count(options.excludedRanges, options.includedRanges);
   if (ports > MOST_LISTED || ranges > MOST_LISTED) {
-    problems.push(`the annotations ${TRAFFIC}... list ${ports} ports and ${ranges} ranges, expected at most ${MOST_LISTED} of each for one pod; all of them count as absent`);
+    problems.push(
+      `the annotations ${TRAFFIC}... list ${ports} ports and ${ranges} ranges, expected at most ${MOST_LISTED} of each for one pod; all of them count as absent`,
+    );
     return { options: undefined, problems };
   }
   return { options: limits(options) ? options : undefined, problems };
 }
 
 /** Included ports only matter where ranges are limited, as in Istio. */
-function limits({ excludedPorts, excludedRanges, includedRanges, excludedInbound, includedInbound }: TrafficOptions): boolean {
+function limits({
+  excludedPorts,
+  excludedRanges,
+  includedRanges,
+  excludedInbound,
+  includedInbound,
+}: TrafficOptions): boolean {
   const names = (list: Listed<unknown>): boolean => list === 'all' || (list !== undefined && list.length > 0);
   const narrows = (list: Listed<unknown>): boolean => list !== undefined && list !== 'all';
-  return names(excludedPorts) || names(excludedRanges) || names(excludedInbound) || narrows(includedRanges) || narrows(includedInbound);
+  return (
+    names(excludedPorts) ||
+    names(excludedRanges) ||
+    names(excludedInbound) ||
+    narrows(includedRanges) ||
+    narrows(includedInbound)
+  );
 }
 
 function portOf(text: string): number | undefined {
@@ -128,16 +157,27 @@ function masked(family: 4 | 6, address: Uint8Array, prefix: number): Range {
 /** In words, for people. */
 export function trafficText(options: TrafficOptions): string {
   const listed = (list: Listed<number | Range>): string | undefined =>
-    (list === undefined ? undefined : list === 'all' ? 'all' : list.length === 0 ? 'none' : list.map((item) => (typeof item === 'number' ? String(item) : rangeText(item))).join(', '));
+    list === undefined
+      ? undefined
+      : list === 'all'
+        ? 'all'
+        : list.length === 0
+          ? 'none'
+          : list.map((item) => (typeof item === 'number' ? String(item) : rangeText(item))).join(', ');
   const parts: readonly (readonly [string, Listed<number | Range>])[] = [
-    ['outbound ports but', options.excludedPorts], ['outbound ranges but', options.excludedRanges],
-    ['only outbound ranges', options.includedRanges], ['whatever the range, outbound ports', options.includedPorts],
-    ['inbound ports but', options.excludedInbound], ['only inbound ports', options.includedInbound],
+    ['outbound ports but', options.excludedPorts],
+    ['outbound ranges but', options.excludedRanges],
+    ['only outbound ranges', options.includedRanges],
+    ['whatever the range, outbound ports', options.includedPorts],
+    ['inbound ports but', options.excludedInbound],
+    ['only inbound ports', options.includedInbound],
   ];
-  return parts.flatMap(([words, list]) => {
-    const text = listed(list);
-    return text === undefined ? [] : [`${words} ${text}`];
-  }).join('; ');
+  return parts
+    .flatMap(([words, list]) => {
+      const text = listed(list);
+      return text === undefined ? [] : [`${words} ${text}`];
+    })
+    .join('; ');
 }
 
 function rangeText({ family, address, prefix }: Range): string {
@@ -150,10 +190,18 @@ function rangeText({ family, address, prefix }: Range): string {
  */
 export function isExcludedOutbound(options: TrafficOptions, address: Uint8Array, port: number): boolean {
   const { excludedPorts, excludedRanges, includedPorts, includedRanges } = options;
-  const covers = (list: Listed<Range>): boolean => Array.isArray(list) && (list as readonly Range[]).some((range) => isWithin(range, address));
-  const lists = (list: Listed<number>): boolean => Array.isArray(list) && (list as readonly number[]).includes(port);
-  if (excludedPorts === 'all' || excludedRanges === 'all' || lists(excludedPorts) || covers(excludedRanges)) return true;
-  return Array.isArray(includedRanges) && includedPorts !== 'all' && !lists(includedPorts) && !covers(includedRanges);
+  const covers = (list: Listed<Range>): boolean =>
+    Array.isArray(list) && (list as readonly Range[]).some((range) => isWithin(range, address));
+  const lists = (list: Listed<number>): boolean =>
+    Array.isArray(list) && (list as readonly number[]).includes(port);
+  if (excludedPorts === 'all' || excludedRanges === 'all' || lists(excludedPorts) || covers(excludedRanges))
+    return true;
+  return (
+    Array.isArray(includedRanges) &&
+    includedPorts !== 'all' &&
+    !lists(includedPorts) &&
+    !covers(includedRanges)
+  );
 }
 
 /** Ports of the proxy itself, by Istio's conventions; as the connect programs have them. */
@@ -164,14 +212,17 @@ export function isExcludedInbound(options: TrafficOptions | undefined, port: num
   if (PROXY_PORTS.has(port)) return true;
   const { includedInbound, excludedInbound } = options ?? {};
   if (Array.isArray(includedInbound)) return !(includedInbound as readonly number[]).includes(port);
-  return excludedInbound === 'all' || (Array.isArray(excludedInbound) && (excludedInbound as readonly number[]).includes(port));
+  return (
+    excludedInbound === 'all' ||
+    (Array.isArray(excludedInbound) && (excludedInbound as readonly number[]).includes(port))
+  );
 }
 
 function isWithin({ family, address: network, prefix }: Range, address: Uint8Array): boolean {
   if ((family === 4) !== address.subarray(0, 12).every((byte) => byte === 0)) return false;
   const bits = (family === 4 ? 96 : 0) + prefix;
   return network.every((byte, at) => {
-    const mask = 0xff00 >> Math.min(8, Math.max(0, bits - 8 * at)) & 0xff;
+    const mask = (0xff00 >> Math.min(8, Math.max(0, bits - 8 * at))) & 0xff;
     return (byte & mask) === ((address[at] ?? 0) & mask);
   });
 }

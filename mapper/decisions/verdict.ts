@@ -36,7 +36,13 @@ export type Reason =
 
 /** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
 export interface Note {
-  readonly code: 'unknown-mode' | 'unknown-bypass' | 'bypass-refused' | 'bypass-beside-sidecar' | 'sidecar-stays' | 'traffic-annotation';
+  readonly code:
+    | 'unknown-mode'
+    | 'unknown-bypass'
+    | 'bypass-refused'
+    | 'bypass-beside-sidecar'
+    | 'sidecar-stays'
+    | 'traffic-annotation';
   readonly message: string;
 }
 
@@ -75,7 +81,10 @@ export interface Decision {
 }
 
 /** What the decision reads of the configuration. */
-export type VerdictConfig = Pick<Config, 'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'bypass'> & {
+export type VerdictConfig = Pick<
+  Config,
+  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'bypass'
+> & {
   readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
 };
 
@@ -94,7 +103,12 @@ export interface Remembered {
  * @param namespace undefined when it is not known; it then counts as one without labels
  * @param remembered counts in the place of the namespace's mode; undefined is nothing to remember
  */
-export function decide(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, remembered?: Remembered): Decision {
+export function decide(
+  pod: Pod,
+  namespace: Namespace | undefined,
+  config: VerdictConfig,
+  remembered?: Remembered,
+): Decision {
   const steps: RuleStep[] = [];
   const notes: Note[] = [];
   const terminal = pod.phase === 'Succeeded' || pod.phase === 'Failed';
@@ -104,23 +118,52 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
 
   /** Notes one step and hands its answer on. */
   const asked = (rule: number, condition: string, saw: string, outcome: boolean | 'yes'): boolean => {
-    steps.push({ rule, condition, saw, outcome: outcome === true ? 'decides' : outcome === 'yes' ? 'yes' : 'no' });
+    steps.push({
+      rule,
+      condition,
+      saw,
+      outcome: outcome === true ? 'decides' : outcome === 'yes' ? 'yes' : 'no',
+    });
     return outcome !== false;
   };
   const left = (reason: Reason): Decision => ({
-    ...known, verdict: 'out', reason, enrolled: false, mode: undefined, bypassOutbound: false, bypassInbound: false,
+    ...known,
+    verdict: 'out',
+    reason,
+    enrolled: false,
+    mode: undefined,
+    bypassOutbound: false,
+    bypassInbound: false,
   });
 
-  if (asked(1, 'the pod is in the host network', `spec.hostNetwork: ${pod.hostNetwork}`, pod.hostNetwork)) return left('host-network');
-  if (asked(2, 'the pod has ended', `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`, terminal)) return left('terminal');
-  if (asked(3, `the pod is the node's ztunnel (${selectorText(config.proxy)})`, sawProxy(pod, config.proxy), proxy)) return left('proxy');
+  if (asked(1, 'the pod is in the host network', `spec.hostNetwork: ${pod.hostNetwork}`, pod.hostNetwork))
+    return left('host-network');
+  if (asked(2, 'the pod has ended', `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`, terminal))
+    return left('terminal');
+  if (
+    asked(
+      3,
+      `the pod is the node's ztunnel (${selectorText(config.proxy)})`,
+      sawProxy(pod, config.proxy),
+      proxy,
+    )
+  )
+    return left('proxy');
   const excluded = config.excludedNamespaces.includes(pod.namespace);
-  if (asked(4, `the namespace is excluded (${config.excludedNamespaces.join(', ')})`, `namespace ${pod.namespace}`, excluded)) {
+  if (
+    asked(
+      4,
+      `the namespace is excluded (${config.excludedNamespaces.join(', ')})`,
+      `namespace ${pod.namespace}`,
+      excluded,
+    )
+  ) {
     return left('excluded-namespace');
   }
   const controller = valueOf(pod.labels, GATEWAY_LABEL);
   const gateway = controller !== undefined && config.gatewayControllers.includes(controller.toLowerCase());
-  if (asked(5, 'the pod is a waypoint or a gateway', sawLabel('pod', GATEWAY_LABEL, controller), gateway)) return left('gateway');
+  if (asked(5, 'the pod is a waypoint or a gateway', sawLabel('pod', GATEWAY_LABEL, controller), gateway))
+    return left('gateway');
 
   const bypass = bypassOf(pod, namespace, config, notes);
   const after = { ...known, bypassOutbound: bypass.outbound, bypassInbound: bypass.inbound };
@@ -135,8 +178,10 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
   const shortCircuited = sidecar && mode === 'kmesh';
   const sawSidecar = `annotation ${SIDECAR_STATUS} ${sidecar ? 'present' : 'absent'}, mode ${mode}`;
   asked(8, 'the pod has a sidecar', sawSidecar, sidecar);
-  if (sidecar && !shortCircuited) return { ...after, verdict: 'out', reason: 'sidecar', enrolled: false, mode };
-  if (problems.length > 0) notes.push({ code: 'traffic-annotation', message: `pod ${nameOf(pod)}: ${problems.join('; ')}` });
+  if (sidecar && !shortCircuited)
+    return { ...after, verdict: 'out', reason: 'sidecar', enrolled: false, mode };
+  if (problems.length > 0)
+    notes.push({ code: 'traffic-annotation', message: `pod ${nameOf(pod)}: ${problems.join('; ')}` });
   if (sidecar) {
     if (bypass.reason !== undefined) {
       notes.push({
@@ -148,19 +193,24 @@ export function decide(pod: Pod, namespace: Namespace | undefined, config: Verdi
   }
 
   asked(9, 'the pod asks to be bypassed, and may', bypass.saw, bypass.reason !== undefined);
-  if (bypass.reason !== undefined) return { ...after, verdict: 'bypass', reason: bypass.reason, enrolled: true, mode, traffic };
+  if (bypass.reason !== undefined)
+    return { ...after, verdict: 'bypass', reason: bypass.reason, enrolled: true, mode, traffic };
   decideLate(steps);
   return { ...after, verdict: 'in', reason: enrolment.reason, enrolled: true, mode, traffic };
 }
 
 /** Whether a pod is one of the node's ztunnels by its labels and namespace. */
 export function isProxy(pod: Pod, proxy: VerdictConfig['proxy']): boolean {
-  return proxy.selector.matches(pod.labels) && (proxy.namespaces.length === 0 || proxy.namespaces.includes(pod.namespace));
+  return (
+    proxy.selector.matches(pod.labels) &&
+    (proxy.namespaces.length === 0 || proxy.namespaces.includes(pod.namespace))
+  );
 }
 
 /** The mesh mode that a namespace's label names; undefined for none, and for one that is not known. */
 export function namespaceMode(namespace: Namespace | undefined, config: VerdictConfig): string | undefined {
-  const mode = namespace === undefined ? undefined : modeOf(valueOf(namespace.labels, MODE_LABEL), config, [], '');
+  const mode =
+    namespace === undefined ? undefined : modeOf(valueOf(namespace.labels, MODE_LABEL), config, [], '');
   return mode === 'none' ? undefined : mode;
 }
 
@@ -170,7 +220,14 @@ type Enrolment =
   | { readonly mode: undefined; readonly reason: 'pod-opt-out' | 'not-enrolled' };
 
 /** Rules 6 and 7. */
-function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, remembered: Remembered | undefined, notes: Note[], asked: Asked): Enrolment {
+function enrolmentOf(
+  pod: Pod,
+  namespace: Namespace | undefined,
+  config: VerdictConfig,
+  remembered: Remembered | undefined,
+  notes: Note[],
+  asked: Asked,
+): Enrolment {
   const own = valueOf(pod.labels, MODE_LABEL);
   const ownMode = modeOf(own, config, notes, `pod ${nameOf(pod)}`);
   const sawOwn = sawLabel('pod', MODE_LABEL, own);
@@ -178,7 +235,15 @@ function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: Verdict
     asked(6, 'the pod\'s label says "none"', sawOwn, true);
     return { mode: undefined, reason: 'pod-opt-out' };
   }
-  if (asked(6, `the pod's label names a mesh mode (${config.meshModes.join(', ')})`, sawOwn, ownMode === undefined ? false : 'yes') && ownMode !== undefined) {
+  if (
+    asked(
+      6,
+      `the pod's label names a mesh mode (${config.meshModes.join(', ')})`,
+      sawOwn,
+      ownMode === undefined ? false : 'yes',
+    ) &&
+    ownMode !== undefined
+  ) {
     return { mode: ownMode, reason: 'pod-label' };
   }
 
@@ -186,7 +251,10 @@ function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: Verdict
   const now = modeOf(theirs, config, notes, `namespace ${pod.namespace}`);
   const mode = remembered === undefined ? now : remembered.mode;
   const sawNow = sawLabel('namespace', MODE_LABEL, theirs);
-  const saw = remembered === undefined ? sawNow : `${sawNow}; when the pod was first seen, ${mode ?? 'none'}, which counts (enrollment: new-pods)`;
+  const saw =
+    remembered === undefined
+      ? sawNow
+      : `${sawNow}; when the pod was first seen, ${mode ?? 'none'}, which counts (enrollment: new-pods)`;
   if (mode === undefined || mode === 'none') {
     asked(7, 'no label names a mesh mode', saw, true);
     return { mode: undefined, reason: 'not-enrolled' };
@@ -196,7 +264,12 @@ function enrolmentOf(pod: Pod, namespace: Namespace | undefined, config: Verdict
 }
 
 /** A label's mode in lower case, or `none`; undefined for an absent or unknown one, which is noted. */
-function modeOf(value: string | undefined, config: VerdictConfig, notes: Note[], owner: string): string | undefined {
+function modeOf(
+  value: string | undefined,
+  config: VerdictConfig,
+  notes: Note[],
+  owner: string,
+): string | undefined {
   if (value === undefined || value === '') return undefined;
   const mode = value.toLowerCase();
   if (mode === 'none' || config.meshModes.includes(mode)) return mode;
@@ -243,14 +316,23 @@ function bypassOf(pod: Pod, namespace: Namespace | undefined, config: VerdictCon
   const may = allowed === 'any' || (allowed === 'namespace' && permission === 'true');
   const sawAll = `${saw}, bypass.allowed: ${allowed}${allowed === 'namespace' ? `, ${sawLabel('namespace', ALLOW_BYPASS_LABEL, permission)}` : ''}`;
   if (!may) {
-    const why = allowed === 'never' ? 'bypass.allowed is never' : `namespace ${pod.namespace} does not carry ${ALLOW_BYPASS_LABEL}=true`;
+    const why =
+      allowed === 'never'
+        ? 'bypass.allowed is never'
+        : `namespace ${pod.namespace} does not carry ${ALLOW_BYPASS_LABEL}=true`;
     notes.push({
       code: 'bypass-refused',
       message: `pod ${nameOf(pod)} has ${BYPASS_LABEL}=${JSON.stringify(value)}, which is refused because ${why}`,
     });
     return { ...none, saw: `${sawAll}: refused` };
   }
-  return { value, outbound: reason !== 'bypass-inbound', inbound: reason !== 'bypass-outbound', reason, saw: sawAll };
+  return {
+    value,
+    outbound: reason !== 'bypass-inbound',
+    inbound: reason !== 'bypass-outbound',
+    reason,
+    saw: sawAll,
+  };
 }
 
 /** No later rule had anything to say, so the label's own rule decided. */
@@ -273,7 +355,9 @@ function sawLabel(owner: string, key: string, value: string | undefined): string
 }
 
 function selectorText(proxy: VerdictConfig['proxy']): string {
-  return proxy.namespaces.length === 0 ? proxy.selector.text : `${proxy.selector.text} in ${proxy.namespaces.join(', ')}`;
+  return proxy.namespaces.length === 0
+    ? proxy.selector.text
+    : `${proxy.selector.text} in ${proxy.namespaces.join(', ')}`;
 }
 
 function sawProxy(pod: Pod, proxy: VerdictConfig['proxy']): string {

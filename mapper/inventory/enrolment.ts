@@ -61,7 +61,8 @@ export class Enrolment {
     if (change === undefined) return;
     // The pods' watch may be ahead.
     for (const [uid, had] of this.#had) {
-      if (had.namespace === namespace.name && had.sight !== undefined && isYounger(had.sight, change)) this.#had.set(uid, { ...had, mode: change.mode });
+      if (had.namespace === namespace.name && had.sight !== undefined && isYounger(had.sight, change))
+        this.#had.set(uid, { ...had, mode: change.mode });
     }
   }
 
@@ -78,7 +79,12 @@ export class Enrolment {
 
   decide(pod: Pod): Decision {
     const { inventory, config, adjust } = this.#options;
-    const decision = decide(pod, inventory.namespace(pod.namespace), config, this.#holds ? this.#remembered(pod) : undefined);
+    const decision = decide(
+      pod,
+      inventory.namespace(pod.namespace),
+      config,
+      this.#holds ? this.#remembered(pod) : undefined,
+    );
     return adjust?.(pod, decision) ?? decision;
   }
 
@@ -99,7 +105,11 @@ export class Enrolment {
     const { namespace, createdAt, version } = pod;
     const recalled = this.#recalled(pod);
     const sight = recalled === undefined ? { createdAt, version, seenAt: performance.now() } : undefined;
-    const had = { namespace, sight, mode: sight === undefined ? recalled?.mode : this.#modes.at(namespace, sight) };
+    const had = {
+      namespace,
+      sight,
+      mode: sight === undefined ? recalled?.mode : this.#modes.at(namespace, sight),
+    };
     this.#had.set(pod.uid, had);
     return had;
   }

@@ -89,7 +89,9 @@ export function createInventory({ node, proxy }: InventoryOptions): Inventory {
     const before = namespaces.get(namespace.name);
     namespaces.set(namespace.name, namespace);
     // One without labels decides as one that is not known.
-    return sameLabels(before?.labels ?? {}, namespace.labels) ? NOTHING : new Set(byNamespace.get(namespace.name));
+    return sameLabels(before?.labels ?? {}, namespace.labels)
+      ? NOTHING
+      : new Set(byNamespace.get(namespace.name));
   };
 
   const removeNamespace = (name: string): ReadonlySet<string> => {
@@ -118,7 +120,8 @@ export function createInventory({ node, proxy }: InventoryOptions): Inventory {
 
     pod: (uid) => pods.get(uid),
     pods: () => pods.values(),
-    podsNamed: (namespace, name) => podsOf(pods, byNamespace.get(namespace)).filter((pod) => pod.name === name),
+    podsNamed: (namespace, name) =>
+      podsOf(pods, byNamespace.get(namespace)).filter((pod) => pod.name === name),
     podsIn: (namespace) => podsOf(pods, byNamespace.get(namespace)),
     namespace: (name) => namespaces.get(name),
 
@@ -133,7 +136,8 @@ export function createInventory({ node, proxy }: InventoryOptions): Inventory {
     nodeProxy() {
       let best: Pod | undefined;
       for (const pod of pods.values()) {
-        if (!pod.ready || pod.phase === 'Succeeded' || pod.phase === 'Failed' || !isProxy(pod, proxy)) continue;
+        if (!pod.ready || pod.phase === 'Succeeded' || pod.phase === 'Failed' || !isProxy(pod, proxy))
+          continue;
         if (best === undefined || isBetterProxy(pod, best)) best = pod;
       }
       return best;
@@ -168,7 +172,9 @@ function unindex(map: Map<string, Set<string>>, key: string, uid: string): void 
 
 function sameLabels(a: Labels, b: Labels): boolean {
   const keys = Object.keys(a);
-  return keys.length === Object.keys(b).length && keys.every((key) => Object.hasOwn(b, key) && a[key] === b[key]);
+  return (
+    keys.length === Object.keys(b).length && keys.every((key) => Object.hasOwn(b, key) && a[key] === b[key])
+  );
 }
 
 /** Whether nothing that is kept of a pod differs. Each key of {@link Pod} has its line, which the type sees to. */

@@ -40,7 +40,8 @@ export const MOST_CHANGES = 100;
 
 /** Whether the pod was made after the change, as far as that can be told. */
 export function isYounger({ createdAt, version, seenAt }: FirstSight, change: ModeChange): boolean {
-  if (change.setAt !== undefined && createdAt > 0 && Math.abs(createdAt - change.setAt) > SAME_TIME_MS) return createdAt > change.setAt;
+  if (change.setAt !== undefined && createdAt > 0 && Math.abs(createdAt - change.setAt) > SAME_TIME_MS)
+    return createdAt > change.setAt;
   const isFarApart = change.setAt === undefined && Math.abs(seenAt - change.seenAt) > LAG_MS;
   if (version === undefined || change.version === undefined || isFarApart) return seenAt >= change.seenAt;
   return version > change.version;

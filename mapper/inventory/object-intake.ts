@@ -4,7 +4,11 @@ import type { Inventory } from './inventory.ts';
 import type { ObjectHandlers } from '../object-sources/object-source.ts';
 
 /** @param changed gets the UIDs of the pods that a change may concern, when all is in place */
-export function objectIntake(inventory: Inventory, enrolment: Enrolment, changed: (uids: ReadonlySet<string>) => void): ObjectHandlers {
+export function objectIntake(
+  inventory: Inventory,
+  enrolment: Enrolment,
+  changed: (uids: ReadonlySet<string>) => void,
+): ObjectHandlers {
   return {
     onObjects(objects) {
       enrolment.namespacesAre(objects.namespaces);

@@ -9,7 +9,14 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
-import { newClusters, newContexts, newUsers, type Cluster, type Context, type User } from '@kubernetes/client-node/dist/config_types.js';
+import {
+  newClusters,
+  newContexts,
+  newUsers,
+  type Cluster,
+  type Context,
+  type User,
+} from '@kubernetes/client-node/dist/config_types.js';
 import { ExecAuth } from '@kubernetes/client-node/dist/exec_auth.js';
 import type { RequestOptions } from 'node:https';
 import { parse } from 'yaml';
@@ -52,14 +59,20 @@ export interface AccessOptions {
  * `~/.kube/config`.
  * @throws CgrouteError `EKUBECONFIG` when there is none, or it can't be used
  */
-export function kubeAccess({ env = process.env, home = homedir(), serviceAccount = SERVICE_ACCOUNT }: AccessOptions = {}): KubeAccess {
+export function kubeAccess({
+  env = process.env,
+  home = homedir(),
+  serviceAccount = SERVICE_ACCOUNT,
+}: AccessOptions = {}): KubeAccess {
   const files = (env['KUBECONFIG'] ?? '').split(delimiter).filter((path) => path !== '');
   if (files.length > 0) return fromKubeconfig(files, '$KUBECONFIG');
   const [host, port] = [env['KUBERNETES_SERVICE_HOST'], env['KUBERNETES_SERVICE_PORT']];
   if (host && port) return fromServiceAccount(host, port, serviceAccount);
   const own = join(home, '.kube', 'config');
   if (existsSync(own)) return fromKubeconfig([own], '--source kube');
-  throw wrong(`--source kube finds no way to an API server: expected a pod with a service account ($KUBERNETES_SERVICE_HOST), a file named by $KUBECONFIG, or ${own}, got none of them`);
+  throw wrong(
+    `--source kube finds no way to an API server: expected a pod with a service account ($KUBERNETES_SERVICE_HOST), a file named by $KUBECONFIG, or ${own}, got none of them`,
+  );
 }
 
 function wrong(sentence: string, cause?: unknown): CgrouteError {
@@ -69,13 +82,19 @@ function wrong(sentence: string, cause?: unknown): CgrouteError {
 function fromServiceAccount(host: string, port: string, directory: string): KubeAccess {
   const [token, ca] = [join(directory, 'token'), join(directory, 'ca.crt')];
   for (const path of [token, ca]) {
-    if (!existsSync(path)) throw wrong(`--source kube: $KUBERNETES_SERVICE_HOST says that this is a pod, and it has no ${path}: expected a mounted service account (automountServiceAccountToken)`);
+    if (!existsSync(path))
+      throw wrong(
+        `--source kube: $KUBERNETES_SERVICE_HOST says that this is a pod, and it has no ${path}: expected a mounted service account (automountServiceAccountToken)`,
+      );
   }
   return {
     server: `https://${host.includes(':') ? `[${host}]` : host}:${port}`,
     proxyUrl: undefined,
     origin: 'the service account',
-    credentials: async () => ({ headers: bearer(readFileSync(token, 'utf8')), tls: { ca: readFileSync(ca) } }),
+    credentials: async () => ({
+      headers: bearer(readFileSync(token, 'utf8')),
+      tls: { ca: readFileSync(ca) },
+    }),
     refused: () => {},
   };
 }
@@ -100,11 +119,38 @@ function fromKubeconfig(files: readonly string[], flag: string): KubeAccess {
   const origin = files.join(delimiter);
   const name = configs.find(({ current }) => current !== '')?.current;
   if (name === undefined) throw wrong(`${flag}: ${origin}: expected a current-context, got none`);
-  const context = named(configs.flatMap(({ contexts }) => contexts), 'context', name, 'current-context', origin);
-  const cluster = named(configs.flatMap(({ clusters }) => clusters), 'cluster', context.cluster, `context ${name}`, origin);
-  const user = context.user === undefined ? undefined : named<FileUser>(configs.flatMap(({ users }) => users), 'user', context.user, `context ${name}`, origin);
-  if (!/^https?:\/\/[^/]/.test(cluster.server)) throw wrong(`${origin}: server of cluster ${cluster.name}: expected an http or https URL, got "${cluster.server}"`);
-  if (user?.authProvider) throw wrong(`${origin}: user ${user.name} has an auth-provider, which kubectl has given up too: expected a token, a client certificate or exec`);
+  const context = named(
+    configs.flatMap(({ contexts }) => contexts),
+    'context',
+    name,
+    'current-context',
+    origin,
+  );
+  const cluster = named(
+    configs.flatMap(({ clusters }) => clusters),
+    'cluster',
+    context.cluster,
+    `context ${name}`,
+    origin,
+  );
+  const user =
+    context.user === undefined
+      ? undefined
+      : named<FileUser>(
+          configs.flatMap(({ users }) => users),
+          'user',
+          context.user,
+          `context ${name}`,
+          origin,
+        );
+  if (!/^https?:\/\/[^/]/.test(cluster.server))
+    throw wrong(
+      `${origin}: server of cluster ${cluster.name}: expected an http or https URL, got "${cluster.server}"`,
+    );
+  if (user?.authProvider)
+    throw wrong(
+      `${origin}: user ${user.name} has an auth-provider, which kubectl has given up too: expected a token, a client certificate or exec`,
+    );
   let plugin = new ExecAuth();
   return {
     server: cluster.server.replace(/\/+$/, ''),
@@ -115,17 +161,26 @@ function fromKubeconfig(files: readonly string[], flag: string): KubeAccess {
       if (user?.exec) await plugin.applyAuthentication(user, options);
       return {
         headers: { ...headersOf(user), ...(options.headers as Record<string, string>) },
-        tls: { ...tlsOf(cluster, user), ...(options.cert && options.key ? { cert: options.cert as string, key: options.key as string } : {}) },
+        tls: {
+          ...tlsOf(cluster, user),
+          ...(options.cert && options.key
+            ? { cert: options.cert as string, key: options.key as string }
+            : {}),
+        },
       };
     },
-    refused: () => { plugin = new ExecAuth(); },
+    refused: () => {
+      plugin = new ExecAuth();
+    },
   };
 }
 
 function headersOf(user: FileUser | undefined): Record<string, string> {
   if (user === undefined) return {};
   const token = user.tokenFile === undefined ? user.token : readFileSync(user.tokenFile, 'utf8');
-  const basic = user.username ? { authorization: `Basic ${Buffer.from(`${user.username}:${user.password ?? ''}`).toString('base64')}` } : {};
+  const basic = user.username
+    ? { authorization: `Basic ${Buffer.from(`${user.username}:${user.password ?? ''}`).toString('base64')}` }
+    : {};
   return {
     ...(token ? bearer(token) : basic),
     ...(user.impersonateUser ? { 'impersonate-user': user.impersonateUser } : {}),
@@ -151,9 +206,18 @@ function fileOrData(file: string | undefined, data: string | undefined): Buffer 
   return file ? readFileSync(file) : undefined;
 }
 
-function named<T extends { readonly name: string }>(all: readonly T[], kind: string, name: string, by: string, origin: string): T {
+function named<T extends { readonly name: string }>(
+  all: readonly T[],
+  kind: string,
+  name: string,
+  by: string,
+  origin: string,
+): T {
   const found = all.find((each) => each.name === name);
-  if (found === undefined) throw wrong(`${origin}: ${by} names ${kind} "${name}": expected one of ${all.map((each) => each.name).join(', ') || 'none, as the file has no such thing'}`);
+  if (found === undefined)
+    throw wrong(
+      `${origin}: ${by} names ${kind} "${name}": expected one of ${all.map((each) => each.name).join(', ') || 'none, as the file has no such thing'}`,
+    );
   return found;
 }
 
@@ -167,13 +231,21 @@ function readKubeconfig(file: string, flag: string): Kubeconfig {
     const clusters = newClusters(raw['clusters']);
     for (const cluster of clusters) absolute(cluster, ['caFile']);
     const users = newUsers(raw['users']).map((user): FileUser => {
-      const { tokenFile } = ((raw['users'] as { name?: unknown; user?: { tokenFile?: string } }[]).find(({ name }) => name === user.name)?.user ?? {});
+      const { tokenFile } =
+        (raw['users'] as { name?: unknown; user?: { tokenFile?: string } }[]).find(
+          ({ name }) => name === user.name,
+        )?.user ?? {};
       const all = { ...user, ...(tokenFile ? { tokenFile } : {}) };
       absolute(all, ['certFile', 'keyFile', 'tokenFile']);
       return all;
     });
     const current = raw['current-context'];
-    return { clusters, users, contexts: newContexts(raw['contexts']), current: typeof current === 'string' ? current : '' };
+    return {
+      clusters,
+      users,
+      contexts: newContexts(raw['contexts']),
+      current: typeof current === 'string' ? current : '',
+    };
   } catch (cause) {
     throw wrong(`${flag}: ${file}: expected a kubeconfig that can be read, got ${messageOf(cause)}`, cause);
   }

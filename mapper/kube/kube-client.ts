@@ -1,5 +1,10 @@
 /** Requests to the API server over `node:https`, with deadlines and errors that say what was wrong. */
-import { Agent as HttpAgent, request as httpRequest, type ClientRequest, type IncomingMessage } from 'node:http';
+import {
+  Agent as HttpAgent,
+  request as httpRequest,
+  type ClientRequest,
+  type IncomingMessage,
+} from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
 import { messageOf } from '../../native/error.ts';
 import type { Credentials, KubeAccess } from './kube-access.ts';
@@ -42,7 +47,11 @@ const LONGEST_ERROR = 64 * 1024;
 /** Nobody reads the object that a write gives back, and a pod's is many kilobytes. A server that doesn't know this sends it whole. */
 const METADATA_ALONE = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json';
 
-export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_000 }: KubeClientOptions): KubeClient {
+export function openKubeClient({
+  access,
+  userAgent = 'cgroute',
+  deadlineMs = 30_000,
+}: KubeClientOptions): KubeClient {
   const isTls = access.server.startsWith('https:');
   let agent: { readonly key: string; readonly agent: HttpAgent | HttpsAgent } | undefined;
   let requests = 0;
@@ -52,14 +61,27 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
     const key = JSON.stringify(tls);
     if (agent?.key === key) return agent.agent;
     closeUnused();
-    const proxyEnv = access.proxyUrl === undefined ? {} : { proxyEnv: { HTTP_PROXY: access.proxyUrl, HTTPS_PROXY: access.proxyUrl } };
-    const options = { keepAlive: true, keepAliveMsecs: 15_000, maxFreeSockets: MOST_UNUSED, timeout: UNUSED_MS, ...proxyEnv };
-    agent = { key, agent: isTls ? new HttpsAgent({ ...options, ...tls, maxCachedSessions: 2 }) : new HttpAgent(options) };
+    const proxyEnv =
+      access.proxyUrl === undefined
+        ? {}
+        : { proxyEnv: { HTTP_PROXY: access.proxyUrl, HTTPS_PROXY: access.proxyUrl } };
+    const options = {
+      keepAlive: true,
+      keepAliveMsecs: 15_000,
+      maxFreeSockets: MOST_UNUSED,
+      timeout: UNUSED_MS,
+      ...proxyEnv,
+    };
+    agent = {
+      key,
+      agent: isTls ? new HttpsAgent({ ...options, ...tls, maxCachedSessions: 2 }) : new HttpAgent(options),
+    };
     return agent.agent;
   };
 
   const closeUnused = (): void => {
-    for (const sockets of Object.values(agent?.agent.freeSockets ?? {})) for (const socket of sockets ?? []) socket.destroy();
+    for (const sockets of Object.values(agent?.agent.freeSockets ?? {}))
+      for (const socket of sockets ?? []) socket.destroy();
   };
 
   const credentials = async (signal: AbortSignal | undefined): Promise<Credentials> => {
@@ -68,7 +90,11 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
       return await withDeadline(access.credentials(), deadlineMs, signal);
     } catch (cause) {
       if (signal?.aborted) throw cause;
-      throw new KubeError('access', `${access.origin}: there are no credentials for ${access.server}: ${reasonOf(cause)}`, { cause });
+      throw new KubeError(
+        'access',
+        `${access.origin}: there are no credentials for ${access.server}: ${reasonOf(cause)}`,
+        { cause },
+      );
     }
   };
 
@@ -77,16 +103,28 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
     const { headers, tls } = await credentials(signal);
     signal?.throwIfAborted();
     const url = new URL(`${access.server}${path}`);
-    for (const [name, value] of Object.entries(query)) if (value !== undefined) url.searchParams.set(name, String(value));
+    for (const [name, value] of Object.entries(query))
+      if (value !== undefined) url.searchParams.set(name, String(value));
     const options = {
       method,
       agent: agentFor(tls),
-      headers: { accept: method === 'GET' ? 'application/json' : METADATA_ALONE, 'user-agent': userAgent, ...(body === undefined ? {} : { 'content-type': body.type }), ...headers },
+      headers: {
+        accept: method === 'GET' ? 'application/json' : METADATA_ALONE,
+        'user-agent': userAgent,
+        ...(body === undefined ? {} : { 'content-type': body.type }),
+        ...headers,
+      },
       ...(signal === undefined ? {} : { signal }),
     };
     requests++;
     const sent: ClientRequest = isTls ? httpsRequest(url, options) : httpRequest(url, options);
-    const timer = setTimeout(() => sent.destroy(new KubeError('idle', `${method} ${path}: the API server did not answer within ${deadlineMs} ms`)), deadlineMs);
+    const timer = setTimeout(
+      () =>
+        sent.destroy(
+          new KubeError('idle', `${method} ${path}: the API server did not answer within ${deadlineMs} ms`),
+        ),
+      deadlineMs,
+    );
     try {
       return await new Promise<IncomingMessage>((resolve, reject) => {
         sent.once('response', resolve);
@@ -118,7 +156,9 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
   return {
     server: access.server,
     origin: access.origin,
-    get requests() { return requests; },
+    get requests() {
+      return requests;
+    },
     async json(request) {
       const what = `${request.method ?? 'GET'} ${request.path}`;
       const text = await textOf(await open(request), what, deadlineMs).catch((cause: unknown) => {
@@ -126,7 +166,8 @@ export function openKubeClient({ access, userAgent = 'cgroute', deadlineMs = 30_
         throw new KubeError('cut', `${what}: the answer was cut off: ${reasonOf(cause)}`, { cause });
       });
       const value = parsed(text);
-      if (typeof value !== 'object' || value === null) throw new KubeError('garbage', `${what}: expected JSON, got ${JSON.stringify(text.slice(0, 60))}`);
+      if (typeof value !== 'object' || value === null)
+        throw new KubeError('garbage', `${what}: expected JSON, got ${JSON.stringify(text.slice(0, 60))}`);
       return value;
     },
     stream: open,
@@ -151,8 +192,16 @@ function parsed(text: string): unknown {
 }
 
 /** The body, up to a length; the rest is dropped. */
-async function textOf(response: IncomingMessage, what: string, idleMs: number, longest = Infinity): Promise<string> {
-  const timer = setTimeout(() => response.destroy(new KubeError('idle', `${what}: the answer stopped for ${idleMs} ms`)), idleMs);
+async function textOf(
+  response: IncomingMessage,
+  what: string,
+  idleMs: number,
+  longest = Infinity,
+): Promise<string> {
+  const timer = setTimeout(
+    () => response.destroy(new KubeError('idle', `${what}: the answer stopped for ${idleMs} ms`)),
+    idleMs,
+  );
   const pieces: Buffer[] = [];
   let length = 0;
   try {
@@ -168,15 +217,22 @@ async function textOf(response: IncomingMessage, what: string, idleMs: number, l
   return Buffer.concat(pieces).toString('utf8');
 }
 
-async function withDeadline<T>(work: Promise<T>, deadlineMs: number, signal: AbortSignal | undefined): Promise<T> {
+async function withDeadline<T>(
+  work: Promise<T>,
+  deadlineMs: number,
+  signal: AbortSignal | undefined,
+): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   let stop = (): void => {};
   try {
-    return await Promise.race([work, new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`nothing came within ${deadlineMs} ms`)), deadlineMs);
-      stop = () => reject(signal?.reason as Error);
-      signal?.addEventListener('abort', stop, { once: true });
-    })]);
+    return await Promise.race([
+      work,
+      new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`nothing came within ${deadlineMs} ms`)), deadlineMs);
+        stop = () => reject(signal?.reason as Error);
+        signal?.addEventListener('abort', stop, { once: true });
+      }),
+    ]);
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener('abort', stop);

@@ -12,7 +12,16 @@ import { CgrouteError } from '../../native/error.ts';
  * - `garbage`: something that isn't the API's JSON;
  * - `ended`: a watch that was ended in order before it could be of any use.
  */
-export type KubeFailure = 'access' | 'unreachable' | 'cut' | 'idle' | 'refused' | 'server' | 'expired' | 'garbage' | 'ended';
+export type KubeFailure =
+  | 'access'
+  | 'unreachable'
+  | 'cut'
+  | 'idle'
+  | 'refused'
+  | 'server'
+  | 'expired'
+  | 'garbage'
+  | 'ended';
 
 export class KubeError extends CgrouteError {
   readonly failure: KubeFailure;
@@ -21,7 +30,11 @@ export class KubeError extends CgrouteError {
   /** For how many milliseconds the server asks to be left alone. */
   readonly retryAfterMs: number;
 
-  constructor(failure: KubeFailure, message: string, details: { readonly cause?: unknown; readonly status?: number; readonly retryAfterMs?: number } = {}) {
+  constructor(
+    failure: KubeFailure,
+    message: string,
+    details: { readonly cause?: unknown; readonly status?: number; readonly retryAfterMs?: number } = {},
+  ) {
     super('EKUBE', message, { cause: details.cause });
     this.name = 'KubeError';
     this.failure = failure;
@@ -43,15 +56,26 @@ interface Status {
  * @param what the request, for the sentence
  * @param httpStatus of the answer; an event has its own code
  */
-export function errorOfStatus(what: string, status: unknown, httpStatus?: number, retryAfterMs = 0): KubeError {
+export function errorOfStatus(
+  what: string,
+  status: unknown,
+  httpStatus?: number,
+  retryAfterMs = 0,
+): KubeError {
   const { code, message, details } = (typeof status === 'object' && status !== null ? status : {}) as Status;
-  const number = typeof code === 'number' ? code : httpStatus ?? 0;
+  const number = typeof code === 'number' ? code : (httpStatus ?? 0);
   const text = typeof message === 'string' && message !== '' ? `: ${message.slice(0, 400)}` : '';
   // An etcd that was restored from a backup is behind what it said before.
   const causes: readonly unknown[] = Array.isArray(details?.causes) ? details.causes : [];
-  const isAhead = causes.some((cause) => (cause as { reason?: unknown } | null)?.reason === 'ResourceVersionTooLarge') || text.includes('Too large resource version');
-  const failure = number === 410 || isAhead ? 'expired' : number >= 400 && number < 500 ? 'refused' : 'server';
-  return new KubeError(failure, `${what}: the API server answered ${number}${text}${remedy(number)}`, { status: number, retryAfterMs });
+  const isAhead =
+    causes.some((cause) => (cause as { reason?: unknown } | null)?.reason === 'ResourceVersionTooLarge') ||
+    text.includes('Too large resource version');
+  const failure =
+    number === 410 || isAhead ? 'expired' : number >= 400 && number < 500 ? 'refused' : 'server';
+  return new KubeError(failure, `${what}: the API server answered ${number}${text}${remedy(number)}`, {
+    status: number,
+    retryAfterMs,
+  });
 }
 
 function remedy(status: number): string {

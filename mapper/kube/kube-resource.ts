@@ -116,11 +116,19 @@ export class KubeResource<T extends object> implements AsyncDisposable {
       const next = nextAt > now ? `next try in ${Math.ceil((nextAt - now) / 1000)} s` : 'trying now';
       const when = `since ${since} (${Math.round((now - sinceMs) / 1000)} s), ${next}: ${why}`;
       if (!this.#listedOnce) return { name, state: 'failed', detail: `never listed; ${when}` };
-      return { name, state: 'degraded', detail: `not followed ${when}; what stood before goes on (${stands})` };
+      return {
+        name,
+        state: 'degraded',
+        detail: `not followed ${when}; what stood before goes on (${stands})`,
+      };
     }
     if (!this.#listedOnce) return { name, state: 'failed', detail: `not listed yet; asking ${where}` };
     const unreadable = this.#unreadable.size === 0 ? '' : `, ${this.#unreadable.size} of them can't be read`;
-    return { name, state: 'ok', detail: `${where}: ${stands}${unreadable}; last heard of ${Math.round((this.lastEventAgeMs ?? 0) / 1000)} s ago` };
+    return {
+      name,
+      state: 'ok',
+      detail: `${where}: ${stands}${unreadable}; last heard of ${Math.round((this.lastEventAgeMs ?? 0) / 1000)} s ago`,
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -145,7 +153,7 @@ export class KubeResource<T extends object> implements AsyncDisposable {
   async #list(): Promise<void> {
     const { onListed, timing } = this.#options;
     const seen = new Set<string>();
-    for (let more = ''; ;) {
+    for (let more = ''; ; ) {
       const { items, version, next } = await this.#page(more);
       for (const item of items) {
         const key = this.#keyOf(item);
@@ -158,7 +166,8 @@ export class KubeResource<T extends object> implements AsyncDisposable {
       more = next;
       if (more === '') break;
     }
-    for (const key of new Set([...this.#keys, ...this.#unreadable.keys()])) if (!seen.has(key)) this.#remove(key);
+    for (const key of new Set([...this.#keys, ...this.#unreadable.keys()]))
+      if (!seen.has(key)) this.#remove(key);
     this.#freshness = 'newer';
     this.#wantsList = false;
     this.#relistAt = performance.now() + timing.relistMs * (1 + Math.random() / 5);
@@ -166,7 +175,9 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     this.#tell(onListed);
   }
 
-  async #page(more: string): Promise<{ readonly items: readonly unknown[]; readonly version: string; readonly next: string }> {
+  async #page(
+    more: string,
+  ): Promise<{ readonly items: readonly unknown[]; readonly version: string; readonly next: string }> {
     const { client, path, timing } = this.#options;
     // The server's cache gives a list as a whole: with a limit the server would go to etcd and through all nodes' pods there.
     const query: KubeRequest['query'] = {
@@ -174,12 +185,27 @@ export class KubeResource<T extends object> implements AsyncDisposable {
       newer: { resourceVersion: this.#version, resourceVersionMatch: 'NotOlderThan' },
       latest: { limit: timing.pageSize },
     }[more === '' ? this.#freshness : 'latest'];
-    const list = await client.json({ path, query: { ...query, ...(more === '' ? {} : { continue: more }), ...this.#selector }, signal: this.#stop.signal });
-    const { items, metadata } = list as { readonly items?: unknown; readonly metadata?: Readonly<Record<string, unknown>> };
+    const list = await client.json({
+      path,
+      query: { ...query, ...(more === '' ? {} : { continue: more }), ...this.#selector },
+      signal: this.#stop.signal,
+    });
+    const { items, metadata } = list as {
+      readonly items?: unknown;
+      readonly metadata?: Readonly<Record<string, unknown>>;
+    };
     const version = metadata?.['resourceVersion'];
-    if ((!Array.isArray(items) && items !== null) || typeof version !== 'string') throw new KubeError('garbage', `GET ${path}: expected a list with items and a resourceVersion, got something else`);
+    if ((!Array.isArray(items) && items !== null) || typeof version !== 'string')
+      throw new KubeError(
+        'garbage',
+        `GET ${path}: expected a list with items and a resourceVersion, got something else`,
+      );
     const next = metadata?.['continue'];
-    return { items: (items ?? []) as readonly unknown[], version, next: typeof next === 'string' ? next : '' };
+    return {
+      items: (items ?? []) as readonly unknown[],
+      version,
+      next: typeof next === 'string' ? next : '',
+    };
   }
 
   /** Gives what ended a watch that did what it should. */
@@ -196,11 +222,18 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     };
     try {
       await watch({
-        client, path,
-        query: { ...this.#selector, resourceVersion: this.#version, timeoutSeconds: Math.ceil((least + Math.random() * (most - least)) / 1000) },
+        client,
+        path,
+        query: {
+          ...this.#selector,
+          resourceVersion: this.#version,
+          timeoutSeconds: Math.ceil((least + Math.random() * (most - least)) / 1000),
+        },
         idleMs: timing.idleMs,
         signal: AbortSignal.any([this.#stop.signal, relist.signal]),
-        onOpen: () => { settledTimer = setTimeout(settled, timing.settledMs); },
+        onOpen: () => {
+          settledTimer = setTimeout(settled, timing.settledMs);
+        },
         onEvent: (type, object) => {
           this.#event(type, object);
           if (!works) settled();
@@ -242,7 +275,10 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     if (this.#unreadable.get(key) === object.problem) return;
     this.#unreadable.set(key, object.problem);
     const { namespace, name: objectName } = metadataOf(raw);
-    logger.warn({ resource: name, namespace, name: objectName, key }, `an object can't be read and is left as it was known before: ${object.problem}`);
+    logger.warn(
+      { resource: name, namespace, name: objectName, key },
+      `an object can't be read and is left as it was known before: ${object.problem}`,
+    );
   }
 
   #remove(key: string): void {
@@ -255,7 +291,10 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     try {
       act();
     } catch (error) {
-      this.#options.logger.error({ err: error, resource: this.#options.name }, `a change could not be acted on: ${messageOf(error)}`);
+      this.#options.logger.error(
+        { err: error, resource: this.#options.name },
+        `a change could not be acted on: ${messageOf(error)}`,
+      );
     }
   }
 
@@ -278,7 +317,10 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     if (this.#failing === undefined) return;
     const { sinceMs } = this.#failing;
     this.#failing = undefined;
-    this.#options.logger.info({ resource: this.#options.name, afterMs: Math.round(performance.now() - sinceMs) }, 'the API server is followed again');
+    this.#options.logger.info(
+      { resource: this.#options.name, afterMs: Math.round(performance.now() - sinceMs) },
+      'the API server is followed again',
+    );
   }
 
   /** Takes note, and gives the milliseconds until the next try. */
@@ -291,11 +333,23 @@ export class KubeResource<T extends object> implements AsyncDisposable {
     if (failure === 'expired') {
       this.#wantsList = true;
       this.#freshness = 'latest';
-    } else if (failure !== 'unreachable' && failure !== 'access' && ++this.#failedWatches % FAILURES_UNTIL_LIST === 0) {
+    } else if (
+      failure !== 'unreachable' &&
+      failure !== 'access' &&
+      ++this.#failedWatches % FAILURES_UNTIL_LIST === 0
+    ) {
       this.#wantsList = true;
     }
     if (this.#failing?.why !== why) {
-      logger.warn({ resource: name, reason: failure, waitMs: Math.round(waitMs), ...(failure === 'internal' && { err: error }) }, `${this.#listedOnce ? 'what stood before goes on' : 'nothing is known yet'}: ${why}`);
+      logger.warn(
+        {
+          resource: name,
+          reason: failure,
+          waitMs: Math.round(waitMs),
+          ...(failure === 'internal' && { err: error }),
+        },
+        `${this.#listedOnce ? 'what stood before goes on' : 'nothing is known yet'}: ${why}`,
+      );
     }
     const now = performance.now();
     const { sinceMs, since } = this.#failing ?? { sinceMs: now, since: new Date().toISOString() };

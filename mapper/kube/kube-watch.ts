@@ -26,12 +26,26 @@ const TYPES: ReadonlySet<unknown> = new Set<WatchEventType>(['ADDED', 'MODIFIED'
  * timeout. Each event is handed on as soon as its line is there.
  * @throws KubeError for every other end; what came before it stands
  */
-export async function watch({ client, path, query, idleMs, signal, onOpen, onEvent }: WatchOptions): Promise<void> {
+export async function watch({
+  client,
+  path,
+  query,
+  idleMs,
+  signal,
+  onOpen,
+  onEvent,
+}: WatchOptions): Promise<void> {
   const what = `watch of ${path}`;
-  const response = await client.stream({ path, query: { ...query, watch: 1, allowWatchBookmarks: true }, signal });
+  const response = await client.stream({
+    path,
+    query: { ...query, watch: 1, allowWatchBookmarks: true },
+    signal,
+  });
   onOpen();
   const idle = setTimeout(() => {
-    response.destroy(new KubeError('idle', `${what}: neither an event nor a bookmark for ${Math.round(idleMs / 1000)} s`));
+    response.destroy(
+      new KubeError('idle', `${what}: neither an event nor a bookmark for ${Math.round(idleMs / 1000)} s`),
+    );
   }, idleMs);
   try {
     for await (const line of linesOf(response, what)) {
@@ -67,7 +81,11 @@ async function* linesOf(response: IncomingMessage, what: string): AsyncGenerator
     if (from === piece.length) continue;
     begun.push(piece.subarray(from));
     length += piece.length - from;
-    if (length > LONGEST_LINE) throw new KubeError('garbage', `${what}: expected an event on each line, got a line of more than ${LONGEST_LINE} bytes`);
+    if (length > LONGEST_LINE)
+      throw new KubeError(
+        'garbage',
+        `${what}: expected an event on each line, got a line of more than ${LONGEST_LINE} bytes`,
+      );
   }
   if (length > 0) throw new KubeError('cut', `${what}: it was cut off in the middle of an event`);
 }
@@ -79,5 +97,8 @@ function parsed(line: string, what: string): { readonly type?: unknown; readonly
   } catch {
     // Told below, with what came.
   }
-  throw new KubeError('garbage', `${what}: expected an event as JSON, got ${JSON.stringify(line.slice(0, 60))}`);
+  throw new KubeError(
+    'garbage',
+    `${what}: expected an event as JSON, got ${JSON.stringify(line.slice(0, 60))}`,
+  );
 }

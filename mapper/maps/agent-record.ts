@@ -9,9 +9,19 @@ export class AgentRecord implements Disposable {
   readonly #map: BpfMap<number, AgentInfo>;
   #info: AgentInfo;
 
-  constructor(map: BpfMap<number, AgentInfo>, about: Pick<AgentInfo, 'node' | 'version' | 'rootLevel' | 'rootId'>) {
+  constructor(
+    map: BpfMap<number, AgentInfo>,
+    about: Pick<AgentInfo, 'node' | 'version' | 'rootLevel' | 'rootId'>,
+  ) {
     this.#map = map;
-    this.#info = { ...about, pid: process.pid, startedMs: BigInt(Date.now()), beatMs: 0n, netns: ownNetns(), http: '' };
+    this.#info = {
+      ...about,
+      pid: process.pid,
+      startedMs: BigInt(Date.now()),
+      beatMs: 0n,
+      netns: ownNetns(),
+      http: '',
+    };
   }
 
   listening(http: string): void {

@@ -32,8 +32,11 @@ export class MapMirror<K, V> {
    */
   repair(kernel?: { readonly isGone: (key: K) => boolean }): number {
     const found = new Map(this.#entries().map(([key, value]) => [this.#textOf(key), { key, value }]));
-    const altered = [...this.#held].filter(([text, { key, value }]) =>
-      !isDeepStrictEqual(found.get(text)?.value, value) && !(kernel !== undefined && !found.has(text) && kernel.isGone(key)));
+    const altered = [...this.#held].filter(
+      ([text, { key, value }]) =>
+        !isDeepStrictEqual(found.get(text)?.value, value) &&
+        !(kernel !== undefined && !found.has(text) && kernel.isGone(key)),
+    );
     const strangers = [...found].filter(([text]) => !this.#held.has(text));
     const added = strangers.filter(([text]) => kernel === undefined || this.#strangers.has(text));
     this.#strangers = new Set(strangers.map(([text]) => text));
@@ -86,7 +89,9 @@ export class MapMirror<K, V> {
 
   #entries(): [K, V][] {
     const entries = this.#map.entries();
-    return this.#nothing === undefined ? entries : entries.filter(([, value]) => !isDeepStrictEqual(value, this.#nothing));
+    return this.#nothing === undefined
+      ? entries
+      : entries.filter(([, value]) => !isDeepStrictEqual(value, this.#nothing));
   }
 
   #remove(key: K): void {

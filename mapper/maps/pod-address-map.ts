@@ -29,7 +29,8 @@ export class PodAddressMap {
       if (owner === undefined) this.#claimed.delete(textOf({ word }));
       else this.#claimed.add(textOf({ word }));
       if (owner?.redirected === true) this.#beforeFirst();
-      if (owner?.redirected === true) this.#map.set({ word }, { slot: owner.slot, hasOptions: owner.hasOptions ? 1 : 0 });
+      if (owner?.redirected === true)
+        this.#map.set({ word }, { slot: owner.slot, hasOptions: owner.hasOptions ? 1 : 0 });
       else this.#map.delete({ word });
     }
   }
@@ -41,7 +42,8 @@ export class PodAddressMap {
 
   /** Removes what an earlier agent left and no pod claims. Returns the number of entries. */
   removeLeftovers(): number {
-    return this.#map.entries().filter(({ key }) => !this.#claimed.has(textOf(key)) && this.#map.delete(key)).length;
+    return this.#map.entries().filter(({ key }) => !this.#claimed.has(textOf(key)) && this.#map.delete(key))
+      .length;
   }
 
   repair(): number {

@@ -18,7 +18,12 @@ export class PodCounters {
   /** From zero; what the slot's last pod had counted stays in the totals, unless an earlier agent had counted it. */
   start(slot: number): void {
     if (slot > this.#highestSlot) this.#highestSlot = slot;
-    else this.#map.get(slot)?.count.forEach((count, branch) => (this.#retired[branch] = (this.#retired[branch] ?? 0) + Number(count)));
+    else
+      this.#map
+        .get(slot)
+        ?.count.forEach(
+          (count, branch) => (this.#retired[branch] = (this.#retired[branch] ?? 0) + Number(count)),
+        );
     this.#map.set(slot, { count: [] });
   }
 

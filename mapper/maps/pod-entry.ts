@@ -46,7 +46,8 @@ export function addressBytes(text: string): Uint8Array | undefined {
   const url = URL.parse(`http://[${text}]/`);
   if (url === null) return undefined;
   const [head = '', tail] = url.hostname.slice(1, -1).split('::');
-  const words = (part: string): number[] => (part === '' ? [] : part.split(':').map((word) => Number.parseInt(word, 16)));
+  const words = (part: string): number[] =>
+    part === '' ? [] : part.split(':').map((word) => Number.parseInt(word, 16));
   const first = words(head);
   const last = tail === undefined ? [] : words(tail);
   const all = [...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last];
@@ -76,22 +77,26 @@ export function podAddresses(ips: readonly string[]): PodAddresses {
 function flagsOf(decision: Decision): number {
   // The label may also ask for what another rule has decided otherwise; beside a sidecar that is short-circuited it counts.
   const { enrolled } = decision;
-  return (enrolled ? infoFlag.ambient : 0)
-    | (decision.proxy ? infoFlag.proxy : 0)
-    | (enrolled && decision.bypassOutbound ? infoFlag.bypassOutbound : 0)
-    | (enrolled && decision.bypassInbound ? infoFlag.bypassInbound : 0)
-    | (decision.sidecar ? infoFlag.sidecar : 0)
-    | (hasOptions(decision) ? infoFlag.options : 0)
-    | (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0);
+  return (
+    (enrolled ? infoFlag.ambient : 0) |
+    (decision.proxy ? infoFlag.proxy : 0) |
+    (enrolled && decision.bypassOutbound ? infoFlag.bypassOutbound : 0) |
+    (enrolled && decision.bypassInbound ? infoFlag.bypassInbound : 0) |
+    (decision.sidecar ? infoFlag.sidecar : 0) |
+    (hasOptions(decision) ? infoFlag.options : 0) |
+    (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0)
+  );
 }
 
 /** Whether connections of the pod are looked at one by one: for its annotations, or for its sidecar's own. */
-export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean => enrolled && (sidecar || traffic !== undefined);
+export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean =>
+  enrolled && (sidecar || traffic !== undefined);
 
 /** The entry of one of the pod's cgroups. */
 export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts): CgroupInfo {
   return {
-    id, slot,
+    id,
+    slot,
     isInMesh: decision.enrolled ? 1 : 0,
     cgroupIp: addresses.ip4,
     cgroupIp6: addresses.ip6,
@@ -102,22 +107,48 @@ export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts)
 
 /** A cgroup of a runtime's own below a pod, such as CRI-O's conmon: it lives in the host's network. */
 export function monitorEntry(id: bigint, slot: number): CgroupInfo {
-  return { id, slot, isInMesh: 0, cgroupIp: NO_ADDRESS, cgroupIp6: NO_ADDRESS, flags: infoFlag.hostNetwork, detectedFlags: DETECTED };
+  return {
+    id,
+    slot,
+    isInMesh: 0,
+    cgroupIp: NO_ADDRESS,
+    cgroupIp6: NO_ADDRESS,
+    flags: infoFlag.hostNetwork,
+    detectedFlags: DETECTED,
+  };
 }
 
 /** A pod's cgroup whose pod nobody knows yet. */
 export function unknownEntry(id: bigint): CgroupInfo {
-  return { id, slot: 0, isInMesh: 0, cgroupIp: NO_ADDRESS, cgroupIp6: NO_ADDRESS, flags: infoFlag.unknownPod, detectedFlags: DETECTED };
+  return {
+    id,
+    slot: 0,
+    isInMesh: 0,
+    cgroupIp: NO_ADDRESS,
+    cgroupIp6: NO_ADDRESS,
+    flags: infoFlag.unknownPod,
+    detectedFlags: DETECTED,
+  };
 }
 
 /** The entry of a pod that only an earlier agent knew. */
-export function rememberedEntry(id: bigint, { slot, isInMesh, flags, detectedFlags, ip4, ip6 }: PodInfo): CgroupInfo {
+export function rememberedEntry(
+  id: bigint,
+  { slot, isInMesh, flags, detectedFlags, ip4, ip6 }: PodInfo,
+): CgroupInfo {
   return { id, slot, isInMesh, flags, detectedFlags, cgroupIp: ip4, cgroupIp6: ip6 };
 }
 
 /** Whether the connect programs may redirect connections from there. */
-export function isRedirected({ isInMesh, flags, detectedFlags }: Pick<CgroupInfo, 'isInMesh' | 'flags' | 'detectedFlags'>): boolean {
-  return isInMesh !== 0 && (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0;
+export function isRedirected({
+  isInMesh,
+  flags,
+  detectedFlags,
+}: Pick<CgroupInfo, 'isInMesh' | 'flags' | 'detectedFlags'>): boolean {
+  return (
+    isInMesh !== 0 &&
+    (flags & detectedFlags & (infoFlag.bypassOutbound | infoFlag.unknownPod | infoFlag.proxy)) === 0
+  );
 }
 
 /** Whether connections that processes of the host open to there go to the proxy. */

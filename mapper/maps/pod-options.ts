@@ -1,7 +1,14 @@
 /** Pods' traffic options in the kernel's maps. */
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { CgrouteError } from '../../native/error.ts';
-import { optionFlag, portList, rangeList, type PodOptions as OptionsEntry, type PortKey, type RangeKey } from '../../native/layout/layouts.ts';
+import {
+  optionFlag,
+  portList,
+  rangeList,
+  type PodOptions as OptionsEntry,
+  type PortKey,
+  type RangeKey,
+} from '../../native/layout/layouts.ts';
 import { MapMirror } from './map-mirror.ts';
 import { SHARED_SLOT } from './pod-slots.ts';
 import type { Range, TrafficOptions } from '../decisions/traffic-options.ts';
@@ -19,14 +26,18 @@ const HEAD_BITS = 64;
 const NOTHING: Wanted = { entry: { flags: 0, exemptUser: 0 }, ports: [], ranges: [] };
 
 const portText = ({ slot, list, port }: PortKey): string => `${slot} ${list} ${port}`;
-const rangeText = ({ slot, list, prefixLength, address }: RangeKey): string => `${slot} ${list} ${prefixLength} ${Buffer.from(address.word).toString('hex')}`;
+const rangeText = ({ slot, list, prefixLength, address }: RangeKey): string =>
+  `${slot} ${list} ${prefixLength} ${Buffer.from(address.word).toString('hex')}`;
 
 export class PodOptions {
   readonly #options;
   readonly #ports;
   readonly #ranges;
   /** What each slot has of the two lists, as their texts. */
-  readonly #slots = new Map<number, { readonly ports: Map<string, PortKey>; readonly ranges: Map<string, RangeKey> }>();
+  readonly #slots = new Map<
+    number,
+    { readonly ports: Map<string, PortKey>; readonly ranges: Map<string, RangeKey> }
+  >();
 
   constructor(maps: DataPlane['maps']) {
     this.#options = new MapMirror(maps.podOptions, String, NOTHING.entry);
@@ -60,7 +71,8 @@ export class PodOptions {
     if (wanted === NOTHING) this.#options.delete(slot);
     else this.#options.set(slot, wanted.entry);
     for (const [text, key] of ports) if (!newPorts.has(text) && ports.delete(text)) this.#ports.delete(key);
-    for (const [text, key] of ranges) if (!newRanges.has(text) && ranges.delete(text)) this.#ranges.delete(key);
+    for (const [text, key] of ranges)
+      if (!newRanges.has(text) && ranges.delete(text)) this.#ranges.delete(key);
     if (ports.size + ranges.size === 0) this.#slots.delete(slot);
   }
 
@@ -68,7 +80,11 @@ export class PodOptions {
    * As {@link set}; lists that find no room count as absent, as a pod must not stay
    * without a verdict for them. Gives the error then.
    */
-  setAsFits(slot: number, traffic: TrafficOptions | undefined, exemptUser: number | undefined): CgrouteError | undefined {
+  setAsFits(
+    slot: number,
+    traffic: TrafficOptions | undefined,
+    exemptUser: number | undefined,
+  ): CgrouteError | undefined {
     try {
       this.set(slot, traffic, exemptUser);
       return undefined;
@@ -106,13 +122,20 @@ function wantedOf(slot: number, traffic: TrafficOptions | undefined, exemptUser:
   const ports: PortKey[] = [];
   const ranges: RangeKey[] = [];
   let flags = exemptUser === undefined ? 0 : optionFlag.exemptUser;
-  const listPorts = (list: number, numbers: readonly number[]): void => void ports.push(...numbers.map((port) => ({ slot, list, port })));
+  const listPorts = (list: number, numbers: readonly number[]): void =>
+    void ports.push(...numbers.map((port) => ({ slot, list, port })));
   const listRanges = (lists: Readonly<Record<Range['family'], number>>, of: readonly Range[]): void =>
-    void ranges.push(...of.map(({ family, address, prefix }) => ({
-      prefixLength: HEAD_BITS + (family === 4 ? 96 : 0) + prefix, slot, list: lists[family], address: { word: address },
-    })));
+    void ranges.push(
+      ...of.map(({ family, address, prefix }) => ({
+        prefixLength: HEAD_BITS + (family === 4 ? 96 : 0) + prefix,
+        slot,
+        list: lists[family],
+        address: { word: address },
+      })),
+    );
   if (traffic !== undefined) {
-    const { excludedPorts, excludedRanges, includedPorts, includedRanges, excludedInbound, includedInbound } = traffic;
+    const { excludedPorts, excludedRanges, includedPorts, includedRanges, excludedInbound, includedInbound } =
+      traffic;
     if (excludedPorts === 'all' || excludedRanges === 'all') flags |= optionFlag.nothingOutbound;
     if (Array.isArray(excludedPorts) && excludedPorts.length > 0) {
       flags |= optionFlag.excludedPorts;

@@ -120,7 +120,8 @@ function joined(handlers: ObjectHandlers, onSynced: () => void): Joined {
   const leaving = new Set<string>();
   const listed = new Set<string>();
   let isSynced = false;
-  const podsIn = (namespace: string): Pod[] => [...pods.values()].filter((pod) => pod.namespace === namespace);
+  const podsIn = (namespace: string): Pod[] =>
+    [...pods.values()].filter((pod) => pod.namespace === namespace);
   const leave = (name: string): void => {
     leaving.delete(name);
     namespaces.delete(name);
@@ -154,7 +155,10 @@ function joined(handlers: ObjectHandlers, onSynced: () => void): Joined {
       listed.add(what);
       if (isSynced || listed.size < 2) return;
       isSynced = true;
-      handlers.onObjects({ pods: [...pods.values()].filter((pod) => namespaces.has(pod.namespace)), namespaces: [...namespaces.values()] });
+      handlers.onObjects({
+        pods: [...pods.values()].filter((pod) => namespaces.has(pod.namespace)),
+        namespaces: [...namespaces.values()],
+      });
       onSynced();
     },
   };

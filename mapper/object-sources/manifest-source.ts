@@ -69,14 +69,22 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
     const message = messageOf(error);
     if (message === failure) return;
     failure = message;
-    quietly(() => onError(error instanceof CgrouteError ? error : new CgrouteError('EMANIFEST', message, { cause: error })));
+    quietly(() =>
+      onError(
+        error instanceof CgrouteError ? error : new CgrouteError('EMANIFEST', message, { cause: error }),
+      ),
+    );
   };
 
   const tell = (): void => {
     try {
       onChange(manifest);
     } catch (cause) {
-      const error = new CgrouteError('EMANIFEST', `${path}: the file was read, and acting on it failed: ${messageOf(cause)}`, { cause });
+      const error = new CgrouteError(
+        'EMANIFEST',
+        `${path}: the file was read, and acting on it failed: ${messageOf(cause)}`,
+        { cause },
+      );
       quietly(() => onError(error));
     }
   };
@@ -181,8 +189,16 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
     state() {
       const stands = `pods: ${manifest.pods.length}, namespaces: ${manifest.namespaces.length}`;
       if (closed) return { name: 'manifest', state: 'off', detail: `${path} is no longer followed` };
-      if (failure !== undefined) return { name: 'manifest', state: 'degraded', detail: `${failure}; what stood before goes on (${stands})` };
-      const slow = watches.size === 0 ? `; its directory can't be watched, so it is looked at every ${intervalMs} ms` : '';
+      if (failure !== undefined)
+        return {
+          name: 'manifest',
+          state: 'degraded',
+          detail: `${failure}; what stood before goes on (${stands})`,
+        };
+      const slow =
+        watches.size === 0
+          ? `; its directory can't be watched, so it is looked at every ${intervalMs} ms`
+          : '';
       return { name: 'manifest', state: 'ok', detail: `${path}: ${stands}${slow}` };
     },
     [Symbol.dispose]() {
@@ -219,7 +235,10 @@ function checked(path: string): BigIntStats {
     throw unreadable(path, error);
   }
   if (!stats.isFile()) {
-    throw new CgrouteError('EMANIFEST', `${path}: expected a regular file with Namespace and Pod objects, got a ${stats.isDirectory() ? 'directory' : 'special file'}`);
+    throw new CgrouteError(
+      'EMANIFEST',
+      `${path}: expected a regular file with Namespace and Pod objects, got a ${stats.isDirectory() ? 'directory' : 'special file'}`,
+    );
   }
   if (stats.size > LARGEST) {
     throw new CgrouteError('EMANIFEST', `${path}: expected at most ${LARGEST} bytes, got ${stats.size}`);
@@ -229,7 +248,11 @@ function checked(path: string): BigIntStats {
 
 function unreadable(path: string, cause: unknown): CgrouteError {
   const { code, syscall } = cause as NodeJS.ErrnoException;
-  const details = { cause, ...(code === undefined ? {} : { errno: code }), ...(syscall === undefined ? {} : { syscall }) };
+  const details = {
+    cause,
+    ...(code === undefined ? {} : { errno: code }),
+    ...(syscall === undefined ? {} : { syscall }),
+  };
   const why = code === 'ENOENT' ? 'there is none (ENOENT)' : messageOf(cause);
   return new CgrouteError('EMANIFEST', `${path}: expected a file that can be read, but ${why}`, details);
 }

@@ -1,6 +1,17 @@
 /** Reads a manifest: YAML (or JSON) with Namespace and Pod objects, as `kubectl get -o yaml` writes them. */
 
-import { Composer, isAlias, isCollection, isMap, isNode, isPair, isScalar, isSeq, LineCounter, Parser } from 'yaml';
+import {
+  Composer,
+  isAlias,
+  isCollection,
+  isMap,
+  isNode,
+  isPair,
+  isScalar,
+  isSeq,
+  LineCounter,
+  Parser,
+} from 'yaml';
 import type { Document, Node, YAMLMap } from 'yaml';
 
 import { CgrouteError, messageOf } from '../../native/error.ts';
@@ -23,7 +34,11 @@ export interface Manifest extends Objects {
 export function parseManifest(text: string, file: string): Manifest {
   const lines = new LineCounter();
   // One document at a time: all of them at once take some hundred times the file's size.
-  const documents = new Composer({ prettyErrors: false }).compose(new Parser(lines.addNewLine).parse(text), false, text.length);
+  const documents = new Composer({ prettyErrors: false }).compose(
+    new Parser(lines.addNewLine).parse(text),
+    false,
+    text.length,
+  );
   const lineAt = (offset: number | undefined): number => lines.linePos(offset ?? 0).line || 1;
   const refuse = (line: number, sentence: string): never => {
     throw new CgrouteError('EMANIFEST', `${file}:${line}: ${sentence}`);
@@ -37,15 +52,21 @@ export function parseManifest(text: string, file: string): Manifest {
   const take = (node: Node | null, document: Document, kindOfList?: string): void => {
     const line = lineAt(node?.range?.[0]);
     const map = isAlias(node) ? node.resolve(document) : node;
-    if (!isMap(map)) return refuse(line, `expected an object with a kind, got ${shown(isScalar(map) ? map.value : isSeq(map) ? [] : map)}`);
+    if (!isMap(map))
+      return refuse(
+        line,
+        `expected an object with a kind, got ${shown(isScalar(map) ? map.value : isSeq(map) ? [] : map)}`,
+      );
     const kind = textAt(map, 'kind') ?? kindOfList;
     if (kind === undefined) return refuse(line, 'expected an object with a kind, got one without');
     const version = textAt(map, 'apiVersion') ?? 'v1';
     if (version === 'v1' && kind.endsWith('List')) {
       // A list that is an alias could stand inside itself.
-      if (isAlias(node)) return refuse(line, `expected an object or a list of its own, got an alias of a ${kind}`);
+      if (isAlias(node))
+        return refuse(line, `expected an object or a list of its own, got an alias of a ${kind}`);
       const items = map.get('items', true);
-      if (!isSeq(items)) return refuse(line, `expected a list below items of this ${kind}, got something else`);
+      if (!isSeq(items))
+        return refuse(line, `expected a list below items of this ${kind}, got something else`);
       const inner = kind === 'List' ? undefined : kind.slice(0, -'List'.length);
       for (const item of items.items) take(isNode(item) ? item : null, document, inner);
       return;
@@ -57,7 +78,8 @@ export function parseManifest(text: string, file: string): Manifest {
 
     const raw = valueOf(map, document, (sentence) => refuse(line, `${kind.toLowerCase()}: ${sentence}`));
     const object = kind === 'Pod' ? podOf(raw, 'manifest') : namespaceOf(raw);
-    if (isProblem(object)) return refuse(lineAt(offsetOf(map, object)), `${named(kind, raw)}: ${object.problem}`);
+    if (isProblem(object))
+      return refuse(lineAt(offsetOf(map, object)), `${named(kind, raw)}: ${object.problem}`);
     if (!isPod(object)) {
       const same = claim(namespaces, object.name, object, line);
       if (same) return refuse(line, `namespace ${object.name} is already at line ${same.line}`);
@@ -69,7 +91,10 @@ export function parseManifest(text: string, file: string): Manifest {
     const sameUid = claim(uids, object.uid, object, line);
     if (sameUid) {
       const { namespace, name: other } = sameUid.object;
-      return refuse(line, `pod ${name} has the UID ${object.uid}, which is that of pod ${namespace}/${other} at line ${sameUid.line}`);
+      return refuse(
+        line,
+        `pod ${name} has the UID ${object.uid}, which is that of pod ${namespace}/${other} at line ${sameUid.line}`,
+      );
     }
   };
 
@@ -122,7 +147,9 @@ function offsetOf(map: YAMLMap, { at }: Problem): number | undefined {
   let offset = map.range?.[0];
   for (const step of at) {
     if (!isCollection(node)) break;
-    const pair = isMap(node) ? node.items.find((item) => isPair(item) && isScalar(item.key) && String(item.key.value) === step) : undefined;
+    const pair = isMap(node)
+      ? node.items.find((item) => isPair(item) && isScalar(item.key) && String(item.key.value) === step)
+      : undefined;
     node = pair === undefined ? node.get(step, true) : pair.value;
     const nearest = isNode(node) ? node : pair?.key;
     if (!isNode(nearest)) break;

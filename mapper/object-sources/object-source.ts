@@ -55,7 +55,10 @@ export interface ObjectSourceOptions {
  * The source that `--source` names: `file:PATH`, or `kube`.
  * @throws CgrouteError `EUSAGE` for anything else; `EKUBECONFIG` when nothing tells where the API server is
  */
-export function objectSource(flag: string, { node, version, config, logger }: ObjectSourceOptions): ObjectSource {
+export function objectSource(
+  flag: string,
+  { node, version, config, logger }: ObjectSourceOptions,
+): ObjectSource {
   if (flag.startsWith('file:') && flag.length > 5) return manifestFile(flag.slice(5), logger);
   if (flag !== 'kube') throw new CgrouteError('EUSAGE', `--source expects kube or file:PATH, got "${flag}"`);
   const client = openKubeClient({ access: kubeAccess(), userAgent: `cgroute/${version}` });
@@ -76,7 +79,9 @@ function manifestFile(path: string, logger: Logger): ObjectSource {
       const opened = source;
       return { synced: Promise.resolve(), [Symbol.asyncDispose]: async () => opened[Symbol.dispose]() };
     },
-    states: () => [source?.state() ?? { name: 'manifest', state: 'off', detail: `${path} has not been read` }],
+    states: () => [
+      source?.state() ?? { name: 'manifest', state: 'off', detail: `${path} has not been read` },
+    ],
     figures: () => ({ requests: 0, restarts: {}, lastEventAgeMs: {} }),
   };
 }

@@ -41,7 +41,9 @@ function requirementOf(part: string): ((labels: Labels) => boolean) | undefined 
   const equality = EQUALITY.exec(part);
   if (equality) {
     const { 1: key = '', 2: operator, 3: wanted = '' } = equality;
-    return operator === '!=' ? (labels) => valueOf(labels, key) !== wanted : (labels) => valueOf(labels, key) === wanted;
+    return operator === '!='
+      ? (labels) => valueOf(labels, key) !== wanted
+      : (labels) => valueOf(labels, key) === wanted;
   }
   const membership = MEMBERSHIP.exec(part);
   if (membership) {
@@ -54,7 +56,9 @@ function requirementOf(part: string): ((labels: Labels) => boolean) | undefined 
   const existence = EXISTENCE.exec(part);
   if (existence) {
     const { 1: not, 2: key = '' } = existence;
-    return not === '!' ? (labels) => valueOf(labels, key) === undefined : (labels) => valueOf(labels, key) !== undefined;
+    return not === '!'
+      ? (labels) => valueOf(labels, key) === undefined
+      : (labels) => valueOf(labels, key) !== undefined;
   }
   return undefined;
 }

@@ -50,7 +50,8 @@ export interface Pod {
 }
 
 /** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
-export const podKeys = ({ uid, configHash }: Pod): readonly string[] => (configHash === undefined ? [uid] : [uid, configHash]);
+export const podKeys = ({ uid, configHash }: Pod): readonly string[] =>
+  configHash === undefined ? [uid] : [uid, configHash];
 
 /** The kubelet's own image in the API of a static pod. */
 export const isMirror = ({ annotations }: Pod): boolean => annotations[CONFIG_MIRROR] !== undefined;
@@ -80,7 +81,12 @@ export const MODE_LABEL = 'istio.io/dataplane-mode';
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
 export const CONFIG_HASH = 'kubernetes.io/config.hash';
 const CONFIG_MIRROR = 'kubernetes.io/config.mirror';
-const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([SIDECAR_STATUS, CONFIG_HASH, CONFIG_MIRROR, 'ambient.istio.io/redirection']);
+const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([
+  SIDECAR_STATUS,
+  CONFIG_HASH,
+  CONFIG_MIRROR,
+  'ambient.istio.io/redirection',
+]);
 const TRAFFIC_ANNOTATIONS = 'traffic.sidecar.istio.io/';
 
 const UID_FORM = /^(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32})$/i;
@@ -121,9 +127,18 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
     const namespace = optionalText(metadata['namespace'], ['metadata', 'namespace'], refuse) ?? 'default';
     const uid = requiredText(metadata['uid'], ['metadata', 'uid'], refuse).toLowerCase();
     if (strict && !UID_FORM.test(uid)) {
-      refuse(['metadata', 'uid'], 'a UID such as 2c48913c-b29f-11e7-9350-020968147796, or the 32 hex digits of a static pod', uid);
+      refuse(
+        ['metadata', 'uid'],
+        'a UID such as 2c48913c-b29f-11e7-9350-020968147796, or the 32 hex digits of a static pod',
+        uid,
+      );
     }
-    const annotations = labelsOf(metadata['annotations'], ['metadata', 'annotations'], refuse, keepsAnnotation);
+    const annotations = labelsOf(
+      metadata['annotations'],
+      ['metadata', 'annotations'],
+      refuse,
+      keepsAnnotation,
+    );
     const configHash = annotations[CONFIG_HASH]?.toLowerCase() || undefined;
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
     const version = versionOf(metadata);
@@ -167,7 +182,8 @@ export function shown(value: unknown): string {
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'a list';
   if (typeof value === 'object') return 'a mapping';
-  if (typeof value === 'string') return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  if (typeof value === 'string')
+    return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
   return `the ${typeof value} ${String(value)}`;
 }
 
@@ -202,7 +218,8 @@ function dotted(at: Path): string {
 }
 
 function record(value: unknown, at: Path, refuse: Refuse): Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return refuse(at, 'a mapping', value);
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    return refuse(at, 'a mapping', value);
   return value as Readonly<Record<string, unknown>>;
 }
 
@@ -216,7 +233,9 @@ function requiredText(value: unknown, at: Path, refuse: Refuse): string {
 
 function optionalText(value: unknown, at: Path, refuse: Refuse): string | undefined {
   if (value === undefined || value === null || value === '') return undefined;
-  return typeof value === 'string' ? value : refuse(at, 'a text (in quotes, if YAML takes it for something else)', value);
+  return typeof value === 'string'
+    ? value
+    : refuse(at, 'a text (in quotes, if YAML takes it for something else)', value);
 }
 
 function flag(value: unknown, at: Path, refuse: Refuse): boolean {
@@ -224,11 +243,19 @@ function flag(value: unknown, at: Path, refuse: Refuse): boolean {
   return typeof value === 'boolean' ? value : refuse(at, 'true or false', value);
 }
 
-function labelsOf(value: unknown, at: Path, refuse: Refuse, keep: (key: string) => boolean = () => true): Labels {
+function labelsOf(
+  value: unknown,
+  at: Path,
+  refuse: Refuse,
+  keep: (key: string) => boolean = () => true,
+): Labels {
   const labels: Record<string, string> = Object.create(null) as Record<string, string>;
   for (const [key, text] of Object.entries(optionalRecord(value, at, refuse))) {
     if (!keep(key)) continue;
-    labels[key] = typeof text === 'string' ? text : refuse([...at, key], 'a text (in quotes, if YAML takes it for something else)', text);
+    labels[key] =
+      typeof text === 'string'
+        ? text
+        : refuse([...at, key], 'a text (in quotes, if YAML takes it for something else)', text);
   }
   return labels;
 }
@@ -245,7 +272,10 @@ function readyOf(value: unknown, strict: boolean, refuse: Refuse): boolean {
   if (!Array.isArray(value)) return refuse(['status', 'conditions'], 'a list', value);
   return value.some((raw, index) => {
     const condition = record(raw, ['status', 'conditions', index], refuse);
-    return condition['type'] === 'Ready' && (condition['status'] === 'True' || (strict && condition['status'] === true));
+    return (
+      condition['type'] === 'Ready' &&
+      (condition['status'] === 'True' || (strict && condition['status'] === true))
+    );
   });
 }
 
@@ -257,7 +287,11 @@ function timeOf(value: unknown, strict: boolean, refuse: Refuse): number {
   return strict ? refuse(['metadata', 'creationTimestamp'], 'a time such as 2026-01-31T12:00:00Z', value) : 0;
 }
 
-function ipsOf(status: Readonly<Record<string, unknown>>, strict: boolean, refuse: Refuse): readonly string[] {
+function ipsOf(
+  status: Readonly<Record<string, unknown>>,
+  strict: boolean,
+  refuse: Refuse,
+): readonly string[] {
   const ips = new Set<string>();
   const add = (value: unknown, at: Path): void => {
     if (value === undefined || value === null || value === '') return;

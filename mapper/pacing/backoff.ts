@@ -23,7 +23,11 @@ export function makeBackoff(firstMs: number, mostMs: number, random: () => numbe
       // What the server asks for counts up to the cap: nothing may stop for good.
       return wait < atLeastMs ? Math.min(mostMs, atLeastMs * (1 + random() / 4)) : wait;
     },
-    reset: () => { failures = 0; },
-    get failures() { return failures; },
+    reset: () => {
+      failures = 0;
+    },
+    get failures() {
+      return failures;
+    },
   };
 }

@@ -119,7 +119,10 @@ export class HandoffPlaces {
     const undelivered = this.#readUndelivered();
     const isAsked = undelivered > this.#undelivered;
     this.#undelivered = undelivered;
-    if (isAsked) this.#options.logger.warn('host processes of a cgroup that was not known dialled pods of the mesh and were denied: from now on their connections get to the proxy');
+    if (isAsked)
+      this.#options.logger.warn(
+        'host processes of a cgroup that was not known dialled pods of the mesh and were denied: from now on their connections get to the proxy',
+      );
     this.#isRootNeeded ||= isAsked || this.#options.hasRootProcesses();
     this.#isHostNeeded = isHostRedirected;
     this.#follow();
@@ -149,13 +152,16 @@ export class HandoffPlaces {
 
   #hostPlaces(): readonly CgroupPlace[] {
     const isRoot = this.#isRootNeeded || this.#branches.size > MAX_BRANCHES;
-    if (isRoot && (this.#isHostNeeded || this.#pods.size > 0 || this.#awaited.size > 0)) return [this.#options.root];
+    if (isRoot && (this.#isHostNeeded || this.#pods.size > 0 || this.#awaited.size > 0))
+      return [this.#options.root];
     return this.#isHostNeeded ? [...this.#branches.values()] : [];
   }
 
   /** Whether a place of host processes holds it. */
   #isCovered({ path }: CgroupPlace): boolean {
-    return this.#hostPlaces().some((place) => path.startsWith(`${place.path}/`) && this.#attached.has(place.id));
+    return this.#hostPlaces().some(
+      (place) => path.startsWith(`${place.path}/`) && this.#attached.has(place.id),
+    );
   }
 
   #wanted(): Map<bigint, CgroupPlace> {
@@ -181,7 +187,8 @@ export class HandoffPlaces {
     if (this.#awaited.size > 0) told.add(root.id);
     for (const { key } of this.#told.entries()) if (!told.has(key)) this.#told.delete(key);
     for (const id of this.#attached.keys()) {
-      if (!wanted.has(id) && !this.#released.has(id)) this.#released.set(id, id === this.#options.root.id ? since : this.#now());
+      if (!wanted.has(id) && !this.#released.has(id))
+        this.#released.set(id, id === this.#options.root.id ? since : this.#now());
     }
   }
 

@@ -36,7 +36,10 @@ export class NodeProxy {
   writeConfig(): void {
     const { proxy, unknownPods, whenProxyDown } = this.#options.config;
     this.#set(setting.ports, proxyPorts, { outbound: proxy.outboundPort, inbound: proxy.inboundPort });
-    this.#set(setting.policies, policies, { unknownPods: policy[unknownPods], whenProxyDown: policy[whenProxyDown] });
+    this.#set(setting.policies, policies, {
+      unknownPods: policy[unknownPods],
+      whenProxyDown: policy[whenProxyDown],
+    });
   }
 
   /** A cgroup of a pod that is one of the node's proxies. Idempotent. */
@@ -71,7 +74,13 @@ export class NodeProxy {
     this.#current = now;
     const name = pod === undefined ? undefined : `${pod.namespace}/${pod.name}`;
     if (usable) this.#options.logger.info({ pod: name, podUid: pod.uid, ips }, "the node's proxy is known");
-    else this.#options.logger.warn({ pod: name }, pod === undefined ? 'no proxy of this node is ready' : `the node's proxy is ready, but ${isAttached ? 'has no address' : 'its cgroup has not been found'}`);
+    else
+      this.#options.logger.warn(
+        { pod: name },
+        pod === undefined
+          ? 'no proxy of this node is ready'
+          : `the node's proxy is ready, but ${isAttached ? 'has no address' : 'its cgroup has not been found'}`,
+      );
   }
 
   /** Undoes what others did to the settings. Returns the number of entries. */

@@ -127,7 +127,10 @@ export class PodTrees {
     }
     while (ids.at(-1) === 0n) ids.pop();
     const searchesAll = isOver && this.#waiting !== undefined;
-    this.#dataPlane.maps.podTrees.set(NO_KEY, { count: searchesAll ? listed.length + 1 : ids.length, id: ids });
+    this.#dataPlane.maps.podTrees.set(NO_KEY, {
+      count: searchesAll ? listed.length + 1 : ids.length,
+      id: ids,
+    });
   }
 }
 

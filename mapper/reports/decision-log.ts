@@ -15,7 +15,15 @@ export class DecisionLog {
   decided(pod: Pod, before: Decision | undefined, decision: Decision): void {
     const about = { pod: `${pod.namespace}/${pod.name}`, podUid: pod.uid };
     if (before?.verdict !== decision.verdict || before.reason !== decision.reason) {
-      this.#logger.info({ ...about, verdict: decision.verdict, reason: decision.reason, ...(before && { was: before.verdict }) }, 'verdict');
+      this.#logger.info(
+        {
+          ...about,
+          verdict: decision.verdict,
+          reason: decision.reason,
+          ...(before && { was: before.verdict }),
+        },
+        'verdict',
+      );
     }
     for (const note of decision.notes) {
       const said = this.#said.get(pod.uid) ?? new Set();

@@ -45,7 +45,18 @@ export interface IntendedPod {
 /** Where the values come from. */
 export interface MetricsView {
   readonly version: string;
-  readonly maps: Pick<PinnedMaps, 'cgroups' | 'pods' | 'podAddresses' | 'connections' | 'overflowConnections' | 'overflowCount' | 'originals' | 'settings' | 'counters'>;
+  readonly maps: Pick<
+    PinnedMaps,
+    | 'cgroups'
+    | 'pods'
+    | 'podAddresses'
+    | 'connections'
+    | 'overflowConnections'
+    | 'overflowCount'
+    | 'originals'
+    | 'settings'
+    | 'counters'
+  >;
   isReady(): boolean;
   intended(): Iterable<IntendedPod>;
   reconciler(): ReconcilerFigures;
@@ -95,16 +106,37 @@ const VERDICTS: readonly string[] = ['in', 'out', 'bypass'] satisfies Verdict[];
 const STATES: readonly string[] = ['ok', 'degraded', 'failed', 'off'] satisfies SourceState['state'][];
 const BRANCHES = Object.entries(branch).filter(([name]) => name !== 'count');
 /** Arrays are always full, so these are the others. */
-const COUNTED_MAPS = ['cgroups', 'pods', 'podAddresses', 'connections', 'overflowConnections', 'originals'] as const;
+const COUNTED_MAPS = [
+  'cgroups',
+  'pods',
+  'podAddresses',
+  'connections',
+  'overflowConnections',
+  'originals',
+] as const;
 // A counter that is first seen at 1 has not increased, as Prometheus reads it: what is to be expected is there from the start, at zero.
 const ERRNOS = ['E2BIG', 'ENOMEM', 'EPERM', OTHER_ERRNO];
-const NO_RESET_FAILURES: readonly (readonly [string, number])[] = ['EPERM', 'EOPNOTSUPP', OTHER_ERRNO].map((errno) => [errno, 0]);
+const NO_RESET_FAILURES: readonly (readonly [string, number])[] = ['EPERM', 'EOPNOTSUPP', OTHER_ERRNO].map(
+  (errno) => [errno, 0],
+);
 const NO_RESTARTS: Readonly<Record<Restart, number>> = {
-  access: 0, unreachable: 0, cut: 0, idle: 0, refused: 0, server: 0, expired: 0, garbage: 0, ended: 0, internal: 0, timeout: 0, relist: 0,
+  access: 0,
+  unreachable: 0,
+  cut: 0,
+  idle: 0,
+  refused: 0,
+  server: 0,
+  expired: 0,
+  garbage: 0,
+  ended: 0,
+  internal: 0,
+  timeout: 0,
+  relist: 0,
 };
 
 const one = (value: number | boolean): Sample[] => [{ labels: {}, value: Number(value) }];
-const by = (label: string, values: Iterable<readonly [string, number]>): Sample[] => [...values].map(([text, value]) => ({ labels: { [label]: text }, value }));
+const by = (label: string, values: Iterable<readonly [string, number]>): Sample[] =>
+  [...values].map(([text, value]) => ({ labels: { [label]: text }, value }));
 
 function byVerdict(verdicts: Iterable<string>): Sample[] {
   const counts = new Map(VERDICTS.map((verdict) => [verdict, 0]));
@@ -121,7 +153,9 @@ function mappedVerdicts({ maps }: MetricsView): Map<string, string> {
 
 function unmappedVerdicts(view: MetricsView): Verdict[] {
   const mapped = mappedVerdicts(view);
-  return [...view.intended()].filter(({ uid, verdict, isRunning }) => isRunning && mapped.get(uid) !== verdict).map(({ verdict }) => verdict);
+  return [...view.intended()]
+    .filter(({ uid, verdict, isRunning }) => isRunning && mapped.get(uid) !== verdict)
+    .map(({ verdict }) => verdict);
 }
 
 /** The kernel keeps count of what the large map holds, and the others are counted in a few calls, so a scrape costs little when they are full. */
@@ -129,7 +163,8 @@ function entryCount(maps: MetricsView['maps'], key: (typeof COUNTED_MAPS)[number
   return key === 'overflowConnections' ? overflowEntries(maps) : maps[key].count();
 }
 
-const errnoOf = (error: unknown): string => (error instanceof CgrouteError ? error.errno : undefined) ?? OTHER_ERRNO;
+const errnoOf = (error: unknown): string =>
+  (error instanceof CgrouteError ? error.errno : undefined) ?? OTHER_ERRNO;
 
 function errorsByErrno(view: MetricsView, own: Own): Map<string, number> {
   const sums = new Map(ERRNOS.map((errno) => [errno, 0]));
@@ -152,112 +187,216 @@ function connections({ maps, reconciler }: Pick<MetricsView, 'maps' | 'reconcile
 
 const DEFINITIONS: readonly Definition[] = [
   {
-    name: 'cgroute_build_info', type: 'gauge', labels: ['version'], help: 'Always 1; the label says which version runs.',
+    name: 'cgroute_build_info',
+    type: 'gauge',
+    labels: ['version'],
+    help: 'Always 1; the label says which version runs.',
     read: ({ version }) => by('version', [[version, 1]]),
   },
   {
-    name: 'cgroute_ready', type: 'gauge', labels: [], help: '1 once programs are attached and all that ran then is mapped.',
+    name: 'cgroute_ready',
+    type: 'gauge',
+    labels: [],
+    help: '1 once programs are attached and all that ran then is mapped.',
     read: (view) => one(view.isReady()),
   },
   {
-    name: 'cgroute_pods_intended', type: 'gauge', labels: ['verdict'], help: 'Pods of this node by the verdict that they should have.',
+    name: 'cgroute_pods_intended',
+    type: 'gauge',
+    labels: ['verdict'],
+    help: 'Pods of this node by the verdict that they should have.',
     read: (view) => byVerdict([...view.intended()].map(({ verdict }) => verdict)),
   },
   {
-    name: 'cgroute_pods_mapped', type: 'gauge', labels: ['verdict'], help: 'Pods with a cgroup in the maps of the kernel, by the verdict that stands there. Fewer than intended: pods that do not run yet, or that could not be written.',
+    name: 'cgroute_pods_mapped',
+    type: 'gauge',
+    labels: ['verdict'],
+    help: 'Pods with a cgroup in the maps of the kernel, by the verdict that stands there. Fewer than intended: pods that do not run yet, or that could not be written.',
     read: (view) => byVerdict(mappedVerdicts(view).values()),
   },
   {
-    name: 'cgroute_pods_unmapped', type: 'gauge', labels: ['verdict'], help: 'Pods in phase Running, by the verdict that they should have, without a cgroup in the maps of the kernel or with another verdict there.',
+    name: 'cgroute_pods_unmapped',
+    type: 'gauge',
+    labels: ['verdict'],
+    help: 'Pods in phase Running, by the verdict that they should have, without a cgroup in the maps of the kernel or with another verdict there.',
     read: (view) => byVerdict(unmappedVerdicts(view)),
   },
   {
-    name: 'cgroute_pods_failed', type: 'gauge', labels: [], help: 'Pods of which something could not be written to the maps of the kernel; it is tried again at each sweep.',
+    name: 'cgroute_pods_failed',
+    type: 'gauge',
+    labels: [],
+    help: 'Pods of which something could not be written to the maps of the kernel; it is tried again at each sweep.',
     read: (view) => one(view.reconciler().failedPods),
   },
   {
-    name: 'cgroute_cgroups_tracked', type: 'gauge', labels: [], help: 'Cgroups of pods below the watched root.',
+    name: 'cgroute_cgroups_tracked',
+    type: 'gauge',
+    labels: [],
+    help: 'Cgroups of pods below the watched root.',
     read: (view) => one(view.reconciler().tracked),
   },
   {
-    name: 'cgroute_cgroups_unresolved', type: 'gauge', labels: [], help: 'Those among them whose pod nobody knows.',
+    name: 'cgroute_cgroups_unresolved',
+    type: 'gauge',
+    labels: [],
+    help: 'Those among them whose pod nobody knows.',
     read: (view) => one(view.reconciler().unresolvedSince.length),
   },
   {
-    name: 'cgroute_cgroups_unresolved_age_seconds', type: 'gauge', labels: [], help: 'Seconds since the agent saw the oldest of those; 0 without any.',
+    name: 'cgroute_cgroups_unresolved_age_seconds',
+    type: 'gauge',
+    labels: [],
+    help: 'Seconds since the agent saw the oldest of those; 0 without any.',
     read: (view) => {
       const now = performance.now();
       return one(view.reconciler().unresolvedSince.reduce((age, at) => Math.max(age, (now - at) / 1000), 0));
     },
   },
   {
-    name: 'cgroute_map_entries', type: 'gauge', labels: ['map'], help: 'Entries of a map of the kernel. `connection_map` is small and may be full: what finds no room there goes to `connection_overflow_map`.',
-    read: ({ maps }) => by('map', COUNTED_MAPS.map((key) => [maps[key].name, entryCount(maps, key)] as const)),
+    name: 'cgroute_map_entries',
+    type: 'gauge',
+    labels: ['map'],
+    help: 'Entries of a map of the kernel. `connection_map` is small and may be full: what finds no room there goes to `connection_overflow_map`.',
+    read: ({ maps }) =>
+      by(
+        'map',
+        COUNTED_MAPS.map((key) => [maps[key].name, entryCount(maps, key)] as const),
+      ),
   },
   {
-    name: 'cgroute_map_capacity', type: 'gauge', labels: ['map'], help: 'Entries that a map of the kernel has room for.',
-    read: ({ maps }) => by('map', COUNTED_MAPS.map((key) => [maps[key].name, maps[key].info.maxEntries] as const)),
+    name: 'cgroute_map_capacity',
+    type: 'gauge',
+    labels: ['map'],
+    help: 'Entries that a map of the kernel has room for.',
+    read: ({ maps }) =>
+      by(
+        'map',
+        COUNTED_MAPS.map((key) => [maps[key].name, maps[key].info.maxEntries] as const),
+      ),
   },
   {
-    name: 'cgroute_map_errors_total', type: 'counter', labels: ['errno'], help: 'Failures to bring maps and programs up to date, by errno; `other` for one without.',
+    name: 'cgroute_map_errors_total',
+    type: 'counter',
+    labels: ['errno'],
+    help: 'Failures to bring maps and programs up to date, by errno; `other` for one without.',
     read: (view, own) => by('errno', errorsByErrno(view, own)),
   },
   {
-    name: 'cgroute_source_state', type: 'gauge', labels: ['source', 'state'], help: '1 for the state that a source of facts is in (ok, degraded, failed, off), else 0.',
-    read: (view) => view.sources().flatMap(({ name, state }) => STATES.map((text) => ({ labels: { source: name, state: text }, value: Number(text === state) }))),
+    name: 'cgroute_source_state',
+    type: 'gauge',
+    labels: ['source', 'state'],
+    help: '1 for the state that a source of facts is in (ok, degraded, failed, off), else 0.',
+    read: (view) =>
+      view
+        .sources()
+        .flatMap(({ name, state }) =>
+          STATES.map((text) => ({ labels: { source: name, state: text }, value: Number(text === state) })),
+        ),
   },
   {
-    name: 'cgroute_source_restarts_total', type: 'counter', labels: ['source', 'reason'], help: 'How often a list or watch of the API server began anew, by reason.',
-    read: (view) => Object.entries(view.figures().restarts).flatMap(([source, reasons]) => Object.entries({ ...NO_RESTARTS, ...reasons }).map(([reason, value]) => ({ labels: { source, reason }, value }))),
+    name: 'cgroute_source_restarts_total',
+    type: 'counter',
+    labels: ['source', 'reason'],
+    help: 'How often a list or watch of the API server began anew, by reason.',
+    read: (view) =>
+      Object.entries(view.figures().restarts).flatMap(([source, reasons]) =>
+        Object.entries({ ...NO_RESTARTS, ...reasons }).map(([reason, value]) => ({
+          labels: { source, reason },
+          value,
+        })),
+      ),
   },
   {
-    name: 'cgroute_source_last_event_age_seconds', type: 'gauge', labels: ['source'], help: 'Seconds since the API server last said anything about it.',
-    read: (view) => by('source', Object.entries(view.figures().lastEventAgeMs).map(([source, ms]) => [source, ms / 1000] as const)),
+    name: 'cgroute_source_last_event_age_seconds',
+    type: 'gauge',
+    labels: ['source'],
+    help: 'Seconds since the API server last said anything about it.',
+    read: (view) =>
+      by(
+        'source',
+        Object.entries(view.figures().lastEventAgeMs).map(([source, ms]) => [source, ms / 1000] as const),
+      ),
   },
   {
-    name: 'cgroute_api_requests_total', type: 'counter', labels: [], help: 'Requests to the API server.',
+    name: 'cgroute_api_requests_total',
+    type: 'counter',
+    labels: [],
+    help: 'Requests to the API server.',
     read: (view) => one(view.figures().requests),
   },
   {
-    name: 'cgroute_events_lost_total', type: 'counter', labels: [], help: 'How often the kernel dropped process events; a sweep followed.',
+    name: 'cgroute_events_lost_total',
+    type: 'counter',
+    labels: [],
+    help: 'How often the kernel dropped process events; a sweep followed.',
     read: (view) => one(view.eventsLost()),
   },
   {
-    name: 'cgroute_drift_repaired_total', type: 'counter', labels: [], help: 'Links of programs, entries of maps and rules for sidecars that somebody else removed or altered, put back.',
+    name: 'cgroute_drift_repaired_total',
+    type: 'counter',
+    labels: [],
+    help: 'Links of programs, entries of maps and rules for sidecars that somebody else removed or altered, put back.',
     read: (view) => one(view.driftRepaired()),
   },
   {
-    name: 'cgroute_sidecar_pods', type: 'gauge', labels: ['state'], help: 'Pods whose sidecar should be out of their path: it is (bypassed, short_circuited), it cannot be yet as no process or no rules of a sidecar were found (waiting), or its rules could not be changed (failing).',
+    name: 'cgroute_sidecar_pods',
+    type: 'gauge',
+    labels: ['state'],
+    help: 'Pods whose sidecar should be out of their path: it is (bypassed, short_circuited), it cannot be yet as no process or no rules of a sidecar were found (waiting), or its rules could not be changed (failing).',
     read: (view) => {
       const { bypassed, shortCircuited, waiting, failing } = view.sidecars();
       return by('state', Object.entries({ bypassed, short_circuited: shortCircuited, waiting, failing }));
     },
   },
   {
-    name: 'cgroute_sidecar_failures_total', type: 'counter', labels: [], help: "Failures to change rules in a pod's network namespace; each is tried again.",
+    name: 'cgroute_sidecar_failures_total',
+    type: 'counter',
+    labels: [],
+    help: "Failures to change rules in a pod's network namespace; each is tried again.",
     read: (view) => one(view.sidecars().failures),
   },
   {
-    name: 'cgroute_connections_reset_total', type: 'counter', labels: ['direction'], help: 'Open connections that were reset because a verdict changed (`existingConnections: reset`): opened by the pod (outbound), or by processes of the host to it (inbound).',
+    name: 'cgroute_connections_reset_total',
+    type: 'counter',
+    labels: ['direction'],
+    help: 'Open connections that were reset because a verdict changed (`existingConnections: reset`): opened by the pod (outbound), or by processes of the host to it (inbound).',
     read: (view) => {
       const { outbound = 0, inbound = 0 } = view.resets() ?? {};
       return by('direction', Object.entries({ outbound, inbound }));
     },
   },
   {
-    name: 'cgroute_connection_reset_failures_total', type: 'counter', labels: ['errno'], help: 'How often the connections that a change of a verdict concerns could not all be reset, by errno; `other` for one without. They go on as they were.',
+    name: 'cgroute_connection_reset_failures_total',
+    type: 'counter',
+    labels: ['errno'],
+    help: 'How often the connections that a change of a verdict concerns could not all be reset, by errno; `other` for one without. They go on as they were.',
     read: (view) => by('errno', new Map([...NO_RESET_FAILURES, ...(view.resets()?.failures ?? [])])),
   },
   {
-    name: 'cgroute_connections_total', type: 'counter', labels: ['branch'], help: "Connections since the agent's start, by what became of them; the branches are the counters of `cgroute status`.",
+    name: 'cgroute_connections_total',
+    type: 'counter',
+    labels: ['branch'],
+    help: "Connections since the agent's start, by what became of them; the branches are the counters of `cgroute status`.",
     read: (view, own) => {
       const sums = connections(view);
-      return by('branch', BRANCHES.map(([name], at) => [name, Math.max(0, (sums[at] ?? 0) - (own.connectionsBefore[at] ?? 0))] as const));
+      return by(
+        'branch',
+        BRANCHES.map(
+          ([name], at) => [name, Math.max(0, (sums[at] ?? 0) - (own.connectionsBefore[at] ?? 0))] as const,
+        ),
+      );
     },
   },
   {
-    name: 'cgroute_proxy_known', type: 'gauge', labels: [], help: "1 while the maps hold the address of the node's proxy.",
-    read: ({ maps }) => one(maps.settings.get(setting.proxyIp4) !== undefined || maps.settings.get(setting.proxyIp6) !== undefined),
+    name: 'cgroute_proxy_known',
+    type: 'gauge',
+    labels: [],
+    help: "1 while the maps hold the address of the node's proxy.",
+    read: ({ maps }) =>
+      one(
+        maps.settings.get(setting.proxyIp4) !== undefined ||
+          maps.settings.get(setting.proxyIp6) !== undefined,
+      ),
   },
 ];
 
@@ -276,15 +415,21 @@ export function createMetrics(view: MetricsView): Metrics {
   for (const { name, help, labels, type, read } of DEFINITIONS) {
     const options = { name, help, labelNames: [...labels], registers };
     if (type === 'gauge') {
-      new Gauge({ ...options, collect() {
-        this.reset();
-        for (const { labels: at, value } of read(view, own)) this.set(at, value);
-      } });
+      new Gauge({
+        ...options,
+        collect() {
+          this.reset();
+          for (const { labels: at, value } of read(view, own)) this.set(at, value);
+        },
+      });
     } else {
-      new Counter({ ...options, collect() {
-        this.reset();
-        for (const { labels: at, value } of read(view, own)) this.inc(at, value);
-      } });
+      new Counter({
+        ...options,
+        collect() {
+          this.reset();
+          for (const { labels: at, value } of read(view, own)) this.inc(at, value);
+        },
+      });
     }
   }
   const latency = new Histogram({ ...LATENCY, registers });

@@ -49,19 +49,34 @@ interface Written {
   readonly backoff: Backoff;
 }
 
-export function makePodAnnotator({ client, logger, backoffMs = [500, 120_000] }: PodAnnotatorOptions): PodAnnotator {
+export function makePodAnnotator({
+  client,
+  logger,
+  backoffMs = [500, 120_000],
+}: PodAnnotatorOptions): PodAnnotator {
   const pods = new Map<string, Written>();
   const queue = new PQueue({ concurrency: 8 });
   const closing = new AbortController();
 
   const patch = async (each: Written): Promise<void> => {
-    const { pod: { namespace, name, uid }, wanted } = each;
+    const {
+      pod: { namespace, name, uid },
+      wanted,
+    } = each;
     if (wanted === each.said || pods.get(uid) !== each) return;
     const path = `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods/${encodeURIComponent(name)}/status`;
     // With the UID in it the patch is refused where another pod has taken the name.
-    const text = JSON.stringify({ metadata: { uid, annotations: { [REDIRECTION]: wanted ? ENABLED : null } } });
+    const text = JSON.stringify({
+      metadata: { uid, annotations: { [REDIRECTION]: wanted ? ENABLED : null } },
+    });
     try {
-      await client.json({ method: 'PATCH', path, query: { fieldManager: 'cgroute' }, body: { type: 'application/merge-patch+json', text }, signal: closing.signal });
+      await client.json({
+        method: 'PATCH',
+        path,
+        query: { fieldManager: 'cgroute' },
+        body: { type: 'application/merge-patch+json', text },
+        signal: closing.signal,
+      });
       each.said = wanted;
       each.backoff.reset();
     } catch (error) {
@@ -72,7 +87,10 @@ export function makePodAnnotator({ client, logger, backoffMs = [500, 120_000] }:
         return;
       }
       const isFirst = each.backoff.failures === 0;
-      logger[isFirst ? 'warn' : 'debug']({ err: error, podUid: uid }, `the annotation of pod ${namespace}/${name} could not be written, and is tried again: ${messageOf(error)}`);
+      logger[isFirst ? 'warn' : 'debug'](
+        { err: error, podUid: uid },
+        `the annotation of pod ${namespace}/${name} could not be written, and is tried again: ${messageOf(error)}`,
+      );
       const wait = each.backoff.next(error instanceof KubeError ? error.retryAfterMs : 0);
       each.retry = setTimeout(() => {
         each.retry = undefined;
@@ -83,17 +101,33 @@ export function makePodAnnotator({ client, logger, backoffMs = [500, 120_000] }:
 
   /** One request per pod at a time; what is wanted meanwhile is looked at when it is through. */
   const go = (each: Written): void => {
-    if (closing.signal.aborted || each.running !== undefined || each.retry !== undefined || each.wanted === each.said) return;
-    each.running = queue.add(() => patch(each)).then(() => {
-      each.running = undefined;
-      if (pods.get(each.pod.uid) === each) go(each);
-    });
+    if (
+      closing.signal.aborted ||
+      each.running !== undefined ||
+      each.retry !== undefined ||
+      each.wanted === each.said
+    )
+      return;
+    each.running = queue
+      .add(() => patch(each))
+      .then(() => {
+        each.running = undefined;
+        if (pods.get(each.pod.uid) === each) go(each);
+      });
   };
 
   return {
     want(pod, wanted) {
       const projected = isAnnotated(pod);
-      const each = pods.get(pod.uid) ?? { pod, wanted, projected, said: projected, running: undefined, retry: undefined, backoff: makeBackoff(...backoffMs) };
+      const each = pods.get(pod.uid) ?? {
+        pod,
+        wanted,
+        projected,
+        said: projected,
+        running: undefined,
+        retry: undefined,
+        backoff: makeBackoff(...backoffMs),
+      };
       pods.set(pod.uid, each);
       // An event from before our own write says nothing new.
       if (projected !== each.projected) each.said = each.projected = projected;
@@ -106,9 +140,12 @@ export function makePodAnnotator({ client, logger, backoffMs = [500, 120_000] }:
       pods.delete(uid);
     },
     async settled(uids) {
-      await Promise.all([...uids].map(async (uid) => {
-        for (let each = pods.get(uid); each?.running !== undefined; each = pods.get(uid)) await each.running;
-      }));
+      await Promise.all(
+        [...uids].map(async (uid) => {
+          for (let each = pods.get(uid); each?.running !== undefined; each = pods.get(uid))
+            await each.running;
+        }),
+      );
     },
     [Symbol.dispose]() {
       closing.abort();
@@ -122,7 +159,9 @@ export function makePodAnnotator({ client, logger, backoffMs = [500, 120_000] }:
 /** Gone, or another one under its name. A conflict of versions looks similar, and is worth another try. */
 function isAnotherPod(error: unknown): boolean {
   if (!(error instanceof KubeError)) return false;
-  return error.status === 404 || error.status === 422 || (error.status === 409 && /\buid\b/i.test(error.message));
+  return (
+    error.status === 404 || error.status === 422 || (error.status === 409 && /\buid\b/i.test(error.message))
+  );
 }
 
 export interface PodMarksOptions {
@@ -206,7 +245,13 @@ export class PodMarks implements Disposable {
     for (const uid of uids) {
       const pod = inventory.pod(uid);
       this.#dirty.add(uid);
-      if (!this.#isStarted || pod === undefined || annotator === undefined || this.#marks.get(uid)?.redirected !== true || this.#options.enrolment.decide(pod).enrolled) {
+      if (
+        !this.#isStarted ||
+        pod === undefined ||
+        annotator === undefined ||
+        this.#marks.get(uid)?.redirected !== true ||
+        this.#options.enrolment.decide(pod).enrolled
+      ) {
         now.push(uid);
         continue;
       }
@@ -214,11 +259,16 @@ export class PodMarks implements Disposable {
       leaving.push(uid);
     }
     if (now.length > 0) follow(now);
-    if (leaving.length > 0 && annotator !== undefined) void this.#followAfter(annotator.settled(leaving), leaving, follow);
+    if (leaving.length > 0 && annotator !== undefined)
+      void this.#followAfter(annotator.settled(leaving), leaving, follow);
     this.soon();
   }
 
-  async #followAfter(settled: Promise<void>, uids: readonly string[], follow: (uids: Iterable<string>) => void): Promise<void> {
+  async #followAfter(
+    settled: Promise<void>,
+    uids: readonly string[],
+    follow: (uids: Iterable<string>) => void,
+  ): Promise<void> {
     await Promise.race([settled, delay(LEAVE_FIRST_MS)]);
     if (this.#isStopped) return;
     follow(uids);
@@ -245,7 +295,10 @@ export class PodMarks implements Disposable {
       try {
         this.#lookAt(uid, isInitial);
       } catch (error) {
-        this.#options.logger.warn({ err: error, podUid: uid }, `it could not be told whether a pod is redirected: ${messageOf(error)}`);
+        this.#options.logger.warn(
+          { err: error, podUid: uid },
+          `it could not be told whether a pod is redirected: ${messageOf(error)}`,
+        );
       }
     }
   }
@@ -265,11 +318,25 @@ export class PodMarks implements Disposable {
     // What an earlier agent said needs no saying again; without annotations nobody knows what it said.
     const before = mark?.redirected ?? (isAnnotated(pod) || (isInitial && !config.annotate && redirected));
     annotator?.want(pod, redirected);
-    if (redirected && !before) events?.report(pod, 'MeshEnrolled', `connections of this pod are redirected to the node's proxy (${decision.reason})`);
+    if (redirected && !before)
+      events?.report(
+        pod,
+        'MeshEnrolled',
+        `connections of this pod are redirected to the node's proxy (${decision.reason})`,
+      );
     if (!decision.enrolled && before && decision.reason !== 'terminal' && !pod.terminating) {
-      events?.report(pod, 'MeshRemoved', `connections of this pod are no longer redirected (${decision.reason})`);
+      events?.report(
+        pod,
+        'MeshRemoved',
+        `connections of this pod are no longer redirected (${decision.reason})`,
+      );
     }
-    if (missing?.why !== undefined) events?.report(pod, 'NotRedirected', `connections of this pod should be redirected (${decision.reason}) and are not: ${missing.why}`);
+    if (missing?.why !== undefined)
+      events?.report(
+        pod,
+        'NotRedirected',
+        `connections of this pod should be redirected (${decision.reason}) and are not: ${missing.why}`,
+      );
     for (const { code, message } of decision.notes) {
       const reason = NOTE_REASONS[code];
       if (reason !== undefined && mark?.notes.has(message) !== true) events?.report(pod, reason, message);
@@ -290,12 +357,17 @@ export class PodMarks implements Disposable {
     const keys = podKeys(pod);
     const ids = keys.flatMap((key) => [...(this.#cgroups.get(key) ?? [])]);
     const isOld = pod.createdAt > 0 && Date.now() - pod.createdAt > CGROUP_EXPECTED_MS;
-    if (ids.length === 0) return pod.phase === 'Running' && isOld ? { why: 'no cgroup of it was found on the node' } : {};
+    if (ids.length === 0)
+      return pod.phase === 'Running' && isOld ? { why: 'no cgroup of it was found on the node' } : {};
     if (!keys.some((key) => maps.pods.get({ text: key })?.isInMesh === 1)) {
-      return { why: `it is missing in the kernel's map of pods, which has room for ${maps.pods.info.maxEntries}; the agent's log says why` };
+      return {
+        why: `it is missing in the kernel's map of pods, which has room for ${maps.pods.info.maxEntries}; the agent's log says why`,
+      };
     }
     if (ids.some((id) => maps.cgroups.get(id)?.isInMesh === 1)) return undefined;
-    return { why: `none of its ${ids.length} cgroups is in the kernel's map, which has room for ${maps.cgroups.info.maxEntries}; the agent's log says why` };
+    return {
+      why: `none of its ${ids.length} cgroups is in the kernel's map, which has room for ${maps.cgroups.info.maxEntries}; the agent's log says why`,
+    };
   }
 
   /** Connections that were open before the pod's verdict changed go on as they were. */
@@ -310,7 +382,10 @@ export class PodMarks implements Disposable {
     if (annotator === undefined || !this.#isStarted) return;
     const marked = [...inventory.pods()].filter(({ uid }) => this.#marks.get(uid)?.redirected === true);
     for (const pod of marked) annotator.want(pod, false);
-    await Promise.race([annotator.settled(marked.map(({ uid }) => uid)), delay(WITHDRAW_MS, undefined, { ref: false })]);
+    await Promise.race([
+      annotator.settled(marked.map(({ uid }) => uid)),
+      delay(WITHDRAW_MS, undefined, { ref: false }),
+    ]);
   }
 
   [Symbol.dispose](): void {

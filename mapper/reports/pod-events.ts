@@ -10,7 +10,16 @@ import { KubeError } from '../kube/kube-error.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Note } from '../decisions/verdict.ts';
 
-export type EventReason = 'MeshEnrolled' | 'MeshRemoved' | 'BypassRefused' | 'LabelNotUnderstood' | 'AnnotationNotUnderstood' | 'SidecarStays' | 'NotRedirected' | 'ConnectionsNotReset' | 'NoRoom';
+export type EventReason =
+  | 'MeshEnrolled'
+  | 'MeshRemoved'
+  | 'BypassRefused'
+  | 'LabelNotUnderstood'
+  | 'AnnotationNotUnderstood'
+  | 'SidecarStays'
+  | 'NotRedirected'
+  | 'ConnectionsNotReset'
+  | 'NoRoom';
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {
@@ -52,7 +61,14 @@ const LONGEST_MESSAGE = 1024;
 const LONGEST_NAME = 253;
 
 export function makePodEvents(options: PodEventsOptions): PodEvents {
-  const { client, node, logger, now = Date.now, monotonic = () => performance.now(), backoffMs = [500, 5000] } = options;
+  const {
+    client,
+    node,
+    logger,
+    now = Date.now,
+    monotonic = () => performance.now(),
+    backoffMs = [500, 5000],
+  } = options;
   const closing = new AbortController();
   const queue = new PQueue({ concurrency: 2 });
   /** When each was said last. */
@@ -72,8 +88,11 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
   const send = async (pod: Pod, body: object): Promise<void> => {
     const backoff = makeBackoff(...backoffMs);
     const request = {
-      method: 'POST', path: `/api/v1/namespaces/${encodeURIComponent(pod.namespace)}/events`,
-      query: { fieldManager: 'cgroute' }, body: { type: 'application/json', text: JSON.stringify(body) }, signal: closing.signal,
+      method: 'POST',
+      path: `/api/v1/namespaces/${encodeURIComponent(pod.namespace)}/events`,
+      query: { fieldManager: 'cgroute' },
+      body: { type: 'application/json', text: JSON.stringify(body) },
+      signal: closing.signal,
     } as const;
     for (;;) {
       try {
@@ -89,13 +108,18 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
           logger.debug({ err: error, podUid: pod.uid }, `an Event could not be written: ${messageOf(error)}`);
           return;
         }
-        await delay(backoff.next(error instanceof KubeError ? error.retryAfterMs : 0), undefined, { ref: false, signal: closing.signal }).catch(() => undefined);
+        await delay(backoff.next(error instanceof KubeError ? error.retryAfterMs : 0), undefined, {
+          ref: false,
+          signal: closing.signal,
+        }).catch(() => undefined);
       }
     }
   };
 
   return {
-    get dropped() { return dropped; },
+    get dropped() {
+      return dropped;
+    },
     report(pod, reason, message) {
       if (closing.signal.aborted) return;
       const at = monotonic();
@@ -124,13 +148,19 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
 
 /** Its name is made of what it says and when, so an agent that starts again finds that it has been said. */
 function eventObject(pod: Pod, reason: EventReason, message: string, node: string, nowMs: number): object {
-  const hash = createHash('sha256').update(`${pod.uid} ${reason} ${message} ${Math.floor(nowMs / REPEAT_MS)}`).digest('hex').slice(0, 16);
+  const hash = createHash('sha256')
+    .update(`${pod.uid} ${reason} ${message} ${Math.floor(nowMs / REPEAT_MS)}`)
+    .digest('hex')
+    .slice(0, 16);
   const time = new Date(nowMs).toISOString().replace(/\.\d+Z$/, 'Z');
   return {
     apiVersion: 'v1',
     kind: 'Event',
     // Cut before the dot: a name must not have ".." or "-." in it.
-    metadata: { namespace: pod.namespace, name: `${pod.name.slice(0, LONGEST_NAME - hash.length - 1).replace(/[-.]+$/, '')}.${hash}` },
+    metadata: {
+      namespace: pod.namespace,
+      name: `${pod.name.slice(0, LONGEST_NAME - hash.length - 1).replace(/[-.]+$/, '')}.${hash}`,
+    },
     involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: pod.namespace, name: pod.name, uid: pod.uid },
     type: reason === 'MeshEnrolled' || reason === 'MeshRemoved' ? 'Normal' : 'Warning',
     reason,

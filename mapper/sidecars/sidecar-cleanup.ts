@@ -22,10 +22,15 @@ export interface SidecarPlaces {
 }
 
 /** Looks into the network namespace of every process below the watched root, except the host's and this process's own. Never rejects. */
-export async function removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot }: SidecarPlaces): Promise<SidecarCleanup> {
+export async function removeSidecarRules({
+  procRoot,
+  cgroupRoot,
+  bpffsRoot,
+}: SidecarPlaces): Promise<SidecarCleanup> {
   const problems: string[] = [];
   // Where nobody could enter a namespace, no rule was made, nor the filter pinned.
-  if (unableToEnter(procRoot) !== undefined && pinnedBypass(bpffsRoot) === undefined) return { rules: 0, problems };
+  if (unableToEnter(procRoot) !== undefined && pinnedBypass(bpffsRoot) === undefined)
+    return { rules: 0, problems };
   let rules = 0;
   let namespaces: ReadonlyMap<number, number>;
   try {
@@ -47,14 +52,26 @@ export async function removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot }: Si
 function podNamespaces(procRoot: string, cgroupRoot: string | undefined): Map<number, number> {
   const mount = findCgroupMount(procRoot, cgroupRoot);
   const own = unifiedPath(readFileSync(`${procRoot}/self/cgroup`, 'utf8')) ?? '/';
-  const proc = openProc({ procRoot, cgroupRoot: realCgroupRoot(cgroupRoot ?? mount.mountPoint), mount, namespacePath: namespacePath(mount, own) });
+  const proc = openProc({
+    procRoot,
+    cgroupRoot: realCgroupRoot(cgroupRoot ?? mount.mountPoint),
+    mount,
+    namespacePath: namespacePath(mount, own),
+  });
   const host = proc.hostNetns();
-  if (host === undefined) throw new CgrouteError('ENETNS', "the host's network namespace cannot be told from a pod's: run as root");
+  if (host === undefined)
+    throw new CgrouteError('ENETNS', "the host's network namespace cannot be told from a pod's: run as root");
   const found = new Map<number, number>();
   for (const name of readdirSync(procRoot)) {
     const pid = Number(name);
     const fact = Number.isInteger(pid) ? proc.processOf(pid) : undefined;
-    if (fact !== undefined && fact.netns !== host && fact.netns !== proc.netnsOf(process.pid) && !found.has(fact.netns)) found.set(fact.netns, pid);
+    if (
+      fact !== undefined &&
+      fact.netns !== host &&
+      fact.netns !== proc.netnsOf(process.pid) &&
+      !found.has(fact.netns)
+    )
+      found.set(fact.netns, pid);
   }
   return found;
 }

@@ -25,11 +25,35 @@ export const LOCK_NB = 4;
 const libc = koffi.load(null);
 
 const c = {
-  socket: libc.func('int socket(int domain, int type, int protocol)') as (domain: number, type: number, protocol: number) => number,
-  bind: libc.func('int bind(int fd, void *addr, uint32_t len)') as (fd: number, addr: Buffer, len: number) => number,
-  setsockopt: libc.func('int setsockopt(int fd, int level, int name, void *value, uint32_t len)') as (fd: number, level: number, name: number, value: Buffer, len: number) => number,
-  send: libc.func('int64_t send(int fd, void *buf, size_t len, int flags)') as (fd: number, buf: Buffer, len: number, flags: number) => number,
-  recv: libc.func('int64_t recv(int fd, void *buf, size_t len, int flags)') as (fd: number, buf: Buffer, len: number, flags: number) => number,
+  socket: libc.func('int socket(int domain, int type, int protocol)') as (
+    domain: number,
+    type: number,
+    protocol: number,
+  ) => number,
+  bind: libc.func('int bind(int fd, void *addr, uint32_t len)') as (
+    fd: number,
+    addr: Buffer,
+    len: number,
+  ) => number,
+  setsockopt: libc.func('int setsockopt(int fd, int level, int name, void *value, uint32_t len)') as (
+    fd: number,
+    level: number,
+    name: number,
+    value: Buffer,
+    len: number,
+  ) => number,
+  send: libc.func('int64_t send(int fd, void *buf, size_t len, int flags)') as (
+    fd: number,
+    buf: Buffer,
+    len: number,
+    flags: number,
+  ) => number,
+  recv: libc.func('int64_t recv(int fd, void *buf, size_t len, int flags)') as (
+    fd: number,
+    buf: Buffer,
+    len: number,
+    flags: number,
+  ) => number,
   close: libc.func('int close(int fd)') as (fd: number) => number,
   flock: libc.func('int flock(int fd, int operation)') as (fd: number, operation: number) => number,
   setns: libc.func('int setns(int fd, int nstype)') as (fd: number, type: number) => number,

@@ -31,7 +31,10 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
         const next = openSync(path, 'r');
         if (!lockSoon(next, path)) {
           closeSync(next);
-          throw new CgrouteError('ELOCKED', `${purpose} ${path} was removed and made again, and is locked by another cgroute: stop that one`);
+          throw new CgrouteError(
+            'ELOCKED',
+            `${purpose} ${path} was removed and made again, and is locked by another cgroute: stop that one`,
+          );
         }
         closeSync(fd);
         fd = next;
@@ -43,15 +46,23 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
     // An agent lives as long as its lock, and from the host's PID namespace it can be seen.
     const seesAll = hostNamespaces().pid === true;
     if ((holders.length > 0 || seesAll) && holders.every(({ uid }) => uid !== 0)) {
-      const who = holders.map(({ pid, uid }) => `process ${pid} of user ${uid}`).join(', ') || 'a process that has ended';
-      return { ...unlock, note: `${purpose} ${path} is locked by ${who}, which is no agent; the lock is passed over` };
+      const who =
+        holders.map(({ pid, uid }) => `process ${pid} of user ${uid}`).join(', ') ||
+        'a process that has ended';
+      return {
+        ...unlock,
+        note: `${purpose} ${path} is locked by ${who}, which is no agent; the lock is passed over`,
+      };
     }
   } catch (error) {
     closeSync(fd);
     throw error;
   }
   closeSync(fd);
-  throw new CgrouteError('ELOCKED', `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`);
+  throw new CgrouteError(
+    'ELOCKED',
+    `another cgroute agent runs with ${purpose} ${path}: expected to be the only one; stop it, or choose another`,
+  );
 }
 
 /** `status` holds the lock for an instant to see whether it is held. */
@@ -71,12 +82,14 @@ function holdersOf(fd: number): { readonly pid: number; readonly uid: number }[]
   const major = (dev >>> 8) & 0xfff;
   const minor = (dev & 0xff) | ((dev >>> 12) & 0xfff00);
   const file = `${hex(major)}:${hex(minor)}:${ino}`;
-  return readFileSync('/proc/locks', 'utf8').split('\n').flatMap((line) => {
-    const [, kind, , , pid, place] = line.trim().split(/\s+/);
-    if (kind !== 'FLOCK' || place !== file) return [];
-    const uid = realUid(`/proc/${pid}/status`);
-    return uid === undefined ? [] : [{ pid: Number(pid), uid }];
-  });
+  return readFileSync('/proc/locks', 'utf8')
+    .split('\n')
+    .flatMap((line) => {
+      const [, kind, , , pid, place] = line.trim().split(/\s+/);
+      if (kind !== 'FLOCK' || place !== file) return [];
+      const uid = realUid(`/proc/${pid}/status`);
+      return uid === undefined ? [] : [{ pid: Number(pid), uid }];
+    });
 }
 
 /** Who started it, whatever it has become by a set-user-ID program; undefined when it has ended. */

@@ -9,7 +9,11 @@ import koffi from 'koffi';
 const MADV_DONTNEED = 4;
 
 const libc = koffi.load(null);
-const madvise = libc.func('int madvise(uint64_t address, size_t length, int advice)') as (address: bigint, length: number, advice: number) => number;
+const madvise = libc.func('int madvise(uint64_t address, size_t length, int advice)') as (
+  address: bigint,
+  length: number,
+  advice: number,
+) => number;
 
 /**
  * Gives back what start-up and bursts of work have left: free blocks of the C
@@ -25,7 +29,10 @@ export function trimMemory(): void {
     // musl has no such call, and keeps less.
   }
   try {
-    for (const { start, length } of cleanMappings(readFileSync('/proc/self/smaps', 'utf8'), realpathSync('/proc/self/exe'))) {
+    for (const { start, length } of cleanMappings(
+      readFileSync('/proc/self/smaps', 'utf8'),
+      realpathSync('/proc/self/exe'),
+    )) {
       madvise(start, length, MADV_DONTNEED);
     }
   } catch {
@@ -48,7 +55,10 @@ export function releaseMemory(): void {
  * The mappings of `file` in the text of a smaps file, proc_pid_smaps(5), that can
  * be dropped without loss: not writable, and no page of them is a private copy.
  */
-export function cleanMappings(smaps: string, file: string): { readonly start: bigint; readonly length: number }[] {
+export function cleanMappings(
+  smaps: string,
+  file: string,
+): { readonly start: bigint; readonly length: number }[] {
   return smaps.split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/).flatMap((mapping) => {
     const [, from, to, path] = /^([0-9a-f]+)-([0-9a-f]+) r-[x-]p \S+ \S+ \d+ +(.*)$/m.exec(mapping) ?? [];
     if (path !== file || !/^Anonymous: +0 kB$/m.test(mapping)) return [];

@@ -24,7 +24,9 @@ export function effectiveCapabilities(procRoot = '/proc'): ReadonlySet<Capabilit
   const held = new Set<Capability>();
   let bits: bigint;
   try {
-    bits = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync(`${procRoot}/self/status`, 'utf8'))?.[1] ?? '0'}`);
+    bits = BigInt(
+      `0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync(`${procRoot}/self/status`, 'utf8'))?.[1] ?? '0'}`,
+    );
   } catch {
     return held;
   }
@@ -59,5 +61,9 @@ export function hostNamespaces(procRoot = '/proc'): HostNamespaces {
   const own = read('self/ns/net');
   const pid = isFirst('pid');
   const host = read('1/ns/net') ?? (pid === true ? read('2/ns/net') : undefined);
-  return { pid, user: isFirst('user'), net: own === undefined || host === undefined ? undefined : own === host };
+  return {
+    pid,
+    user: isFirst('user'),
+    net: own === undefined || host === undefined ? undefined : own === host,
+  };
 }

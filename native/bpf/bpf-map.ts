@@ -11,21 +11,27 @@ export type Codec<T> = Pick<Layout<T>, 'name' | 'size' | 'encode' | 'decode'>;
 export const u32: Codec<number> = {
   name: 'u32',
   size: 4,
-  encode(value, buffer, at = 0) { buffer.writeUInt32LE(value, at); },
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value, at);
+  },
   decode: (buffer, at = 0) => buffer.readUInt32LE(at),
 };
 
 export const u64: Codec<bigint> = {
   name: 'u64',
   size: 8,
-  encode(value, buffer, at = 0) { buffer.writeBigUInt64LE(value, at); },
+  encode(value, buffer, at = 0) {
+    buffer.writeBigUInt64LE(value, at);
+  },
   decode: (buffer, at = 0) => buffer.readBigUInt64LE(at),
 };
 
 export const u8: Codec<number> = {
   name: 'u8',
   size: 1,
-  encode(value, buffer, at = 0) { buffer.writeUInt8(value, at); },
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt8(value, at);
+  },
   decode: (buffer, at = 0) => buffer.readUInt8(at),
 };
 
@@ -33,7 +39,9 @@ export const u8: Codec<number> = {
 export const bytes = (size: number): Codec<Uint8Array> => ({
   name: `u8[${size}]`,
   size,
-  encode(value, buffer, at = 0) { buffer.set(value, at); },
+  encode(value, buffer, at = 0) {
+    buffer.set(value, at);
+  },
   decode: (buffer, at = 0) => Uint8Array.from(buffer.subarray(at, at + size)),
 });
 
@@ -91,7 +99,11 @@ export class BpfMap<K, V> implements Disposable {
   set(key: K, value: V): void {
     this.#key.encode(key, this.#keyBytes);
     this.#value.encode(value, this.#valueBytes);
-    checked(libbpf().mapUpdate(this.#fd, this.#keyBytes, this.#valueBytes, BPF_ANY), 'bpf_map_update_elem', this.name);
+    checked(
+      libbpf().mapUpdate(this.#fd, this.#keyBytes, this.#valueBytes, BPF_ANY),
+      'bpf_map_update_elem',
+      this.name,
+    );
   }
 
   get(key: K): V | undefined {
@@ -172,5 +184,10 @@ export function mapInfo(fd: number, name: string): MapInfo {
   const length = Buffer.alloc(4);
   length.writeUInt32LE(info.length);
   checked(libbpf().objGetInfo(fd, info, length), 'bpf_obj_get_info_by_fd', `the map ${name}`);
-  return { id: info.readUInt32LE(4), keySize: info.readUInt32LE(8), valueSize: info.readUInt32LE(12), maxEntries: info.readUInt32LE(16) };
+  return {
+    id: info.readUInt32LE(4),
+    keySize: info.readUInt32LE(8),
+    valueSize: info.readUInt32LE(12),
+    maxEntries: info.readUInt32LE(16),
+  };
 }

@@ -8,7 +8,15 @@ import { readElf, type Elf } from '../layout/elf.ts';
 import { CgrouteError } from '../error.ts';
 import { checkLayouts } from '../layout/layout.ts';
 import { layouts } from '../layout/layouts.ts';
-import { checked, closeObject, libbpf, loadObject, openObject, type MapPointer, type OpenObject } from '../boundary/libbpf.ts';
+import {
+  checked,
+  closeObject,
+  libbpf,
+  loadObject,
+  openObject,
+  type MapPointer,
+  type OpenObject,
+} from '../boundary/libbpf.ts';
 import { moveAside } from '../pins/pin-directory.ts';
 import { settlePin, type PinnedMapOptions, type WantedMap } from '../pins/pinned-map.ts';
 import { withPin } from '../pins/pinned-object.ts';
@@ -43,7 +51,10 @@ export function objectPath(name: string): string {
     const path = fileURLToPath(new URL(candidate, import.meta.url));
     if (existsSync(path)) return path;
   }
-  throw new CgrouteError('ENOOBJECT', `the compiled BPF object ${name}.bpf.o is neither beside the program nor in dist/bpf: run \`npm run setup\``);
+  throw new CgrouteError(
+    'ENOOBJECT',
+    `the compiled BPF object ${name}.bpf.o is neither beside the program nor in dist/bpf: run \`npm run setup\``,
+  );
 }
 
 /**
@@ -64,11 +75,13 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
     const types = parseBtf(readElf(bytes, file).section('.BTF'), file);
     for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
       if (!lib.mapIsInternal(map)) prepareMap(map, types, options, notes);
-      else if (options.tunables !== undefined && lib.mapName(map).endsWith('.rodata')) setTunables(map, readElf(bytes, file), options.tunables, file);
+      else if (options.tunables !== undefined && lib.mapName(map).endsWith('.rodata'))
+        setTunables(map, readElf(bytes, file), options.tunables, file);
     }
     loadObject(open, file);
     return {
-      programs: programsOf(open), notes,
+      programs: programsOf(open),
+      notes,
       repairPins: (warn) => repairPins(open, options, warn),
       [Symbol.dispose]: () => closeObject(open),
     };
@@ -79,18 +92,30 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
 }
 
 /** .rodata as compiled, with the tunables' values written in. */
-function setTunables(map: MapPointer, elf: Elf, tunables: Readonly<Record<string, number | bigint>>, file: string): void {
+function setTunables(
+  map: MapPointer,
+  elf: Elf,
+  tunables: Readonly<Record<string, number | bigint>>,
+  file: string,
+): void {
   const bytes = Buffer.from(elf.section('.rodata'));
   for (const [name, value] of Object.entries(tunables)) {
     const symbol = elf.symbol(name);
     const size = typeof value === 'bigint' ? 8 : 4;
     if (symbol?.section !== '.rodata' || symbol.size !== size) {
-      throw new CgrouteError('ELAYOUT', `${file} was built for another version of cgroute: it has no ${8 * size}-bit tunable ${name}`);
+      throw new CgrouteError(
+        'ELAYOUT',
+        `${file} was built for another version of cgroute: it has no ${8 * size}-bit tunable ${name}`,
+      );
     }
     if (typeof value === 'bigint') bytes.writeBigUInt64LE(value, symbol.offset);
     else bytes.writeUInt32LE(value, symbol.offset);
   }
-  checked(libbpf().mapSetInitialValue(map, bytes, bytes.length), 'bpf_map__set_initial_value', libbpf().mapName(map));
+  checked(
+    libbpf().mapSetInitialValue(map, bytes, bytes.length),
+    'bpf_map__set_initial_value',
+    libbpf().mapName(map),
+  );
 }
 
 function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: string[]): void {
@@ -106,7 +131,9 @@ function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: 
   try {
     const info = mapInfo(fd, name);
     if (wanted !== undefined && info.maxEntries !== wanted) {
-      notes.push(`the pinned map ${name} keeps its ${info.maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``);
+      notes.push(
+        `the pinned map ${name} keeps its ${info.maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``,
+      );
       checked(lib.mapSetMaxEntries(map, info.maxEntries), 'bpf_map__set_max_entries', name);
     }
   } finally {
@@ -120,13 +147,21 @@ function declared(map: MapPointer, types: Types): WantedMap {
   const key = keyType === 0 ? undefined : shapeOf(types, keyType);
   const value = valueType === 0 ? undefined : shapeOf(types, valueType);
   return {
-    name: lib.mapName(map), type: lib.mapType(map), keySize: lib.mapKeySize(map), valueSize: lib.mapValueSize(map), flags: lib.mapFlags(map),
+    name: lib.mapName(map),
+    type: lib.mapType(map),
+    keySize: lib.mapKeySize(map),
+    valueSize: lib.mapValueSize(map),
+    flags: lib.mapFlags(map),
     shape: key === undefined || value === undefined ? undefined : { key, value },
   };
 }
 
 /** What the kernel has pinned twice is one map, so this undoes what others did and nothing else. */
-function repairPins({ object }: OpenObject, { bpffsRoot, mapDirectory }: LoadOptions, warn: (sentence: string) => void): string[] {
+function repairPins(
+  { object }: OpenObject,
+  { bpffsRoot, mapDirectory }: LoadOptions,
+  warn: (sentence: string) => void,
+): string[] {
   const lib = libbpf();
   const repaired: string[] = [];
   for (let map = lib.nextMap(object, null); map !== null; map = lib.nextMap(object, map)) {
@@ -148,7 +183,11 @@ function repairPins({ object }: OpenObject, { bpffsRoot, mapDirectory }: LoadOpt
 function programsOf({ object }: OpenObject): Map<string, Program> {
   const lib = libbpf();
   const programs = new Map<string, Program>();
-  for (let program = lib.nextProgram(object, null); program !== null; program = lib.nextProgram(object, program)) {
+  for (
+    let program = lib.nextProgram(object, null);
+    program !== null;
+    program = lib.nextProgram(object, program)
+  ) {
     const name = lib.programName(program);
     programs.set(name, { name, fd: lib.programFd(program), attachType: lib.programAttachType(program) });
   }

@@ -60,7 +60,11 @@ function load(): number {
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(BPF_F_SLEEPABLE, 20); // prog_flags
-  return checked(libbpf().progLoad(BPF_PROG_TYPE_SYSCALL, null, 'Dual BSD/GPL', code, INSTRUCTIONS.length, options), 'bpf_prog_load', WHAT);
+  return checked(
+    libbpf().progLoad(BPF_PROG_TYPE_SYSCALL, null, 'Dual BSD/GPL', code, INSTRUCTIONS.length, options),
+    'bpf_prog_load',
+    WHAT,
+  );
 }
 
 function ancestorAt(fd: number, level: number): bigint {

@@ -44,7 +44,13 @@ const pinName = (program: string, cgroupId: bigint): string => `${program}@${cgr
  * @param held descriptor of a link that this process made or took over before; pinned again where it is live and its pin is gone
  * @throws CgrouteError `EBPF`, `EPINFOREIGN`
  */
-export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace, takesOver: boolean, held?: number): void {
+export function ensureLink(
+  pins: LinkPins,
+  program: Program,
+  place: CgroupPlace,
+  takesOver: boolean,
+  held?: number,
+): void {
   const name = pinName(program.name, place.id);
   const pin = `${pins.directory}/${name}`;
   const what = `${program.name} at ${place.path}`;
@@ -62,7 +68,8 @@ export function ensureLink(pins: LinkPins, program: Program, place: CgroupPlace,
     isTaken = true;
   }
   if (isTaken) return;
-  if (held !== undefined && linkFacts(held).cgroupId === place.id) checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
+  if (held !== undefined && linkFacts(held).cgroupId === place.id)
+    checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
   else makeLink(pin, program, place, what);
 }
 
@@ -80,7 +87,11 @@ export function clearPin(pins: LinkPins, pin: string, program: string, cgroupId:
 function makeLink(pin: string, program: Program, place: CgroupPlace, what: string): void {
   const cgroup = openSync(place.path, 'r');
   try {
-    const link = checked(libbpf().linkCreate(program.fd, cgroup, program.attachType, null), 'bpf_link_create', what);
+    const link = checked(
+      libbpf().linkCreate(program.fd, cgroup, program.attachType, null),
+      'bpf_link_create',
+      what,
+    );
     try {
       checked(libbpf().objPin(link, pin), 'bpf_obj_pin', pin);
     } finally {

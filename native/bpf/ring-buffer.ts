@@ -15,7 +15,12 @@ const sampleProto = koffi.proto('int cgroute_sample(void *ctx, void *data, size_
  * @param fd of a map of type BPF_MAP_TYPE_RINGBUF, which may be closed afterwards
  * @throws CgrouteError `EBPF`
  */
-export function watchRingBuffer<T>(fd: number, layout: Layout<T>, onSample: (sample: T) => void, onError: (error: unknown) => void): Disposable {
+export function watchRingBuffer<T>(
+  fd: number,
+  layout: Layout<T>,
+  onSample: (sample: T) => void,
+  onError: (error: unknown) => void,
+): Disposable {
   const lib = libbpf();
   const callback = koffi.register((_: bigint, data: bigint, size: number | bigint) => {
     try {
@@ -28,7 +33,9 @@ export function watchRingBuffer<T>(fd: number, layout: Layout<T>, onSample: (sam
   const ring = lib.ringBufferNew(fd, callback, null, null);
   if (ring === null) {
     koffi.unregister(callback);
-    throw new CgrouteError('EBPF', 'the ring buffer of cgroup events could not be mapped', { syscall: 'ring_buffer__new' });
+    throw new CgrouteError('EBPF', 'the ring buffer of cgroup events could not be mapped', {
+      syscall: 'ring_buffer__new',
+    });
   }
   const readable = watchReadable(lib.ringBufferEpollFd(ring), () => void lib.ringBufferConsume(ring));
   return {

@@ -22,7 +22,10 @@ const LONGEST_PATH = 511;
 export function pinBypassFilter(bpffsRoot: string, program: Program, mapId: number): FilterPin {
   const path = bypassPaths(bpffsRoot).find((at) => !existsSync(at) || isFilterOf(at, mapId));
   if (path === undefined || path.length > LONGEST_PATH || !/^[\w./-]+$/.test(path)) {
-    throw new CgrouteError('EBPFFS', `no name is free for the filter of sidecars at ${bypassPaths(bpffsRoot).join(' or ')}: expected a BPF file system, a path of letters, digits, dots, dashes and underscores, and no pin of somebody else`);
+    throw new CgrouteError(
+      'EBPFFS',
+      `no name is free for the filter of sidecars at ${bypassPaths(bpffsRoot).join(' or ')}: expected a BPF file system, a path of letters, digits, dots, dashes and underscores, and no pin of somebody else`,
+    );
   }
   const next = `${bpffsRoot}/bypass_next`;
   rmSync(next, { force: true });
@@ -48,7 +51,12 @@ function bypassPaths(bpffsRoot: string): string[] {
   const beside = dirname(bpffsRoot);
   // Own first, once it is used: rules name it.
   const own = `${bpffsRoot}/bypass`;
-  if (existsSync(own) || (statfsSync(beside).type >>> 0) !== BPF_FS_MAGIC || statSync(beside).dev !== statSync(bpffsRoot).dev) return [own];
+  if (
+    existsSync(own) ||
+    statfsSync(beside).type >>> 0 !== BPF_FS_MAGIC ||
+    statSync(beside).dev !== statSync(bpffsRoot).dev
+  )
+    return [own];
   return [`${beside}/bypass`, own];
 }
 
@@ -66,7 +74,9 @@ function isFilterOf(path: string, map: number): boolean {
     // Of a map it would be bpf_map_info, which has no such name there.
     if (libbpf().objGetInfo(fd, info, length) < 0) return false;
     const name = info.toString('latin1', 64, 80).replace(/\0[^]*$/, '');
-    const used = Array.from({ length: Math.min(8, info.readUInt32LE(52)) }, (_, at) => ids.readUInt32LE(4 * at));
+    const used = Array.from({ length: Math.min(8, info.readUInt32LE(52)) }, (_, at) =>
+      ids.readUInt32LE(4 * at),
+    );
     return name === BYPASS_PROGRAM && used.includes(map);
   } finally {
     closeSync(fd);

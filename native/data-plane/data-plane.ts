@@ -6,16 +6,50 @@ import { closeSync, existsSync, mkdirSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { BpfMap, bytes, u8, u32, u64, type Codec } from '../bpf/bpf-map.ts';
 import { loadPinned, type LoadedObject, type Program } from '../bpf/bpf-object.ts';
-import { dropLinkAt, dropLink, ensureLink, isLive, isStill, pinnedLinks, type CgroupPlace, type LinkPins } from '../bpf/cgroup-link.ts';
+import {
+  dropLinkAt,
+  dropLink,
+  ensureLink,
+  isLive,
+  isStill,
+  pinnedLinks,
+  type CgroupPlace,
+  type LinkPins,
+} from '../bpf/cgroup-link.ts';
 import { CgrouteError, messageOf } from '../error.ts';
 import { foreignCodec } from '../layout/foreign-codec.ts';
-import { address, agentInfo, cgroupEvent, cgroupInfo, connection, originalDst, podAddress, podCounters, podInfo, podKey, podOptions, podShare, podTrees, portKey, rangeKey, settingValue, tuple, type CgroupEvent } from '../layout/layouts.ts';
+import {
+  address,
+  agentInfo,
+  cgroupEvent,
+  cgroupInfo,
+  connection,
+  originalDst,
+  podAddress,
+  podCounters,
+  podInfo,
+  podKey,
+  podOptions,
+  podShare,
+  podTrees,
+  portKey,
+  rangeKey,
+  settingValue,
+  tuple,
+  type CgroupEvent,
+} from '../layout/layouts.ts';
 import { BYPASS_PROGRAM, pinBypassFilter } from './bypass-filter.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { recountOriginals, recountShares } from './map-shares.ts';
 import { OVERFLOW_BIAS } from './map-migration.ts';
-import { PIN_VERSION, pinDirectories, pinDirectory, redirects, type PinDirectory } from '../pins/pin-directory.ts';
+import {
+  PIN_VERSION,
+  pinDirectories,
+  pinDirectory,
+  redirects,
+  type PinDirectory,
+} from '../pins/pin-directory.ts';
 import { removePins, stopRedirecting } from './pin-removal.ts';
 import { heldMaps } from '../pins/pinned-map.ts';
 import { mapFacts, mapShape } from '../pins/pinned-object.ts';
@@ -40,7 +74,16 @@ const TRACE_PROGRAMS = ['cgroup_mkdir', 'cgroup_rmdir'];
 /** In the place of one that another version had not. */
 function emptyMap<K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> {
   const BPF_MAP_TYPE_HASH = 1;
-  return new BpfMap(name, checked(libbpf().mapCreate(BPF_MAP_TYPE_HASH, null, key.size, value.size, 1, null), 'bpf_map_create', name), key, value);
+  return new BpfMap(
+    name,
+    checked(
+      libbpf().mapCreate(BPF_MAP_TYPE_HASH, null, key.size, value.size, 1, null),
+      'bpf_map_create',
+      name,
+    ),
+    key,
+    value,
+  );
 }
 
 function openMaps({ maps: directory, version }: PinDirectory) {
@@ -50,7 +93,11 @@ function openMaps({ maps: directory, version }: PinDirectory) {
     const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
     if (version === PIN_VERSION) return new BpfMap(name, fd, key, value);
     const shape = mapShape(mapFacts(fd, name));
-    if (shape === undefined) throw new CgrouteError('EPINLAYOUT', `the layout of ${path}, which is another version's, cannot be read: expected CAP_SYS_ADMIN; run as root`);
+    if (shape === undefined)
+      throw new CgrouteError(
+        'EPINLAYOUT',
+        `the layout of ${path}, which is another version's, cannot be read: expected CAP_SYS_ADMIN; run as root`,
+      );
     return new BpfMap(name, fd, foreignCodec(key, shape.key), foreignCodec(value, shape.value));
   };
   return {
@@ -85,13 +132,19 @@ export type PinnedMaps = ReturnType<typeof openMaps> & Disposable;
  */
 export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
   try {
-    const directory = pinDirectories(bpffsRoot).find(({ maps }) => statSync(`${maps}/agent_map`, { throwIfNoEntry: false }) !== undefined);
+    const directory = pinDirectories(bpffsRoot).find(
+      ({ maps }) => statSync(`${maps}/agent_map`, { throwIfNoEntry: false }) !== undefined,
+    );
     return directory === undefined ? undefined : disposable(openMaps(directory));
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (cause instanceof CgrouteError) throw cause;
     if (code === 'ENOTDIR') return undefined;
-    throw new CgrouteError('EPINS', `--bpffs-root ${bpffsRoot} cannot be looked into (${code ?? messageOf(cause)}): run as root, or as the user whose directory it is`, { cause });
+    throw new CgrouteError(
+      'EPINS',
+      `--bpffs-root ${bpffsRoot} cannot be looked into (${code ?? messageOf(cause)}): run as root, or as the user whose directory it is`,
+      { cause },
+    );
   }
 }
 
@@ -99,7 +152,12 @@ export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
 export const isRedirecting = (bpffsRoot: string): boolean => pinDirectories(bpffsRoot).some(isServing);
 
 function disposable(maps: ReturnType<typeof openMaps>): PinnedMaps {
-  return { ...maps, [Symbol.dispose]() { for (const map of Object.values(maps)) map[Symbol.dispose](); } };
+  return {
+    ...maps,
+    [Symbol.dispose]() {
+      for (const map of Object.values(maps)) map[Symbol.dispose]();
+    },
+  };
 }
 
 export interface DataPlaneOptions {
@@ -186,33 +244,50 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const objects: LoadedObject[] = [];
   const notes: string[] = [];
   const load = {
-    bpffsRoot, mapDirectory,
+    bpffsRoot,
+    mapDirectory,
     held: heldMaps(links),
     adopt: handover?.adopt ?? (() => undefined),
     maxEntries: options.maxEntries,
     tunables: { root_level: options.rootLevel },
   };
   const { shares } = options;
-  const ports = options.ports === undefined ? {} : { outbound_port: options.ports.outbound, inbound_port: options.ports.inbound };
+  const ports =
+    options.ports === undefined
+      ? {}
+      : { outbound_port: options.ports.outbound, inbound_port: options.ports.inbound };
   /** An optimisation: everything works without it. */
   const optional = (name: string, without: string, tunables: Readonly<Record<string, bigint>> = {}): void => {
     try {
       objects.push(loadPinned(name, { ...load, tunables: { ...load.tunables, ...tunables } }));
     } catch (error) {
-      if (error instanceof CgrouteError && error.code === 'EBPFLOAD') notes.push(`${without}, as ${messageOf(error)}`);
+      if (error instanceof CgrouteError && error.code === 'EBPFLOAD')
+        notes.push(`${without}, as ${messageOf(error)}`);
       else throw error;
     }
   };
   let maps: PinnedMaps;
   try {
     objects.push(
-      loadPinned('origdst', { ...load, tunables: shares === undefined ? {} : { original_share: shares.originals } }),
-      loadPinned('connect', { ...load, tunables: { ...load.tunables, ...ports, ...(shares === undefined ? {} : { connection_share: shares.connections }) } }),
+      loadPinned('origdst', {
+        ...load,
+        tunables: shares === undefined ? {} : { original_share: shares.originals },
+      }),
+      loadPinned('connect', {
+        ...load,
+        tunables: {
+          ...load.tunables,
+          ...ports,
+          ...(shares === undefined ? {} : { connection_share: shares.connections }),
+        },
+      }),
     );
     objects.push(loadPinned('bypass', { ...load, tunables: {} }));
     optional('execs', 'each exec on the host is looked at');
-    optional('cgroups', 'pods are known some milliseconds after their cgroups are made', { root_id: options.root.id });
-    notes.push(...handover?.copyDecisions() ?? []);
+    optional('cgroups', 'pods are known some milliseconds after their cgroups are made', {
+      root_id: options.root.id,
+    });
+    notes.push(...(handover?.copyDecisions() ?? []));
     maps = disposable(openMaps(pinDirectory(bpffsRoot)));
     recountShares(maps);
   } catch (error) {
@@ -248,7 +323,11 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
   const attach = (names: readonly string[], place: CgroupPlace): void => {
     for (const name of names) {
       const program = programs.get(name);
-      if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${name}: run \`npm run setup\``);
+      if (program === undefined)
+        throw new CgrouteError(
+          'ENOOBJECT',
+          `the compiled BPF objects have no program ${name}: run \`npm run setup\``,
+        );
       const pin = `${name}@${place.id}`;
       ensureLink(pins(), program, place, redirects(pin), held.get(pin));
       attached.set(pin, { program, place });
@@ -262,7 +341,11 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
     execFilter: programs.get('exec_filter')?.fd,
     pinBypass() {
       const program = programs.get(BYPASS_PROGRAM);
-      if (program === undefined) throw new CgrouteError('ENOOBJECT', `the compiled BPF objects have no program ${BYPASS_PROGRAM}: run \`npm run setup\``);
+      if (program === undefined)
+        throw new CgrouteError(
+          'ENOOBJECT',
+          `the compiled BPF objects have no program ${BYPASS_PROGRAM}: run \`npm run setup\``,
+        );
       return pinBypassFilter(options.bpffsRoot, program, maps.bypass4.info.id);
     },
     attachIdentity() {
@@ -302,11 +385,20 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
       return done;
     },
     dropOtherLinks() {
-      const others = pinnedLinks(links).filter((link) => !attached.has(basename(link.pin)) && !traced.has(basename(link.pin)));
+      const others = pinnedLinks(links).filter(
+        (link) => !attached.has(basename(link.pin)) && !traced.has(basename(link.pin)),
+      );
       for (const link of others) dropLink(link);
-      return others.length + dropFormer(links, (id) => PROXY_PROGRAMS.some((program) => attached.has(`${program}@${id}`)));
+      return (
+        others.length +
+        dropFormer(links, (id) => PROXY_PROGRAMS.some((program) => attached.has(`${program}@${id}`)))
+      );
     },
-    repairLinks(onError = (error) => { throw error; }) {
+    repairLinks(
+      onError = (error) => {
+        throw error;
+      },
+    ) {
       const repaired: string[] = [];
       const attempt = (work: () => readonly string[]): void => {
         try {
@@ -373,6 +465,7 @@ export function openDataPlane(options: DataPlaneOptions): DataPlane {
 /** After a handover the count is too high; it is made exact when nothing is counted, and the kernel is far from doing so. */
 function settleOverflow({ connections, overflowConnections, overflowCount }: PinnedMaps): void {
   const isOff = (overflowCount.get(0) ?? 0n) >= OVERFLOW_BIAS / 2n;
-  if (!isOff || !overflowConnections.isEmpty || connections.keys().length > connections.info.maxEntries / 2) return;
+  if (!isOff || !overflowConnections.isEmpty || connections.keys().length > connections.info.maxEntries / 2)
+    return;
   overflowCount.set(0, 0n);
 }

@@ -31,13 +31,23 @@ function openMap(path: string): OpenMap | undefined {
 
 /** Whether both paths are pins of one map. */
 export function sameMap(one: string, other: string): boolean {
-  const [a, b] = [one, other].map((path) => withPin(path, (kind, fd) => (kind === 'map' ? mapFacts(fd, path).id : undefined)));
+  const [a, b] = [one, other].map((path) =>
+    withPin(path, (kind, fd) => (kind === 'map' ? mapFacts(fd, path).id : undefined)),
+  );
   return a !== undefined && a === b;
 }
 
-function* entriesOf({ fd, path, facts }: OpenMap): Generator<{ readonly key: Buffer; readonly value: Buffer }> {
+function* entriesOf({
+  fd,
+  path,
+  facts,
+}: OpenMap): Generator<{ readonly key: Buffer; readonly value: Buffer }> {
   const lib = libbpf();
-  const [key, next, value] = [Buffer.alloc(facts.keySize), Buffer.alloc(facts.keySize), Buffer.alloc(facts.valueSize)];
+  const [key, next, value] = [
+    Buffer.alloc(facts.keySize),
+    Buffer.alloc(facts.keySize),
+    Buffer.alloc(facts.valueSize),
+  ];
   let result = lib.mapNextKey(fd, null, next);
   // The kernel starts over when a key has gone; the bound ends that.
   for (let left = 2 * facts.maxEntries; result >= 0 && left > 0; left--) {
@@ -57,12 +67,18 @@ interface CopyEntry {
 function entryCopy(from: OpenMap, to: OpenMap): CopyEntry {
   const [before, after] = [mapShape(from.facts), mapShape(to.facts)];
   if (before === undefined || after === undefined) {
-    throw new CgrouteError('EPINLAYOUT', `the layout of the map pinned at ${from.path} cannot be read: expected CAP_SYS_ADMIN, which it takes to go on with another version's maps; add it, or run \`cgroute cleanup\` first`);
+    throw new CgrouteError(
+      'EPINLAYOUT',
+      `the layout of the map pinned at ${from.path} cannot be read: expected CAP_SYS_ADMIN, which it takes to go on with another version's maps; add it, or run \`cgroute cleanup\` first`,
+    );
   }
   const key = structCopy(before.key, after.key);
   const value = structCopy(before.value, after.value);
   if (key === undefined || value === undefined) {
-    throw new CgrouteError('EPINLAYOUT', `the map pinned at ${from.path} has no field in common with this version's: expected one of a version next to this; run \`cgroute cleanup\` first`);
+    throw new CgrouteError(
+      'EPINLAYOUT',
+      `the map pinned at ${from.path} has no field in common with this version's: expected one of a version next to this; run \`cgroute cleanup\` first`,
+    );
   }
   return { key, value };
 }
@@ -125,7 +141,11 @@ export const OVERFLOW_BIAS = 1n << 32n;
  * looks once more: a socket that was closed meanwhile was forgotten in the old map
  * only, and is forgotten in the new one, too. Returns how many were copied.
  */
-export async function copyConnections(fromMaps: string, toMaps: string, pause: () => Promise<void>): Promise<number> {
+export async function copyConnections(
+  fromMaps: string,
+  toMaps: string,
+  pause: () => Promise<void>,
+): Promise<number> {
   using stack = new DisposableStack();
   const open = (path: string): OpenMap | undefined => {
     const map = openMap(path);
@@ -137,7 +157,8 @@ export async function copyConnections(fromMaps: string, toMaps: string, pause: (
   let total = 0;
   for (const name of CONNECTION_MAPS) {
     const from = open(`${fromMaps}/${name}`);
-    if (from === undefined || from.facts.id === first.facts.id || from.facts.id === overflow.facts.id) continue;
+    if (from === undefined || from.facts.id === first.facts.id || from.facts.id === overflow.facts.id)
+      continue;
     const copied = copyInto(from, [first, overflow], count);
     await pause();
     const value = Buffer.alloc(from.facts.valueSize);
@@ -191,7 +212,9 @@ function addBias(count: OpenMap): void {
 export function dropTaken(ownMaps: string, servingMaps: string): void {
   const taken = CONNECTION_MAPS.flatMap((name) => {
     using map = openMap(`${servingMaps}/${name}`);
-    return map === undefined ? [] : [{ id: map.facts.id, keys: new Set([...keysOf(map)].map((key) => key.toString('latin1'))) }];
+    return map === undefined
+      ? []
+      : [{ id: map.facts.id, keys: new Set([...keysOf(map)].map((key) => key.toString('latin1'))) }];
   });
   for (const name of CONNECTION_MAPS) {
     using own = openMap(`${ownMaps}/${name}`);

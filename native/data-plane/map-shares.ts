@@ -23,7 +23,10 @@ function update(shares: SharedMaps['shares'], slot: number, change: Partial<PodS
 }
 
 /** A connection in this very moment may be counted wrongly, until the next time. */
-export function recountOriginals({ shares, originals }: Pick<SharedMaps, 'shares' | 'originals'>, slots: Iterable<number>): void {
+export function recountOriginals(
+  { shares, originals }: Pick<SharedMaps, 'shares' | 'originals'>,
+  slots: Iterable<number>,
+): void {
   const counts = tally(originals.entries().map(([, { slot }]) => slot));
   for (const slot of slots) update(shares, slot, { originals: counts.get(slot) ?? 0n });
 }
@@ -34,6 +37,7 @@ export function recountShares(maps: SharedMaps): void {
   const originals = tally(maps.originals.entries().map(([, { slot }]) => slot));
   for (const [slot, before] of maps.shares.entries()) {
     const [now, waiting] = [connections.get(slot) ?? 0n, originals.get(slot) ?? 0n];
-    if (before.connections !== now || before.originals !== waiting) maps.shares.set(slot, { connections: now, originals: waiting });
+    if (before.connections !== now || before.originals !== waiting)
+      maps.shares.set(slot, { connections: now, originals: waiting });
   }
 }

@@ -4,7 +4,16 @@ import { mapInfo } from '../bpf/bpf-map.ts';
 import { findBypassFilter, unpinBypassFilter } from './bypass-filter.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
-import { IN_FLIGHT_MS, PIN_VERSION, pinDirectories, pinDirectory, pinsIn, redirects, removeVersion, requireBpffs } from '../pins/pin-directory.ts';
+import {
+  IN_FLIGHT_MS,
+  PIN_VERSION,
+  pinDirectories,
+  pinDirectory,
+  pinsIn,
+  redirects,
+  removeVersion,
+  requireBpffs,
+} from '../pins/pin-directory.ts';
 
 const FILTER_MAP = 'bypass_filter_map';
 const FILTER_MAPS = /\/bypass_filter6?_map$/;

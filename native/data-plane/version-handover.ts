@@ -16,8 +16,25 @@ import { existsSync, mkdirSync, renameSync, unlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { checked, libbpf } from '../boundary/libbpf.ts';
-import { addCounters, copyConnections, requireCopyable, dropTaken, readCounters, replaceEntries, sameMap, type CounterBase } from './map-migration.ts';
-import { IN_FLIGHT_MS, pinDirectories, pinDirectory, pinsIn, redirects, removeVersion, type PinDirectory } from '../pins/pin-directory.ts';
+import {
+  addCounters,
+  copyConnections,
+  requireCopyable,
+  dropTaken,
+  readCounters,
+  replaceEntries,
+  sameMap,
+  type CounterBase,
+} from './map-migration.ts';
+import {
+  IN_FLIGHT_MS,
+  pinDirectories,
+  pinDirectory,
+  pinsIn,
+  redirects,
+  removeVersion,
+  type PinDirectory,
+} from '../pins/pin-directory.ts';
 import { fits, type WantedMap } from '../pins/pinned-map.ts';
 import { linkState, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
 
@@ -26,7 +43,17 @@ import { linkState, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts
  * it redirects no more. handoff_map is not among them, as it tells where sock_ops of
  * its own version is attached.
  */
-const DECISIONS = ['pod_port_map', 'pod_range_map', 'pod_options_map', 'cgroup_info_map', 'settings', 'pod_ip_map', 'pod_info_map', 'pod_trees_map', 'agent_map'];
+const DECISIONS = [
+  'pod_port_map',
+  'pod_range_map',
+  'pod_options_map',
+  'cgroup_info_map',
+  'settings',
+  'pod_ip_map',
+  'pod_info_map',
+  'pod_trees_map',
+  'agent_map',
+];
 const COUNTERS = 'pod_counters_map';
 /**
  * Written by programs: one map for both versions, where its layout is the same. It
@@ -34,7 +61,18 @@ const COUNTERS = 'pod_counters_map';
  * root's is not, that tells the second that the other version's has done the work.
  * Rules in pods name the filter of sidecars by its path, whose program is replaced.
  */
-const SHARED = ['connection_map', 'connection_overflow_map', 'overflow_count_map', 'original_dst_map', 'accepted_map', 'handled_map', 'pod_share_map', 'bypass_filter_map', 'bypass_filter6_map', COUNTERS];
+const SHARED = [
+  'connection_map',
+  'connection_overflow_map',
+  'overflow_count_map',
+  'original_dst_map',
+  'accepted_map',
+  'handled_map',
+  'pod_share_map',
+  'bypass_filter_map',
+  'bypass_filter6_map',
+  COUNTERS,
+];
 /** What a proxy's accepted sockets need to be answered. */
 const ANSWERS = ['original_dst_map', 'accepted_map'];
 /** More of one proxy's are not kept: the kernel allows 64 programs at a cgroup's hook. */
@@ -61,7 +99,9 @@ export const isServing = ({ links }: PinDirectory): boolean =>
 /** Makes this version's directory. Undefined where no other version has left anything. */
 export function beginHandover(bpffsRoot: string): Handover | undefined {
   const own = pinDirectory(bpffsRoot);
-  const all = pinDirectories(bpffsRoot).filter(({ version, links, maps }) => version !== own.version && pinsIn(links).length + pinsIn(maps).length > 0);
+  const all = pinDirectories(bpffsRoot).filter(
+    ({ version, links, maps }) => version !== own.version && pinsIn(links).length + pinsIn(maps).length > 0,
+  );
   // The one that serves comes first.
   const others = [...all.filter(isServing), ...all.filter((other) => !isServing(other))];
   for (const directory of [own.maps, own.links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
@@ -78,12 +118,17 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       if (!SHARED.includes(wanted.name)) return undefined;
       // It counts what is in the map before it, which was settled just before it.
       const beside = 'connection_overflow_map';
-      if (wanted.name === 'overflow_count_map' && !sameMap(`${source.maps}/${beside}`, `${own.maps}/${beside}`)) return undefined;
+      if (
+        wanted.name === 'overflow_count_map' &&
+        !sameMap(`${source.maps}/${beside}`, `${own.maps}/${beside}`)
+      )
+        return undefined;
       const path = `${source.maps}/${wanted.name}`;
-      const isFit = withPin(path, (kind, fd) => {
-        const facts = kind === 'map' ? mapFacts(fd, wanted.name) : undefined;
-        return facts !== undefined && fits(wanted, facts) && mapShape(facts) !== undefined;
-      }) ?? false;
+      const isFit =
+        withPin(path, (kind, fd) => {
+          const facts = kind === 'map' ? mapFacts(fd, wanted.name) : undefined;
+          return facts !== undefined && fits(wanted, facts) && mapShape(facts) !== undefined;
+        }) ?? false;
       return isFit ? checked(libbpf().objGet(path), 'bpf_obj_get', path) : undefined;
     },
     copyDecisions() {
@@ -92,7 +137,9 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       if (isServing(source)) dropTaken(own.maps, source.maps);
       const lost = [...DECISIONS, COUNTERS].flatMap((name) => {
         const count = replaceEntries(`${source.maps}/${name}`, `${own.maps}/${name}`);
-        return count === 0 ? [] : [`${count} entries of version ${source.version}'s ${name} found no room in this version's`];
+        return count === 0
+          ? []
+          : [`${count} entries of version ${source.version}'s ${name} found no room in this version's`];
       });
       counted = readCounters(`${source.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`);
       return lost;
@@ -105,7 +152,8 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       let connections = 0;
       for (const other of others) {
         connections += await copyConnections(other.maps, own.maps, pause);
-        if (other === source && counted !== undefined) addCounters(`${other.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`, counted);
+        if (other === source && counted !== undefined)
+          addCounters(`${other.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`, counted);
         retire(other, own);
       }
       return `version ${others.map(({ version }) => version).join(' and ')} of the pins has been replaced by ${own.version}, with ${connections} open connections`;
@@ -126,14 +174,18 @@ function retire(other: PinDirectory, own: PinDirectory): void {
   const isLast = (pin: string): number => (basename(pin).startsWith('sock_release@') ? 1 : 0);
   for (const pin of pinsIn(other.links).sort((a, b) => isLast(a) - isLast(b))) {
     const place = formerPlace(pin, other.version);
-    if (place !== undefined && (answersElsewhere || place.isFormer)) keepFormer(pin, `${own.links}/${place.name}`, own.links);
+    if (place !== undefined && (answersElsewhere || place.isFormer))
+      keepFormer(pin, `${own.links}/${place.name}`, own.links);
     else unlinkSync(pin);
   }
   removeVersion(other);
 }
 
 /** `original_dst@4711` of version v1 becomes `original_dst@4711_v1`. */
-function formerPlace(pin: string, version: string): { readonly name: string; readonly isFormer: boolean } | undefined {
+function formerPlace(
+  pin: string,
+  version: string,
+): { readonly name: string; readonly isFormer: boolean } | undefined {
   const [name, id, suffix] = /^original_dst@(\d+)(_\w+)?$/.exec(basename(pin)) ?? [];
   if (name === undefined || id === undefined) return undefined;
   return suffix === undefined ? { name: `${name}_${version}`, isFormer: false } : { name, isFormer: true };

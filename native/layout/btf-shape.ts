@@ -30,7 +30,10 @@ export function shapeOf(types: Types, id: number): Shape | undefined {
 
 export function sameShape(a: Shape, b: Shape): boolean {
   const text = ({ size, leaves }: Shape): string =>
-    [size, ...leaves.map((leaf) => `${leaf.path} ${leaf.offset} ${leaf.size} ${leaf.count} ${leaf.isText}`)].join();
+    [
+      size,
+      ...leaves.map((leaf) => `${leaf.path} ${leaf.offset} ${leaf.size} ${leaf.count} ${leaf.isText}`),
+    ].join();
   return text(a) === text(b);
 }
 
@@ -38,10 +41,13 @@ export function sameShape(a: Shape, b: Shape): boolean {
 function collect(types: Types, id: number, path: string, offset: number, leaves: Leaf[]): number | undefined {
   const type = resolve(types, id);
   switch (type?.kind) {
-    case KIND_INT: case KIND_ENUM: case KIND_ENUM64:
+    case KIND_INT:
+    case KIND_ENUM:
+    case KIND_ENUM64:
       leaves.push({ path, offset, size: type.sizeOrType, count: 1, isText: type.name === 'char' });
       return type.sizeOrType;
-    case KIND_ARRAY: return collectArray(types, type.body, path, offset, leaves);
+    case KIND_ARRAY:
+      return collectArray(types, type.body, path, offset, leaves);
     case KIND_STRUCT:
       for (let at = type.body; at < type.body + 12 * type.vlen; at += 12) {
         // With bit fields, the upper eight bits say how wide.
@@ -49,14 +55,22 @@ function collect(types: Types, id: number, path: string, offset: number, leaves:
         if (bits > 0xffffff || bits % 8 !== 0) return undefined;
         const name = cString(types.strings, types.data.readUInt32LE(at));
         const within = path === '' ? name : `${path}.${name}`;
-        if (collect(types, types.data.readUInt32LE(at + 4), within, offset + bits / 8, leaves) === undefined) return undefined;
+        if (collect(types, types.data.readUInt32LE(at + 4), within, offset + bits / 8, leaves) === undefined)
+          return undefined;
       }
       return type.sizeOrType;
-    default: return undefined;
+    default:
+      return undefined;
   }
 }
 
-function collectArray(types: Types, body: number, path: string, offset: number, leaves: Leaf[]): number | undefined {
+function collectArray(
+  types: Types,
+  body: number,
+  path: string,
+  offset: number,
+  leaves: Leaf[],
+): number | undefined {
   const element = types.data.readUInt32LE(body);
   const count = types.data.readUInt32LE(body + 8);
   const own: Leaf[] = [];

@@ -6,7 +6,14 @@
 import { cString, readElf } from './elf.ts';
 import { CgrouteError } from '../error.ts';
 
-export type FieldKind = 'u8' | 'u16' | 'u32' | 'u64' | 'char' | { readonly struct: string } | { readonly enum: string };
+export type FieldKind =
+  | 'u8'
+  | 'u16'
+  | 'u32'
+  | 'u64'
+  | 'char'
+  | { readonly struct: string }
+  | { readonly enum: string };
 
 export interface StructField {
   readonly name: string;
@@ -74,7 +81,8 @@ export function readObjectTypes(object: Buffer, file: string): ObjectTypes {
 
 /** BTF as it is in an object's section, or as the kernel gives it. @throws CgrouteError `EBTF` */
 export function parseBtf(btf: Buffer, file: string): Types {
-  if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f) throw malformed(file, 'its .BTF section has no BTF header');
+  if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f)
+    throw malformed(file, 'its .BTF section has no BTF header');
   const header = btf.readUInt32LE(4);
   return readTypes(
     btf.subarray(header + btf.readUInt32LE(8), header + btf.readUInt32LE(8) + btf.readUInt32LE(12)),
@@ -113,12 +121,23 @@ function readTypes(data: Buffer, strings: Buffer, file: string): Types {
 
 function bodySize(type: RawType, file: string): number {
   switch (type.kind) {
-    case KIND_INT: case KIND_VAR: case KIND_DECL_TAG: return 4;
-    case KIND_ARRAY: return 12;
-    case KIND_STRUCT: case KIND_UNION: case KIND_DATASEC: case KIND_ENUM64: return 12 * type.vlen;
-    case KIND_ENUM: case KIND_FUNC_PROTO: return 8 * type.vlen;
+    case KIND_INT:
+    case KIND_VAR:
+    case KIND_DECL_TAG:
+      return 4;
+    case KIND_ARRAY:
+      return 12;
+    case KIND_STRUCT:
+    case KIND_UNION:
+    case KIND_DATASEC:
+    case KIND_ENUM64:
+      return 12 * type.vlen;
+    case KIND_ENUM:
+    case KIND_FUNC_PROTO:
+      return 8 * type.vlen;
     default:
-      if (type.kind > KIND_ENUM64) throw malformed(file, `its BTF has a kind ${type.kind} that is not known here`);
+      if (type.kind > KIND_ENUM64)
+        throw malformed(file, `its BTF has a kind ${type.kind} that is not known here`);
       return 0;
   }
 }
@@ -148,17 +167,24 @@ function fieldShape(types: Types, id: number): Pick<StructField, 'kind' | 'count
   if (type === undefined) return undefined;
   if (type.kind === KIND_ARRAY) {
     const element = fieldShape(types, types.data.readUInt32LE(type.body));
-    return element?.count === 1 ? { kind: element.kind, count: types.data.readUInt32LE(type.body + 8) } : undefined;
+    return element?.count === 1
+      ? { kind: element.kind, count: types.data.readUInt32LE(type.body + 8) }
+      : undefined;
   }
   if (type.kind === KIND_STRUCT && type.name !== '') return { kind: { struct: type.name }, count: 1 };
   if (type.kind === KIND_ENUM && type.sizeOrType === 4) return { kind: { enum: type.name }, count: 1 };
   if (type.kind !== KIND_INT) return undefined;
   switch (type.sizeOrType) {
-    case 1: return { kind: type.name === 'char' ? 'char' : 'u8', count: 1 };
-    case 2: return { kind: 'u16', count: 1 };
-    case 4: return { kind: 'u32', count: 1 };
-    case 8: return { kind: 'u64', count: 1 };
-    default: return undefined;
+    case 1:
+      return { kind: type.name === 'char' ? 'char' : 'u8', count: 1 };
+    case 2:
+      return { kind: 'u16', count: 1 };
+    case 4:
+      return { kind: 'u32', count: 1 };
+    case 8:
+      return { kind: 'u64', count: 1 };
+    default:
+      return undefined;
   }
 }
 

@@ -29,7 +29,8 @@ export function readElf(elf: Buffer, file: string): Elf {
   const sections = readSections(elf);
   const section = (name: string): Section => {
     const found = sections.find((candidate) => candidate.name === name);
-    if (found === undefined) throw new CgrouteError('EELF', `${file} is no BPF object of cgroute: it has no section ${name}`);
+    if (found === undefined)
+      throw new CgrouteError('EELF', `${file} is no BPF object of cgroute: it has no section ${name}`);
     return found;
   };
   return {
@@ -40,7 +41,11 @@ export function readElf(elf: Buffer, file: string): Elf {
       for (let at = 0; at + 24 <= bytes.length; at += 24) {
         const owner = sections[bytes.readUInt16LE(at + 6)];
         if (owner === undefined || cString(names, bytes.readUInt32LE(at)) !== name) continue;
-        return { section: owner.name, offset: Number(bytes.readBigUInt64LE(at + 8)), size: Number(bytes.readBigUInt64LE(at + 16)) };
+        return {
+          section: owner.name,
+          offset: Number(bytes.readBigUInt64LE(at + 8)),
+          size: Number(bytes.readBigUInt64LE(at + 16)),
+        };
       }
       return undefined;
     },
@@ -53,7 +58,11 @@ function readSections(elf: Buffer): Section[] {
   const header = (index: number) => {
     const at = table + index * entry;
     const offset = Number(elf.readBigUInt64LE(at + 0x18));
-    return { name: elf.readUInt32LE(at), link: elf.readUInt32LE(at + 0x28), bytes: elf.subarray(offset, offset + Number(elf.readBigUInt64LE(at + 0x20))) };
+    return {
+      name: elf.readUInt32LE(at),
+      link: elf.readUInt32LE(at + 0x28),
+      bytes: elf.subarray(offset, offset + Number(elf.readBigUInt64LE(at + 0x20))),
+    };
   };
   const names = header(elf.readUInt16LE(0x3e)).bytes;
   return Array.from({ length: elf.readUInt16LE(0x3c) }, (_, index) => {

@@ -19,7 +19,8 @@ function leavesOf({ fields }: StructLayout, within: string, base: number): Leaf[
   return fields.flatMap(({ name, offset, kind, count }): Leaf[] => {
     const path = `${within}${name}`;
     const at = base + offset;
-    if (typeof kind === 'string') return [{ path, offset: at, size: SIZES[kind], count, isText: kind === 'char' }];
+    if (typeof kind === 'string')
+      return [{ path, offset: at, size: SIZES[kind], count, isText: kind === 'char' }];
     if ('enum' in kind) return [{ path, offset: at, size: 4, count, isText: false }];
     const inner = (layouts as readonly StructLayout[]).find((each) => each.name === kind.struct);
     return inner === undefined ? [] : leavesOf(inner, `${path}.`, at);
@@ -33,7 +34,10 @@ export function foreignCodec<T>(codec: Codec<T>, shape: Shape): Codec<T> {
   const own = shapeOfCodec(codec);
   const [outward, inward] = [structCopy(own, shape), structCopy(shape, own)];
   if (outward === undefined || inward === undefined) {
-    throw new CgrouteError('EPINLAYOUT', `a pinned map has no field in common with struct ${codec.name}: expected one of a version next to this`);
+    throw new CgrouteError(
+      'EPINLAYOUT',
+      `a pinned map has no field in common with struct ${codec.name}: expected one of a version next to this`,
+    );
   }
   const [ours, theirs] = [Buffer.alloc(own.size), Buffer.alloc(shape.size)];
   return {

@@ -52,7 +52,8 @@ function describe(layout: StructLayout): string[] {
   return [
     `${layout.size} bytes`,
     ...layout.fields.map(({ name, offset, kind, count }) => {
-      const type = typeof kind === 'string' ? kind : 'struct' in kind ? `struct ${kind.struct}` : `enum ${kind.enum}`;
+      const type =
+        typeof kind === 'string' ? kind : 'struct' in kind ? `struct ${kind.struct}` : `enum ${kind.enum}`;
       return `${type} ${name}[${count}] at ${offset}`;
     }),
   ];

@@ -10,7 +10,13 @@
  * here; `reserved...` is left out and written as zero.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
-import { readObjectTypes, type FieldKind, type ObjectTypes, type StructField, type StructLayout } from './btf.ts';
+import {
+  readObjectTypes,
+  type FieldKind,
+  type ObjectTypes,
+  type StructField,
+  type StructLayout,
+} from './btf.ts';
 
 const header = readFileSync(new URL('../../bpf/cgroute.h', import.meta.url), 'utf8');
 const target = new URL('./layouts.ts', import.meta.url);
@@ -20,7 +26,8 @@ function declared(keyword: 'struct' | 'enum'): string[] {
   return [...header.matchAll(new RegExp(`^${keyword} (\\w+) \\{`, 'gm'))].map((match) => match[1] ?? '');
 }
 
-const camel = (name: string): string => name.replace(/_be$/, '').replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+const camel = (name: string): string =>
+  name.replace(/_be$/, '').replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
 const pascal = (name: string): string => camel(`_${name}`);
 
 const sizes = { u8: 1, u16: 2, u32: 4, u64: 8, char: 1 } as const;
@@ -38,25 +45,51 @@ function code(field: StructField): Code {
     if ('enum' in field.kind) return numeric('UInt32LE', at, value);
     const layout = camel(field.kind.struct);
     if (field.count !== 1) throw new Error(`${field.name}: arrays of structs are not supported`);
-    return { type: pascal(field.kind.struct), encode: `${layout}.encode(${value}, buffer, ${at})`, decode: `${layout}.decode(buffer, ${at})` };
+    return {
+      type: pascal(field.kind.struct),
+      encode: `${layout}.encode(${value}, buffer, ${at})`,
+      decode: `${layout}.decode(buffer, ${at})`,
+    };
   }
   const bytes = sizes[field.kind] * field.count;
-  if (field.kind === 'char') return { type: 'string', encode: `writeText(${value}, buffer, ${at}, ${bytes})`, decode: `readText(buffer, ${at}, ${bytes})` };
+  if (field.kind === 'char')
+    return {
+      type: 'string',
+      encode: `writeText(${value}, buffer, ${at}, ${bytes})`,
+      decode: `readText(buffer, ${at}, ${bytes})`,
+    };
   if (field.count > 1 && (field.kind === 'u8' || field.name.endsWith('_be'))) {
-    return { type: 'Uint8Array', encode: `buffer.set(${value}, ${at})`, decode: `Uint8Array.from(buffer.subarray(${at}, ${at} + ${bytes}))` };
+    return {
+      type: 'Uint8Array',
+      encode: `buffer.set(${value}, ${at})`,
+      decode: `Uint8Array.from(buffer.subarray(${at}, ${at} + ${bytes}))`,
+    };
   }
   if (field.count > 1) {
     if (field.kind !== 'u64') throw new Error(`${field.name}: arrays of ${field.kind} are not supported`);
-    return { type: 'readonly bigint[]', encode: `writeWords(${value}, buffer, ${at}, ${field.count})`, decode: `readWords(buffer, ${at}, ${field.count})` };
+    return {
+      type: 'readonly bigint[]',
+      encode: `writeWords(${value}, buffer, ${at}, ${field.count})`,
+      decode: `readWords(buffer, ${at}, ${field.count})`,
+    };
   }
-  if (field.kind === 'u64') return { type: 'bigint', encode: `buffer.writeBigUInt64LE(${value}, ${at})`, decode: `buffer.readBigUInt64LE(${at})` };
+  if (field.kind === 'u64')
+    return {
+      type: 'bigint',
+      encode: `buffer.writeBigUInt64LE(${value}, ${at})`,
+      decode: `buffer.readBigUInt64LE(${at})`,
+    };
   if (field.kind === 'u8') return numeric('UInt8', at, value);
   const bits = field.kind === 'u16' ? '16' : '32';
   return numeric(`UInt${bits}${field.name.endsWith('_be') ? 'BE' : 'LE'}`, at, value);
 }
 
 function numeric(method: string, at: string, value: string): Code {
-  return { type: 'number', encode: `buffer.write${method}(${value}, ${at})`, decode: `buffer.read${method}(${at})` };
+  return {
+    type: 'number',
+    encode: `buffer.write${method}(${value}, ${at})`,
+    decode: `buffer.read${method}(${at})`,
+  };
 }
 
 function structCode(layout: StructLayout): string {
@@ -71,7 +104,10 @@ function structCode(layout: StructLayout): string {
     `  name: '${layout.name}',`,
     `  size: ${layout.size},`,
     '  fields: [',
-    ...layout.fields.map((field) => `    { name: '${field.name}', offset: ${field.offset}, kind: ${kindCode(field.kind)}, count: ${field.count} },`),
+    ...layout.fields.map(
+      (field) =>
+        `    { name: '${field.name}', offset: ${field.offset}, kind: ${kindCode(field.kind)}, count: ${field.count} },`,
+    ),
     '  ],',
     '  encode(value, buffer, at = 0) {',
     ...(named.length === layout.fields.length ? [] : [`    buffer.fill(0, at, at + ${layout.size});`]),
@@ -97,7 +133,10 @@ function ordered(layouts: readonly StructLayout[]): StructLayout[] {
   const visit = (layout: StructLayout): void => {
     if (done.includes(layout)) return;
     for (const { kind } of layout.fields) {
-      const inner = typeof kind === 'object' && 'struct' in kind ? layouts.find((other) => other.name === kind.struct) : undefined;
+      const inner =
+        typeof kind === 'object' && 'struct' in kind
+          ? layouts.find((other) => other.name === kind.struct)
+          : undefined;
       if (inner !== undefined) visit(inner);
     }
     done.push(layout);
@@ -116,15 +155,26 @@ function enumCode(name: string, values: ReadonlyMap<string, number>): string {
 }
 
 function generate(objects: readonly ObjectTypes[]): string {
-  const find = <T>(name: string, kind: 'structs' | 'enums', pick: (types: ObjectTypes) => T | undefined): T => {
+  const find = <T>(
+    name: string,
+    kind: 'structs' | 'enums',
+    pick: (types: ObjectTypes) => T | undefined,
+  ): T => {
     for (const types of objects) {
       const found = pick(types);
       if (found !== undefined) return found;
     }
-    throw new Error(`bpf/cgroute.h declares ${name}, but no object's BTF has it among its ${kind}: use it in a map or in struct vocabulary`);
+    throw new Error(
+      `bpf/cgroute.h declares ${name}, but no object's BTF has it among its ${kind}: use it in a map or in struct vocabulary`,
+    );
   };
   const structs = declared('struct').map((name) => find(name, 'structs', (types) => types.structs.get(name)));
-  const enums = declared('enum').map((name) => enumCode(name, find(name, 'enums', (types) => types.enums.get(name))));
+  const enums = declared('enum').map((name) =>
+    enumCode(
+      name,
+      find(name, 'enums', (types) => types.enums.get(name)),
+    ),
+  );
   return [
     '// Generated from the BTF of bpf/*.bpf.c by native/layout/layouts-gen.ts; do not edit.',
     "import { readText, readWords, writeText, writeWords, type Layout } from './layout.ts';",
@@ -143,7 +193,9 @@ if (mode === '--write') {
   writeFileSync(target, text);
 } else if (mode === '--check') {
   if (readFileSync(target, 'utf8') !== text) {
-    process.stderr.write('native/layout/layouts.ts does not match the compiled objects; run `npm run layouts`\n');
+    process.stderr.write(
+      'native/layout/layouts.ts does not match the compiled objects; run `npm run layouts`\n',
+    );
     process.exitCode = 1;
   }
 } else {

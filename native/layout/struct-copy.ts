@@ -33,5 +33,6 @@ function copyLeaf(source: Buffer, before: Leaf, target: Buffer, after: Leaf): vo
     source.copy(target, after.offset + i * after.size, at, at + bytes);
   }
   // A text that was cut ends with a zero.
-  if (after.isText && after.count < before.count && after.count > 1) target[after.offset + after.count - 1] = 0;
+  if (after.isText && after.count < before.count && after.count > 1)
+    target[after.offset + after.count - 1] = 0;
 }

@@ -14,9 +14,25 @@ import { randomInt } from 'node:crypto';
 import { endianness } from 'node:os';
 import { CgrouteError } from '../error.ts';
 import {
-  addressOf, AF_NETLINK, bind, close, errnoName, errnoValue, recv, send, setsockopt, SO_ATTACH_BPF,
-  SO_ATTACH_FILTER, SO_RCVBUF, SO_RCVBUFFORCE, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket,
-  SOL_SOCKET, watchReadable,
+  addressOf,
+  AF_NETLINK,
+  bind,
+  close,
+  errnoName,
+  errnoValue,
+  recv,
+  send,
+  setsockopt,
+  SO_ATTACH_BPF,
+  SO_ATTACH_FILTER,
+  SO_RCVBUF,
+  SO_RCVBUFFORCE,
+  SOCK_CLOEXEC,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  socket,
+  SOL_SOCKET,
+  watchReadable,
 } from '../boundary/libc.ts';
 import { hostNamespaces } from '../boundary/privilege.ts';
 
@@ -243,14 +259,18 @@ function refused(errno: string, cause?: unknown): CgrouteError {
   const remedy: Readonly<Record<string, string>> = {
     EPERM: 'they need CAP_NET_ADMIN: add NET_ADMIN to the capabilities of the agent',
     ECONNREFUSED: `they exist in the host's own network namespace only: run the agent there (hostNetwork: true)${IN_KIND}`,
-    EPROTONOSUPPORT: 'this kernel was built without CONFIG_CONNECTOR: nothing can be done short of another kernel',
+    EPROTONOSUPPORT:
+      'this kernel was built without CONFIG_CONNECTOR: nothing can be done short of another kernel',
   };
   const message = `process events were refused with ${errno || 'an error'}; ${remedy[errno] ?? 'see the cause'}`;
   return new CgrouteError('EPROCEVENTS', message, { cause, ...(errno && { errno }) });
 }
 
 function elsewhere(namespace: string): CgrouteError {
-  return new CgrouteError('EPROCEVENTS', `process events are not told in this ${namespace} namespace; run the agent in the host's PID and user namespaces (hostPID: true)${IN_KIND}`);
+  return new CgrouteError(
+    'EPROCEVENTS',
+    `process events are not told in this ${namespace} namespace; run the agent in the host's PID and user namespaces (hostPID: true)${IN_KIND}`,
+  );
 }
 
 function unanswered(): CgrouteError {

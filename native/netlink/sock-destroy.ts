@@ -7,7 +7,17 @@
  * namespace either, and need Linux 6.5 to destroy a socket.
  */
 import { CgrouteError } from '../error.ts';
-import { AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, close, errnoName, recv, send, socket } from '../boundary/libc.ts';
+import {
+  AF_NETLINK,
+  SOCK_CLOEXEC,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  close,
+  errnoName,
+  recv,
+  send,
+  socket,
+} from '../boundary/libc.ts';
 import { insideNetns } from '../netns/pod-netns.ts';
 
 /** From <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h> and <net/tcp_states.h>. */
@@ -72,12 +82,19 @@ export interface TcpSockets extends Disposable {
  * @throws CgrouteError `ESYSCALL`, errno `EPERM` without CAP_SYS_ADMIN
  */
 export function openTcpSockets(netns: number): TcpSockets {
-  const fd = insideNetns(netns, () => socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG, 'the sockets of a pod'));
+  const fd = insideNetns(netns, () =>
+    socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG, 'the sockets of a pod'),
+  );
   const answer = Buffer.alloc(64 * 1024);
   let sequence = 0;
 
   /** Calls for each message of the answer. */
-  const ask = (type: number, flags: number, request: Uint8Array, onMessage: (type: number, body: Buffer) => void): void => {
+  const ask = (
+    type: number,
+    flags: number,
+    request: Uint8Array,
+    onMessage: (type: number, body: Buffer) => void,
+  ): void => {
     const message = Buffer.alloc(HEADER + REQUEST);
     message.writeUInt32LE(message.length, 0);
     message.writeUInt16LE(type, 4);
@@ -139,10 +156,18 @@ export function openTcpSockets(netns: number): TcpSockets {
 
 function failed(what: string, errno: number): CgrouteError {
   const name = errnoName(errno);
-  const hint = name === 'EOPNOTSUPP' ? ': the kernel was built without CONFIG_INET_DIAG_DESTROY'
-    : name === 'ENOENT' ? ': the kernel has no tcp_diag, or its module could not be loaded'
-    : name === 'EPERM' ? ": it takes CAP_NET_ADMIN in the namespace's user namespace" : '';
-  return new CgrouteError('ESOCKDIAG', `${what} of NETLINK_SOCK_DIAG failed with ${name}${hint}`, { syscall: what, errno: name });
+  const hint =
+    name === 'EOPNOTSUPP'
+      ? ': the kernel was built without CONFIG_INET_DIAG_DESTROY'
+      : name === 'ENOENT'
+        ? ': the kernel has no tcp_diag, or its module could not be loaded'
+        : name === 'EPERM'
+          ? ": it takes CAP_NET_ADMIN in the namespace's user namespace"
+          : '';
+  return new CgrouteError('ESOCKDIAG', `${what} of NETLINK_SOCK_DIAG failed with ${name}${hint}`, {
+    syscall: what,
+    errno: name,
+  });
 }
 
 /** A `struct inet_diag_msg` with its attributes; undefined for what is none of the states above. */
@@ -154,7 +179,8 @@ function socketOf(message: Buffer): TcpSocket | undefined {
   const word = message.subarray(MESSAGE_ID, MESSAGE_ID + ID);
   return {
     family: isIp6 ? 6 : 4,
-    state, id,
+    state,
+    id,
     cookie: word.readBigUInt64LE(40),
     localPort: word.readUInt16BE(0),
     remotePort: word.readUInt16BE(2),
@@ -170,7 +196,8 @@ function cgroupOf(message: Buffer): bigint | undefined {
   for (let at = MESSAGE; at + 4 <= message.length; ) {
     const size = message.readUInt16LE(at);
     if (size < 4) return undefined;
-    if (message.readUInt16LE(at + 2) === INET_DIAG_CGROUP_ID && size >= 12) return message.readBigUInt64LE(at + 4);
+    if (message.readUInt16LE(at + 2) === INET_DIAG_CGROUP_ID && size >= 12)
+      return message.readBigUInt64LE(at + 4);
     at += (size + 3) & ~3;
   }
   return undefined;
@@ -182,7 +209,8 @@ function normalised(address: Uint8Array, isIp6: boolean): Uint8Array {
     bytes.set(address.subarray(0, 4), 12);
     return bytes;
   }
-  const isMapped = address.subarray(0, 10).every((byte) => byte === 0) && address[10] === 0xff && address[11] === 0xff;
+  const isMapped =
+    address.subarray(0, 10).every((byte) => byte === 0) && address[10] === 0xff && address[11] === 0xff;
   bytes.set(isMapped ? address.subarray(12) : address, isMapped ? 12 : 0);
   return bytes;
 }

@@ -47,7 +47,10 @@ type Chain = (typeof CHAINS)[number];
 const COMMENT = 'cgroute';
 /** Chains of Istio's init container and of its CNI plugin. */
 const SIDECAR_CHAIN = /^:ISTIO_[A-Z_]+ /m;
-const FAMILIES = [['iptables', 'ip_tables_names'], ['ip6tables', 'ip6_tables_names']] as const;
+const FAMILIES = [
+  ['iptables', 'ip_tables_names'],
+  ['ip6tables', 'ip6_tables_names'],
+] as const;
 /** Seconds that iptables waits for its lock. */
 const WAIT = '5';
 /** Tries to find the descriptor that a rule was made with, see {@link remove}. */
@@ -55,10 +58,13 @@ const MOST_DESCRIPTORS = 24;
 
 /** The rule, as iptables-save writes it but for quotes. */
 export function ruleText(kind: RuleKind, filter: FilterPin): string {
-  return kind === 'bypass' ? bypassText(filter.path, String(filter.mapId)) : `-m comment --comment ${COMMENT}:short-circuit -j RETURN`;
+  return kind === 'bypass'
+    ? bypassText(filter.path, String(filter.mapId))
+    : `-m comment --comment ${COMMENT}:short-circuit -j RETURN`;
 }
 
-const bypassText = (path: string, mapId: string): string => `-m bpf --object-pinned ${path} -m comment --comment ${COMMENT}:bypass:${mapId} -j RETURN`;
+const bypassText = (path: string, mapId: string): string =>
+  `-m bpf --object-pinned ${path} -m comment --comment ${COMMENT}:bypass:${mapId} -j RETURN`;
 
 /** Reads what iptables-save printed. What a pod wrote there is never copied: a rule of ours is recognised whole or not at all. */
 export function parseNat(tool: Tool, text: string): NatTable {
@@ -69,9 +75,19 @@ export function parseNat(tool: Tool, text: string): NatTable {
     if (chain === undefined) continue;
     const place = ++places[chain];
     const rest = line.slice(`-A ${chain} `.length).trimEnd();
-    const [, path, mapId] = /^-m bpf --object-pinned ([\w./-]+) -m comment --comment "?cgroute:bypass:(\d+)"? -j RETURN$/.exec(rest) ?? [];
-    if (path !== undefined && mapId !== undefined) own.push({ chain, place, kind: 'bypass', text: bypassText(path, mapId) });
-    else if (/^-m comment --comment "?cgroute:short-circuit"? -j RETURN$/.test(rest)) own.push({ chain, place, kind: 'short-circuit', text: `-m comment --comment ${COMMENT}:short-circuit -j RETURN` });
+    const [, path, mapId] =
+      /^-m bpf --object-pinned ([\w./-]+) -m comment --comment "?cgroute:bypass:(\d+)"? -j RETURN$/.exec(
+        rest,
+      ) ?? [];
+    if (path !== undefined && mapId !== undefined)
+      own.push({ chain, place, kind: 'bypass', text: bypassText(path, mapId) });
+    else if (/^-m comment --comment "?cgroute:short-circuit"? -j RETURN$/.test(rest))
+      own.push({
+        chain,
+        place,
+        kind: 'short-circuit',
+        text: `-m comment --comment ${COMMENT}:short-circuit -j RETURN`,
+      });
   }
   return { tool, hasSidecar: SIDECAR_CHAIN.test(text), own };
 }
@@ -119,7 +135,12 @@ function legacyTables(file: string): string[] {
  */
 export function isAsWanted({ hasSidecar, own }: NatTable, text: string | undefined): boolean {
   if (text === undefined || !hasSidecar) return own.length === 0;
-  return own.length === CHAINS.length && CHAINS.every((chain) => own.some((rule) => rule.chain === chain && rule.place === 1 && rule.text === text));
+  return (
+    own.length === CHAINS.length &&
+    CHAINS.every((chain) =>
+      own.some((rule) => rule.chain === chain && rule.place === 1 && rule.text === text),
+    )
+  );
 }
 
 /**
@@ -141,13 +162,15 @@ export async function writeNat(netns: PodNetns, table: NatTable, wanted: string 
     const { code, stderr } = await change(netns, table.tool, ['-I', chain, '1'], text ?? '');
     if (code !== 0) throw failure(table.tool, code, stderr);
   }
-  for (const rule of table.own) if (!right.includes(rule) && !misplaced.includes(rule)) await remove(netns, table.tool, rule);
+  for (const rule of table.own)
+    if (!right.includes(rule) && !misplaced.includes(rule)) await remove(netns, table.tool, rule);
 }
 
 /** Takes all rules of ours out of a namespace, as far as that can be done. Never rejects. */
 export async function removeNat(netns: PodNetns, pid: number, procRoot = '/proc'): Promise<void> {
   const { tables } = await readNat(netns, pid, procRoot).catch(() => ({ tables: [] }));
-  for (const table of tables) if (!isAsWanted(table, undefined)) await writeNat(netns, table, undefined).catch(() => undefined);
+  for (const table of tables)
+    if (!isAsWanted(table, undefined)) await writeNat(netns, table, undefined).catch(() => undefined);
 }
 
 /**
@@ -168,13 +191,24 @@ async function remove(netns: PodNetns, tool: Tool, { chain, kind, text }: OwnRul
   throw failure(tool, 1, last);
 }
 
-function change(netns: PodNetns, tool: Tool, what: readonly string[], text: string, moreDescriptors = 0): Promise<Ran> {
+function change(
+  netns: PodNetns,
+  tool: Tool,
+  what: readonly string[],
+  text: string,
+  moreDescriptors = 0,
+): Promise<Ran> {
   return runInNetns(netns, tool, ['-w', WAIT, '-t', 'nat', ...what, ...text.split(' ')], moreDescriptors);
 }
 
 function failure(program: string, code: number, stderr: string): CgrouteError {
   const [first = ''] = stderr.trim().split('\n');
-  const hint = /permission denied|not permitted/i.test(first) && program.includes('-legacy') ? '; legacy tables take CAP_NET_RAW, too' : '';
-  const why = /xtables lock/.test(stderr) ? `another program has held its lock for ${WAIT} s` : `${first.slice(0, 200) || 'it did not say why'}${hint}`;
+  const hint =
+    /permission denied|not permitted/i.test(first) && program.includes('-legacy')
+      ? '; legacy tables take CAP_NET_RAW, too'
+      : '';
+  const why = /xtables lock/.test(stderr)
+    ? `another program has held its lock for ${WAIT} s`
+    : `${first.slice(0, 200) || 'it did not say why'}${hint}`;
   return new CgrouteError('EIPTABLES', `${program} failed with exit code ${code}: ${why}`);
 }

@@ -41,7 +41,11 @@ export function openPodNetns(pid: number, procRoot = '/proc'): PodNetns | undefi
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'ENOENT' || code === 'ESRCH') return undefined;
-    throw new CgrouteError('ENETNS', `the network namespace of process ${pid} cannot be opened (${code ?? messageOf(cause)}): the agent needs CAP_SYS_PTRACE and CAP_SYS_ADMIN`, { cause });
+    throw new CgrouteError(
+      'ENETNS',
+      `the network namespace of process ${pid} cannot be opened (${code ?? messageOf(cause)}): the agent needs CAP_SYS_PTRACE and CAP_SYS_ADMIN`,
+      { cause },
+    );
   }
   return { fd, inode: fstatSync(fd).ino, [Symbol.dispose]: () => closeSync(fd) };
 }
@@ -78,15 +82,22 @@ function goBack(own: number): void {
 }
 
 /** The absolute path of a program of this host; undefined when it is not installed. */
-export function findProgram(name: string, path = `${process.env['PATH'] ?? ''}:${SYSTEM_PATH}`): string | undefined {
-  return path.split(':').filter((directory) => directory.startsWith('/')).map((directory) => `${directory}/${name}`).find((file) => {
-    try {
-      accessSync(file, constants.X_OK);
-      return true;
-    } catch {
-      return false;
-    }
-  });
+export function findProgram(
+  name: string,
+  path = `${process.env['PATH'] ?? ''}:${SYSTEM_PATH}`,
+): string | undefined {
+  return path
+    .split(':')
+    .filter((directory) => directory.startsWith('/'))
+    .map((directory) => `${directory}/${name}`)
+    .find((file) => {
+      try {
+        accessSync(file, constants.X_OK);
+        return true;
+      } catch {
+        return false;
+      }
+    });
 }
 
 /**
@@ -95,17 +106,30 @@ export function findProgram(name: string, path = `${process.env['PATH'] ?? ''}:$
  * @throws CgrouteError `ENOPROGRAM` when it is not installed, `ETIMEDOUT` when it
  *   took too long and was killed, `ENETNS` when it could not be run, and others of {@link insideNetns}
  */
-export async function runInNetns(netns: PodNetns, program: string, args: readonly string[], moreDescriptors = 0): Promise<Ran> {
+export async function runInNetns(
+  netns: PodNetns,
+  program: string,
+  args: readonly string[],
+  moreDescriptors = 0,
+): Promise<Ran> {
   const file = findProgram(program);
-  if (file === undefined) throw new CgrouteError('ENOPROGRAM', `the program ${program} is not installed where the agent runs: install the package iptables`);
+  if (file === undefined)
+    throw new CgrouteError(
+      'ENOPROGRAM',
+      `the program ${program} is not installed where the agent runs: install the package iptables`,
+    );
   const { promise, resolve, reject } = Promise.withResolvers<Ran>();
   // Node has forked when spawn() returns, and a child is born where its parent's thread is.
-  const child = insideNetns(netns.fd, (): ChildProcess => spawn(file, args, {
-    stdio: ['ignore', 'pipe', 'pipe', ...Array.from({ length: moreDescriptors }, () => netns.fd)],
-    env: environment(),
-    timeout: TIMEOUT_MS,
-    killSignal: 'SIGKILL',
-  }));
+  const child = insideNetns(
+    netns.fd,
+    (): ChildProcess =>
+      spawn(file, args, {
+        stdio: ['ignore', 'pipe', 'pipe', ...Array.from({ length: moreDescriptors }, () => netns.fd)],
+        env: environment(),
+        timeout: TIMEOUT_MS,
+        killSignal: 'SIGKILL',
+      }),
+  );
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
     child[name]?.setEncoding('utf8').on('data', (text: string) => {
@@ -113,11 +137,20 @@ export async function runInNetns(netns: PodNetns, program: string, args: readonl
       if (output[name].length > MOST_OUTPUT) child.kill('SIGKILL');
     });
   }
-  child.once('error', (cause) => reject(new CgrouteError('ENETNS', `${program} could not be started: ${messageOf(cause)}`, { cause })));
+  child.once('error', (cause) =>
+    reject(new CgrouteError('ENETNS', `${program} could not be started: ${messageOf(cause)}`, { cause })),
+  );
   child.once('close', (code, signal) => {
     if (code !== null) resolve({ code, ...output });
-    else if (output.stdout.length > MOST_OUTPUT) reject(new CgrouteError('ENETNS', `${program} said more than ${MOST_OUTPUT} bytes and was killed`));
-    else reject(new CgrouteError('ETIMEDOUT', `${program} ended by ${signal ?? 'nothing'}: expected an answer within ${TIMEOUT_MS / 1000} s`));
+    else if (output.stdout.length > MOST_OUTPUT)
+      reject(new CgrouteError('ENETNS', `${program} said more than ${MOST_OUTPUT} bytes and was killed`));
+    else
+      reject(
+        new CgrouteError(
+          'ETIMEDOUT',
+          `${program} ended by ${signal ?? 'nothing'}: expected an answer within ${TIMEOUT_MS / 1000} s`,
+        ),
+      );
   });
   return promise;
 }

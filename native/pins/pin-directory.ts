@@ -37,7 +37,8 @@ export function pinDirectories(bpffsRoot: string): PinDirectory[] {
 }
 
 /** Where links of any version are pinned. */
-export const linkDirectories = (bpffsRoot: string): string[] => pinDirectories(bpffsRoot).map(({ links }) => links);
+export const linkDirectories = (bpffsRoot: string): string[] =>
+  pinDirectories(bpffsRoot).map(({ links }) => links);
 
 /** Paths of the pins in a directory, of whatever kind; none where there is no such directory. */
 export function pinsIn(directory: string): string[] {
@@ -77,8 +78,11 @@ export function lockPinDirectory(bpffsRoot: string): DirectoryLock {
 
 /** @throws CgrouteError `EBPFFS` */
 export function requireBpffs(path: string, bpffsRoot: string): void {
-  if ((statfsSync(path).type >>> 0) === BPF_FS_MAGIC) return;
-  throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``);
+  if (statfsSync(path).type >>> 0 === BPF_FS_MAGIC) return;
+  throw new CgrouteError(
+    'EBPFFS',
+    `--bpffs-root ${bpffsRoot} is not on a BPF filesystem: expected bpffs mounted at or above it; mount it with \`mount -t bpf bpf /sys/fs/bpf\``,
+  );
 }
 
 /** Whether a pin's name is that of a link that redirects. */
@@ -86,13 +90,18 @@ export const redirects = (pin: string): boolean => /(?:^|\/)(?:root|pod)_connect
 
 /** Versions that have anything pinned. */
 export const pinnedVersions = (bpffsRoot: string): string[] =>
-  pinDirectories(bpffsRoot).filter(({ links, maps }) => pinsIn(links).length + pinsIn(maps).length > 0).map(({ version }) => version);
+  pinDirectories(bpffsRoot)
+    .filter(({ links, maps }) => pinsIn(links).length + pinsIn(maps).length > 0)
+    .map(({ version }) => version);
 
 /**
  * Removes one version's pins and directories. Returns the number of pins.
  * @param keeps pins that stay, with their directory
  */
-export function removeVersion({ base, maps, links }: PinDirectory, keeps: (pin: string) => boolean = () => false): number {
+export function removeVersion(
+  { base, maps, links }: PinDirectory,
+  keeps: (pin: string) => boolean = () => false,
+): number {
   const pins = [...pinsIn(links), ...pinsIn(maps)].filter((pin) => !keeps(pin));
   for (const pin of pins) unlinkSync(pin);
   for (const directory of [links, maps, base]) removeIfEmpty(directory);
@@ -117,7 +126,11 @@ export function moveAside(bpffsRoot: string, path: string, what: string): string
     renameSync(path, to);
     return to;
   } catch (cause) {
-    throw new CgrouteError('EPINFOREIGN', `${path} is ${what} and cannot be moved aside (${messageOf(cause)}): expected a pin of cgroute's or nothing; remove it`, { cause });
+    throw new CgrouteError(
+      'EPINFOREIGN',
+      `${path} is ${what} and cannot be moved aside (${messageOf(cause)}): expected a pin of cgroute's or nothing; remove it`,
+      { cause },
+    );
   }
 }
 
@@ -126,7 +139,9 @@ const subdirectories = (directory: string): string[] => entriesOf(directory, tru
 /** None where there is no such directory; one that may not be read is an error. */
 function entriesOf(directory: string, directories: boolean): string[] {
   try {
-    return readdirSync(directory, { withFileTypes: true }).filter((entry) => entry.isDirectory() === directories).map(({ name }) => `${directory}/${name}`);
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory() === directories)
+      .map(({ name }) => `${directory}/${name}`);
   } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
     throw error;

@@ -7,7 +7,16 @@ import { sameShape } from '../layout/btf-shape.ts';
 import { CgrouteError } from '../error.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { moveAside, pinsIn } from './pin-directory.ts';
-import { linkFacts, mapFacts, mapShape, programFacts, withPin, type MapFacts, type MapShape, type PinKind } from './pinned-object.ts';
+import {
+  linkFacts,
+  mapFacts,
+  mapShape,
+  programFacts,
+  withPin,
+  type MapFacts,
+  type MapShape,
+  type PinKind,
+} from './pinned-object.ts';
 
 /** A map as the object that is about to be loaded declares it. */
 export interface WantedMap {
@@ -27,14 +36,21 @@ export function fits(wanted: WantedMap, facts: MapFacts): boolean {
   if (wanted.shape === undefined) return true;
   if (facts.btfId === 0) return false;
   const shape = mapShape(facts);
-  return shape === undefined || (sameShape(shape.key, wanted.shape.key) && sameShape(shape.value, wanted.shape.value));
+  return (
+    shape === undefined ||
+    (sameShape(shape.key, wanted.shape.key) && sameShape(shape.value, wanted.shape.value))
+  );
 }
 
 /** Ids of the maps that programs of pinned links use. Empty without CAP_SYS_ADMIN. */
 export type HeldMaps = ReadonlySet<number>;
 
 export function heldMaps(linkDirectory: string): HeldMaps {
-  const programs = new Set(pinsIn(linkDirectory).map((pin) => withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : 0)) ?? 0));
+  const programs = new Set(
+    pinsIn(linkDirectory).map(
+      (pin) => withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : 0)) ?? 0,
+    ),
+  );
   return new Set([...programs].filter((id) => id !== 0).flatMap((id) => programFacts(id)?.mapIds ?? []));
 }
 
@@ -52,15 +68,24 @@ export interface PinnedMapOptions {
  * @throws CgrouteError `EPINLAYOUT` when programs use a map of another layout under
  *   this version's name, `EPINFOREIGN`
  */
-export function settlePin(wanted: WantedMap, { bpffsRoot, mapDirectory, held, adopt }: PinnedMapOptions): string[] {
+export function settlePin(
+  wanted: WantedMap,
+  { bpffsRoot, mapDirectory, held, adopt }: PinnedMapOptions,
+): string[] {
   const path = `${mapDirectory}/${wanted.name}`;
   const notes: string[] = [];
-  const found = withPin(path, (kind, fd) => judge(wanted, held, kind === 'map' ? mapFacts(fd, wanted.name) : undefined, kind));
+  const found = withPin(path, (kind, fd) =>
+    judge(wanted, held, kind === 'map' ? mapFacts(fd, wanted.name) : undefined, kind),
+  );
   if (found?.is === 'ours') return [];
   if (found?.is === 'conflict') {
-    throw new CgrouteError('EPINLAYOUT', `the map pinned at ${path} has ${found.what}, and attached programs use it: it is of another build with the same pins; run \`cgroute cleanup\` first`);
+    throw new CgrouteError(
+      'EPINLAYOUT',
+      `the map pinned at ${path} has ${found.what}, and attached programs use it: it is of another build with the same pins; run \`cgroute cleanup\` first`,
+    );
   }
-  if (found !== undefined) notes.push(`${path} was ${found.what}; it is kept as ${moveAside(bpffsRoot, path, found.what)}`);
+  if (found !== undefined)
+    notes.push(`${path} was ${found.what}; it is kept as ${moveAside(bpffsRoot, path, found.what)}`);
   const inUse = findHeld(wanted, held);
   const map = inUse ?? adopt(wanted);
   if (map === undefined) return notes;
@@ -69,7 +94,9 @@ export function settlePin(wanted: WantedMap, { bpffsRoot, mapDirectory, held, ad
   } finally {
     closeSync(map);
   }
-  return inUse === undefined ? notes : [...notes, `${path} was missing; the map that the attached programs use is pinned there again`];
+  return inUse === undefined
+    ? notes
+    : [...notes, `${path} was missing; the map that the attached programs use is pinned there again`];
 }
 
 interface Judgement {
@@ -79,7 +106,8 @@ interface Judgement {
 }
 
 function judge(wanted: WantedMap, held: HeldMaps, facts: MapFacts | undefined, kind: PinKind): Judgement {
-  if (facts === undefined) return { is: 'foreign', what: kind === 'other' ? 'no BPF object' : `a ${kind} and no map` };
+  if (facts === undefined)
+    return { is: 'foreign', what: kind === 'other' ? 'no BPF object' : `a ${kind} and no map` };
   const isHeld = held.has(facts.id) && facts.name === wanted.name.slice(0, 15);
   if (fits(wanted, facts)) {
     if (isHeld) return { is: 'ours', what: '' };
@@ -88,10 +116,16 @@ function judge(wanted: WantedMap, held: HeldMaps, facts: MapFacts | undefined, k
     closeSync(other);
     return { is: 'foreign', what: 'another map than the attached programs use' };
   }
-  const isLike = facts.type === wanted.type && facts.keySize === wanted.keySize && facts.valueSize === wanted.valueSize;
+  const isLike =
+    facts.type === wanted.type && facts.keySize === wanted.keySize && facts.valueSize === wanted.valueSize;
   const sizes = `keys of ${facts.keySize} and values of ${facts.valueSize} bytes, expected ${wanted.keySize} and ${wanted.valueSize}`;
   if (isHeld) return { is: 'conflict', what: isLike ? 'other fields than expected' : sizes };
-  return { is: 'foreign', what: isLike ? 'a map with other fields, or flags, than expected' : `a map of type ${facts.type}, expected ${wanted.type}, with ${sizes}` };
+  return {
+    is: 'foreign',
+    what: isLike
+      ? 'a map with other fields, or flags, than expected'
+      : `a map of type ${facts.type}, expected ${wanted.type}, with ${sizes}`,
+  };
 }
 
 /** The map of that name that attached programs use; the caller closes it. */

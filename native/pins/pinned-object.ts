@@ -65,8 +65,16 @@ export function mapFacts(fd: number, name: string): MapFacts {
   const info = objectInfo(fd, `the map ${name}`);
   const word = (at: number): number => info.readUInt32LE(at);
   return {
-    type: word(0), id: word(4), keySize: word(8), valueSize: word(12), maxEntries: word(16), flags: word(20),
-    name: cString(info.subarray(0, 40), 24), btfId: word(64), keyTypeId: word(68), valueTypeId: word(72),
+    type: word(0),
+    id: word(4),
+    keySize: word(8),
+    valueSize: word(12),
+    maxEntries: word(16),
+    flags: word(20),
+    name: cString(info.subarray(0, 40), 24),
+    btfId: word(64),
+    keyTypeId: word(68),
+    valueTypeId: word(72),
   };
 }
 
@@ -140,7 +148,10 @@ export function programFacts(id: number): ProgramFacts | undefined {
     info.writeBigUInt64LE(addressOf(maps), 56);
     objectInfo(fd, `the program ${id}`, info);
     const count = Math.min(64, info.readUInt32LE(52));
-    return { name: cString(info.subarray(0, 80), 64), mapIds: Array.from({ length: count }, (_, i) => maps.readUInt32LE(4 * i)) };
+    return {
+      name: cString(info.subarray(0, 80), 64),
+      mapIds: Array.from({ length: count }, (_, i) => maps.readUInt32LE(4 * i)),
+    };
   } finally {
     closeSync(fd);
   }
@@ -157,16 +168,21 @@ export type LinkState =
   /** Something that others have put there. */
   | 'foreign';
 
-const OUR_PROGRAMS = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst|sock_ops|sock_release|cgroup_(?:mk|rm)dir)$/;
+const OUR_PROGRAMS =
+  /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst|sock_ops|sock_release|cgroup_(?:mk|rm)dir)$/;
 
 /** Names of programs are only told with CAP_SYS_ADMIN; without it, a link is believed to be of the program that it is named after. */
 export function linkState(pin: string, program: string, cgroupId: bigint): LinkState {
-  return withPin(pin, (kind, fd): LinkState => {
-    if (kind !== 'link') return 'foreign';
-    const facts = linkFacts(fd);
-    const name = programFacts(facts.programId)?.name;
-    if (name === undefined ? facts.type === 'other' : name !== program && !OUR_PROGRAMS.test(name)) return 'foreign';
-    if (facts.type !== (cgroupId === 0n ? 'tracing' : 'cgroup') || (name !== undefined && name !== program)) return 'stray';
-    return facts.cgroupId === cgroupId ? 'live' : 'stray';
-  }) ?? 'none';
+  return (
+    withPin(pin, (kind, fd): LinkState => {
+      if (kind !== 'link') return 'foreign';
+      const facts = linkFacts(fd);
+      const name = programFacts(facts.programId)?.name;
+      if (name === undefined ? facts.type === 'other' : name !== program && !OUR_PROGRAMS.test(name))
+        return 'foreign';
+      if (facts.type !== (cgroupId === 0n ? 'tracing' : 'cgroup') || (name !== undefined && name !== program))
+        return 'stray';
+      return facts.cgroupId === cgroupId ? 'live' : 'stray';
+    }) ?? 'none'
+  );
 }

@@ -99,11 +99,19 @@ const TRACE = {
   bpf_ringbuf_reserve: '5.8',
   bpf_ringbuf_submit: '5.8',
 } as const;
-const IDENTITY = "a pod's first connections may come before the agent knows its cgroup, some milliseconds after it is made";
+const IDENTITY =
+  "a pod's first connections may come before the agent knows its cgroup, some milliseconds after it is made";
 /** See netns_inode() and may_be_mptcp() in bpf/origdst.bpf.c. */
-const NETNS_COOKIE = { since: '5.15', instead: "the inode number of the network namespace is read from the kernel's memory in its place" } as const;
-const MPTCP_SOCK = { since: '5.19', instead: 'the end of each redirected connection is looked at, as if it were one of MPTCP' } as const;
-const LEVEL = "inside a cgroup namespace the agent starts only where the host's whole cgroup2 hierarchy is mounted, as in the chart's container and not on a kind node";
+const NETNS_COOKIE = {
+  since: '5.15',
+  instead: "the inode number of the network namespace is read from the kernel's memory in its place",
+} as const;
+const MPTCP_SOCK = {
+  since: '5.19',
+  instead: 'the end of each redirected connection is looked at, as if it were one of MPTCP',
+} as const;
+const LEVEL =
+  "inside a cgroup namespace the agent starts only where the host's whole cgroup2 hierarchy is mounted, as in the chart's container and not on a kind node";
 const PEER = { bpf_get_socket_cookie: '4.19' } as const;
 
 /**
@@ -122,10 +130,31 @@ const SECTIONS: readonly Section[] = [
   { section: 'cgroup/connect6', type: 18, attach: cgroupHooks.connect6, since: '4.17', helpers: CONNECT },
   { section: 'cgroup/getpeername4', type: 18, attach: cgroupHooks.getpeername4, since: '5.8', helpers: PEER },
   { section: 'cgroup/getpeername6', type: 18, attach: cgroupHooks.getpeername6, since: '5.8', helpers: PEER },
-  { section: 'cgroup/getsockopt', type: 25, attach: cgroupHooks.getsockopt, since: '5.3', helpers: { bpf_sk_storage_get: '5.3', bpf_sk_storage_delete: '5.3', bpf_tcp_sock: '5.3', bpf_get_netns_cookie: NETNS_COOKIE, bpf_probe_read_kernel: '5.8' } },
-  { section: 'cgroup/sock_release', type: 9, attach: cgroupHooks.sock_release, since: '5.9', helpers: { bpf_get_socket_cookie: '5.7' } },
   {
-    section: 'sockops', type: 13, attach: cgroupHooks.sock_ops, since: '4.13',
+    section: 'cgroup/getsockopt',
+    type: 25,
+    attach: cgroupHooks.getsockopt,
+    since: '5.3',
+    helpers: {
+      bpf_sk_storage_get: '5.3',
+      bpf_sk_storage_delete: '5.3',
+      bpf_tcp_sock: '5.3',
+      bpf_get_netns_cookie: NETNS_COOKIE,
+      bpf_probe_read_kernel: '5.8',
+    },
+  },
+  {
+    section: 'cgroup/sock_release',
+    type: 9,
+    attach: cgroupHooks.sock_release,
+    since: '5.9',
+    helpers: { bpf_get_socket_cookie: '5.7' },
+  },
+  {
+    section: 'sockops',
+    type: 13,
+    attach: cgroupHooks.sock_ops,
+    since: '4.13',
     helpers: {
       bpf_get_socket_cookie: '4.19',
       bpf_sock_ops_cb_flags_set: '4.16',
@@ -136,18 +165,50 @@ const SECTIONS: readonly Section[] = [
     },
   },
   {
-    section: 'socket', type: 1, attach: 0, since: '3.19',
+    section: 'socket',
+    type: 1,
+    attach: 0,
+    since: '3.19',
     without: 'every program started on this host wakes the agent, where it could be those of pods alone',
     helpers: { bpf_get_current_cgroup_id: '6.4', bpf_get_current_ancestor_cgroup_id: '6.4' },
   },
-  { section: 'tp_btf/cgroup_mkdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_mkdir', since: '5.5', without: IDENTITY, helpers: TRACE },
-  { section: 'tp_btf/cgroup_rmdir', type: 26, attach: BPF_TRACE_RAW_TP, tracepoint: 'cgroup_rmdir', since: '5.5', without: IDENTITY, helpers: TRACE },
+  {
+    section: 'tp_btf/cgroup_mkdir',
+    type: 26,
+    attach: BPF_TRACE_RAW_TP,
+    tracepoint: 'cgroup_mkdir',
+    since: '5.5',
+    without: IDENTITY,
+    helpers: TRACE,
+  },
+  {
+    section: 'tp_btf/cgroup_rmdir',
+    type: 26,
+    attach: BPF_TRACE_RAW_TP,
+    tracepoint: 'cgroup_rmdir',
+    since: '5.5',
+    without: IDENTITY,
+    helpers: TRACE,
+  },
   // Of native/bpf/cgroup-level.ts, with BPF_F_SLEEPABLE: type 79a7f8bdb159, the helper 95b861a7935b.
-  { section: 'syscall', type: 31, attach: 0, flags: 1 << 4, since: '5.14', without: LEVEL, helpers: { bpf_get_current_ancestor_cgroup_id: '5.15' } },
+  {
+    section: 'syscall',
+    type: 31,
+    attach: 0,
+    flags: 1 << 4,
+    since: '5.14',
+    without: LEVEL,
+    helpers: { bpf_get_current_ancestor_cgroup_id: '5.15' },
+  },
 ];
 
 /** `enum bpf_map_type`, <linux/bpf.h>. */
-const MAPS: readonly { readonly name: string; readonly type: number; readonly since: string; readonly without?: string }[] = [
+const MAPS: readonly {
+  readonly name: string;
+  readonly type: number;
+  readonly since: string;
+  readonly without?: string;
+}[] = [
   { name: 'hash', type: 1, since: '3.19' },
   { name: 'array', type: 2, since: '3.19' },
   { name: 'percpu_array', type: 6, since: '4.6' },
@@ -174,13 +235,17 @@ const EXIT = instruction(0x95);
 const call = (helper: number): Buffer => instruction(0x85, helper);
 
 /** Loads a program and drops it: zero or a negative errno, and the verifier's log. */
-function tryLoad({ type, attach, tracepoint, flags = 0 }: Pick<Section, 'type' | 'attach' | 'tracepoint' | 'flags'>, instructions: readonly Buffer[]): { readonly result: number; readonly log: string } {
+function tryLoad(
+  { type, attach, tracepoint, flags = 0 }: Pick<Section, 'type' | 'attach' | 'tracepoint' | 'flags'>,
+  instructions: readonly Buffer[],
+): { readonly result: number; readonly log: string } {
   const log = Buffer.alloc(LOG_BYTES);
   const options = Buffer.alloc(104); // struct bpf_prog_load_opts, <bpf/bpf.h> of libbpf 1.0
   options.writeBigUInt64LE(BigInt(options.length), 0);
   options.writeUInt32LE(attach, 12);
   options.writeUInt32LE(flags, 20);
-  if (tracepoint !== undefined) options.writeUInt32LE(Math.max(0, libbpf().findVmlinuxBtfId(tracepoint, attach)), 32);
+  if (tracepoint !== undefined)
+    options.writeUInt32LE(Math.max(0, libbpf().findVmlinuxBtfId(tracepoint, attach)), 32);
   options.writeUInt32LE(1, 88); // log_level
   options.writeUInt32LE(log.length, 92);
   options.writeBigUInt64LE(addressOf(log), 96);
@@ -230,12 +295,24 @@ export function probeFeatures(): readonly ProbedFeature[] {
     mayLoad ||= support === 'yes';
     features.push({ name: section.section, kind: 'program', since: section.since, ...optional, support });
     for (const [helper, since] of Object.entries(section.helpers)) {
-      features.push({ name: `${helper} in ${section.section}`, kind: 'helper', ...(typeof since === 'string' ? { since } : since), ...optional, support: support === 'yes' ? helperSupport(section, helper) : support });
+      features.push({
+        name: `${helper} in ${section.section}`,
+        kind: 'helper',
+        ...(typeof since === 'string' ? { since } : since),
+        ...optional,
+        support: support === 'yes' ? helperSupport(section, helper) : support,
+      });
     }
   }
   for (const { name, type, since, without } of MAPS) {
     const there = libbpf().probeMapType(type, null) === 1;
-    features.push({ name: `map ${name}`, kind: 'map', since, ...(without === undefined ? {} : { without }), support: there ? 'yes' : mayLoad ? 'no' : 'unknown' });
+    features.push({
+      name: `map ${name}`,
+      kind: 'map',
+      since,
+      ...(without === undefined ? {} : { without }),
+      support: there ? 'yes' : mayLoad ? 'no' : 'unknown',
+    });
   }
   features.push({ name: 'cgroup link', kind: 'link', since: '5.7', support: linkSupport() });
   return (probed = features);
@@ -243,7 +320,9 @@ export function probeFeatures(): readonly ProbedFeature[] {
 
 /** The helpers that are tried, by section, as their numbers: for the test that compares them with the objects. */
 export function probedHelpers(): ReadonlyMap<string, readonly (number | undefined)[]> {
-  return new Map(SECTIONS.map(({ section, helpers }) => [section, Object.keys(helpers).map((name) => HELPER_IDS[name])]));
+  return new Map(
+    SECTIONS.map(({ section, helpers }) => [section, Object.keys(helpers).map((name) => HELPER_IDS[name])]),
+  );
 }
 
 /** Whether the kernel lets a program of this type and attach type call a helper, all by their numbers in <linux/bpf.h>. */
@@ -255,7 +334,13 @@ export function mayCall(type: number, attach: number, helper: number): boolean {
 /** The first version that has all that cgroute cannot do without. */
 export function leastKernel(): string {
   const needed = SECTIONS.filter((section) => section.without === undefined);
-  const versions = [...needed.flatMap((section) => [section.since, ...Object.values(section.helpers).filter((since) => typeof since === 'string')]), ...MAPS.filter((map) => map.without === undefined).map((map) => map.since)];
+  const versions = [
+    ...needed.flatMap((section) => [
+      section.since,
+      ...Object.values(section.helpers).filter((since) => typeof since === 'string'),
+    ]),
+    ...MAPS.filter((map) => map.without === undefined).map((map) => map.since),
+  ];
   return versions.reduce((least, version) => (isOlder(least, version) ? version : least));
 }
 
@@ -276,5 +361,8 @@ export function capabilityReport(): CapabilityReport {
   } catch {
     // Without libbpf there is nothing to report; doctor says so.
   }
-  return { kernel: release(), features: Object.fromEntries(features.map(({ name, support }) => [name, support === 'yes'])) };
+  return {
+    kernel: release(),
+    features: Object.fromEntries(features.map(({ name, support }) => [name, support === 'yes'])),
+  };
 }

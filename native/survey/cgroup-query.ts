@@ -110,12 +110,19 @@ function objectInfo(fd: number): Buffer | undefined {
  * @throws CgrouteError `EBPF` when they cannot be asked for (CAP_NET_ADMIN),
  *   `ECGROUPROOT` when the directory cannot be opened
  */
-export function programsAt(cgroupPath: string, pinned: PinnedPrograms): ReadonlyMap<CgroupHook, readonly AttachedProgram[]> {
-  return inCgroup(cgroupPath, (fd) =>
-    new Map(hooks().map(([hook, type]) => {
-      const { ids, mode } = query(fd, type, 0, cgroupPath);
-      return [hook, ids.map((id) => describe(id, mode, pinned))];
-    })),
+export function programsAt(
+  cgroupPath: string,
+  pinned: PinnedPrograms,
+): ReadonlyMap<CgroupHook, readonly AttachedProgram[]> {
+  return inCgroup(
+    cgroupPath,
+    (fd) =>
+      new Map(
+        hooks().map(([hook, type]) => {
+          const { ids, mode } = query(fd, type, 0, cgroupPath);
+          return [hook, ids.map((id) => describe(id, mode, pinned))];
+        }),
+      ),
   );
 }
 
@@ -137,7 +144,9 @@ export function programsAlong(paths: readonly string[], pinned: PinnedPrograms):
   const hidesMore = statSync(top, { bigint: true }).ino !== KERNEL_ROOT;
   return inCgroup(nearest, (fd) =>
     hooks().map(([hook, type]) => {
-      const left = levels.flatMap(({ place, programs }) => (programs.get(hook) ?? []).map((program) => ({ ...program, place })));
+      const left = levels.flatMap(({ place, programs }) =>
+        (programs.get(hook) ?? []).map((program) => ({ ...program, place })),
+      );
       const runs = query(fd, type, BPF_F_QUERY_EFFECTIVE, nearest).ids.flatMap((id) => {
         // One program may be attached at several levels: each is taken once, the nearest first.
         const at = left.findIndex((program) => program.id === id);
@@ -156,7 +165,9 @@ function inCgroup<T>(path: string, ask: (fd: number) => T): T {
   try {
     fd = openSync(path, 'r');
   } catch (cause) {
-    throw new CgrouteError('ECGROUPROOT', `the cgroup ${path} cannot be opened to ask for its programs`, { cause });
+    throw new CgrouteError('ECGROUPROOT', `the cgroup ${path} cannot be opened to ask for its programs`, {
+      cause,
+    });
   }
   try {
     return ask(fd);
@@ -165,7 +176,12 @@ function inCgroup<T>(path: string, ask: (fd: number) => T): T {
   }
 }
 
-function query(cgroup: number, type: number, flags: number, path: string): { ids: number[]; mode: AttachMode } {
+function query(
+  cgroup: number,
+  type: number,
+  flags: number,
+  path: string,
+): { ids: number[]; mode: AttachMode } {
   const ids = Buffer.alloc(4 * MAX_PROGRAMS);
   const attachFlags = Buffer.alloc(4);
   const count = Buffer.alloc(4);
@@ -175,7 +191,10 @@ function query(cgroup: number, type: number, flags: number, path: string): { ids
   checked(result, 'bpf_prog_query', path);
   const bits = attachFlags.readUInt32LE();
   const mode = bits & BPF_F_ALLOW_MULTI ? 'multi' : bits & BPF_F_ALLOW_OVERRIDE ? 'override' : 'exclusive';
-  return { ids: Array.from({ length: count.readUInt32LE() }, (_, index) => ids.readUInt32LE(4 * index)), mode };
+  return {
+    ids: Array.from({ length: count.readUInt32LE() }, (_, index) => ids.readUInt32LE(4 * index)),
+    mode,
+  };
 }
 
 function describe(id: number, mode: AttachMode, pinned: PinnedPrograms): AttachedProgram {

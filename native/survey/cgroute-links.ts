@@ -34,7 +34,8 @@ function listedLinks(): CgrouteLink[] | undefined {
     if (fd < 0) continue; // gone meanwhile
     try {
       const link = linkFacts(fd);
-      const name = link.type === 'cgroup' && link.cgroupId !== 0n ? programFacts(link.programId)?.name : undefined;
+      const name =
+        link.type === 'cgroup' && link.cgroupId !== 0n ? programFacts(link.programId)?.name : undefined;
       if (name !== undefined && isOurName(name)) links.push(link);
     } finally {
       closeSync(fd);
@@ -44,9 +45,15 @@ function listedLinks(): CgrouteLink[] | undefined {
 }
 
 function pinnedLinksOf(mounts: readonly string[]): CgrouteLink[] {
-  const links = mounts.flatMap((mount) => linkDirectoriesIn(mount, 0)).flatMap((directory) =>
-    readdirSync(directory).filter((pin) => isOurName(pin.replace(/@.*$/, ''))).map((pin) =>
-      withPin(`${directory}/${pin}`, (kind, fd) => (kind === 'link' ? linkFacts(fd) : undefined))));
+  const links = mounts
+    .flatMap((mount) => linkDirectoriesIn(mount, 0))
+    .flatMap((directory) =>
+      readdirSync(directory)
+        .filter((pin) => isOurName(pin.replace(/@.*$/, '')))
+        .map((pin) =>
+          withPin(`${directory}/${pin}`, (kind, fd) => (kind === 'link' ? linkFacts(fd) : undefined)),
+        ),
+    );
   return links.filter((link) => link !== undefined).filter(({ cgroupId }) => cgroupId !== 0n);
 }
 

@@ -15,7 +15,12 @@ const run = promisify(execFile);
 
 /** Counts the rules; nothing is changed, and no kernel module is loaded for it. Never rejects. */
 export async function iptablesBackends(procRoot = '/proc'): Promise<IptablesBackend[]> {
-  return Promise.all(['iptables', 'ip6tables'].flatMap((family) => [countRules(`${family}-nft`, procRoot), countRules(`${family}-legacy`, procRoot)]));
+  return Promise.all(
+    ['iptables', 'ip6tables'].flatMap((family) => [
+      countRules(`${family}-nft`, procRoot),
+      countRules(`${family}-legacy`, procRoot),
+    ]),
+  );
 }
 
 async function countRules(tool: string, procRoot: string): Promise<IptablesBackend> {
@@ -36,12 +41,20 @@ async function countRules(tool: string, procRoot: string): Promise<IptablesBacke
 }
 
 /** The tools often are where a plain user's PATH doesn't lead. */
-const options = () => ({ timeout: TIMEOUT_MS, encoding: 'utf8', env: { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` } }) as const;
+const options = () =>
+  ({
+    timeout: TIMEOUT_MS,
+    encoding: 'utf8',
+    env: { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },
+  }) as const;
 
 /** Tables in use, one name a line; the file is there when the module is. */
 function legacyTables(tool: string, procRoot: string): string[] {
   try {
-    return readFileSync(`${procRoot}/self/net/${tool.startsWith('ip6') ? 'ip6' : 'ip'}_tables_names`, 'utf8').split('\n');
+    return readFileSync(
+      `${procRoot}/self/net/${tool.startsWith('ip6') ? 'ip6' : 'ip'}_tables_names`,
+      'utf8',
+    ).split('\n');
   } catch {
     return [];
   }

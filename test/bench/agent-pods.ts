@@ -19,10 +19,18 @@ export function makeAgentPods(sandbox: Sandbox, count: number): AgentPods {
   manifest.namespace('bench', ENROLLED);
   const uids = Array.from({ length: count }, newUid);
   for (const [i, uid] of uids.entries()) {
-    manifest.pod({ name: `pod-${i}`, namespace: 'bench', uid, ips: [`10.78.${i >> 8}.${i & 255}`], labels: { app: `app-${i % 10}` }, phase: 'Running' });
+    manifest.pod({
+      name: `pod-${i}`,
+      namespace: 'bench',
+      uid,
+      ips: [`10.78.${i >> 8}.${i & 255}`],
+      labels: { app: `app-${i % 10}` },
+      phase: 'Running',
+    });
   }
   manifest.write();
   let containers = 0;
-  const newContainer = (uid: string): string => containerPath('systemd', uid, containerId(`${uid} ${++containers}`));
+  const newContainer = (uid: string): string =>
+    containerPath('systemd', uid, containerId(`${uid} ${++containers}`));
   return { manifest, uids, newContainer, startContainer: (uid) => sandbox.cgroup(newContainer(uid)) };
 }

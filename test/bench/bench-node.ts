@@ -48,7 +48,15 @@ export interface Way {
 }
 
 export type WayName =
-  | 'direct' | 'control' | 'untouched' | 'untouched_host' | 'redirected' | 'redirected_options' | 'iptables_redirect' | 'node_direct' | 'node_redirected';
+  | 'direct'
+  | 'control'
+  | 'untouched'
+  | 'untouched_host'
+  | 'redirected'
+  | 'redirected_options'
+  | 'iptables_redirect'
+  | 'node_direct'
+  | 'node_redirected';
 
 export interface BenchNode extends AsyncDisposable {
   readonly sandbox: Sandbox;
@@ -66,7 +74,13 @@ export interface BenchNode extends AsyncDisposable {
 export const connections = (count: number): number => count + Math.floor(count / 10);
 
 /** Starts a server that asks for the original destination: all listeners do, so that they do the same work. */
-async function serve(sandbox: Sandbox, place: Place, address: string, port: number, priority: boolean): Promise<void> {
+async function serve(
+  sandbox: Sandbox,
+  place: Place,
+  address: string,
+  port: number,
+  priority: boolean,
+): Promise<void> {
   const { running } = await listen(sandbox, place, 'proxy', address, [port], '--quiet');
   if (priority) await must({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, String(running.pid)] });
 }
@@ -112,7 +126,26 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const hasPriority = (await run({ cmd: 'chrt', args: ['-f', PRIORITY, 'true'] })).code === 0;
 
   for (const { netns } of [pod, iptables]) await ip(netns, `address add ${LOCAL}/32 dev lo`);
-  await must({ cmd: 'iptables', args: ['-t', 'nat', '-A', 'OUTPUT', '-d', LOCAL, '-p', 'tcp', '--dport', String(PORT), '-j', 'REDIRECT', '--to-ports', String(OUTBOUND)], netns: iptables.netns });
+  await must({
+    cmd: 'iptables',
+    args: [
+      '-t',
+      'nat',
+      '-A',
+      'OUTPUT',
+      '-d',
+      LOCAL,
+      '-p',
+      'tcp',
+      '--dport',
+      String(PORT),
+      '-j',
+      'REDIRECT',
+      '--to-ports',
+      String(OUTBOUND),
+    ],
+    netns: iptables.netns,
+  });
   await serve(sandbox, inPod, LOCAL, PORT, hasPriority);
   await serve(sandbox, { cgroup: proxyCgroup, netns: pod.netns }, '127.0.0.1', OUTBOUND, hasPriority);
   await serve(sandbox, inIptables, '127.0.0.1', OUTBOUND, hasPriority);
@@ -124,16 +157,31 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const enrol = (cgroup: Cgroup, slot: number, isInMesh: boolean, flags: number, ip4: string): void => {
     const addresses = podAddresses([ip4]);
     plane.maps.cgroups.set(cgroup.id, {
-      id: cgroup.id, slot, isInMesh: isInMesh ? 1 : 0, flags, detectedFlags: flags, cgroupIp: addresses.ip4, cgroupIp6: addresses.ip6,
+      id: cgroup.id,
+      slot,
+      isInMesh: isInMesh ? 1 : 0,
+      flags,
+      detectedFlags: flags,
+      cgroupIp: addresses.ip4,
+      cgroupIp6: addresses.ip6,
     });
   };
   enrol(appCgroup, 1, true, infoFlag.ambient, pod.ip4);
   enrol(outCgroup, 2, false, 0, pod.ip4);
   enrol(optionsCgroup, OPTIONS_SLOT, true, infoFlag.ambient | infoFlag.options, pod.ip4);
-  new PodOptions(plane.maps).set(OPTIONS_SLOT, trafficOptions({
-    [`${TRAFFIC}excludeOutboundIPRanges`]: Array.from({ length: RANGES }, (_, n) => `172.${16 + (n & 15)}.${n}.0/24`).join(),
-    [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: EXCLUDED_PORTS }, (_, n) => String(9000 + n)).join(),
-  }).options, undefined);
+  new PodOptions(plane.maps).set(
+    OPTIONS_SLOT,
+    trafficOptions({
+      [`${TRAFFIC}excludeOutboundIPRanges`]: Array.from(
+        { length: RANGES },
+        (_, n) => `172.${16 + (n & 15)}.${n}.0/24`,
+      ).join(),
+      [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: EXCLUDED_PORTS }, (_, n) =>
+        String(9000 + n),
+      ).join(),
+    }).options,
+    undefined,
+  );
   enrol(proxyCgroup, 3, false, infoFlag.proxy, proxy.ip4);
   plane.maps.podTrees.set(0, { count: 1, id: [podTree.id] });
 
@@ -145,7 +193,8 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
       plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
       plane.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
       plane.attachSockets();
-      for (const { absolute, id } of [appPod, optionsPod, sandbox.hostCgroup]) plane.attachHandoff({ path: absolute, id });
+      for (const { absolute, id } of [appPod, optionsPod, sandbox.hostCgroup])
+        plane.attachHandoff({ path: absolute, id });
       plane.attachRoot();
     } else {
       plane.detachPrograms();
@@ -156,10 +205,14 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
 
   const app = { cgroup: appCgroup, netns: pod.netns };
   const way = (place: Place, isAttached: boolean, to: { address?: string; proxy?: string } = {}): Way => ({
-    place, attached: isAttached, address: to.address ?? LOCAL, proxy: to.proxy ?? '127.0.0.1',
+    place,
+    attached: isAttached,
+    address: to.address ?? LOCAL,
+    proxy: to.proxy ?? '127.0.0.1',
   });
   return {
-    sandbox, bpffsRoot,
+    sandbox,
+    bpffsRoot,
     hasPriority,
     ways: {
       direct: way(app, false),
@@ -178,7 +231,10 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
     },
     async connect(to, count) {
       const args = ['bench', String(count), to.address, String(PORT)];
-      const text = await must({ ...to.place, ...(hasPriority ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }) });
+      const text = await must({
+        ...to.place,
+        ...(hasPriority ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }),
+      });
       const { p50, errors } = JSON.parse(text) as { p50: number; errors: number };
       if (errors > 0) throw new Error(`${errors} of ${count} connections to ${to.address}:${PORT} failed`);
       return p50;

@@ -24,7 +24,18 @@ import { benchSidecar } from './sidecar-bench.ts';
 import { benchStorm } from './storm-bench.ts';
 import { benchTurnover } from './turnover-bench.ts';
 
-const SECTIONS = ['connect', 'program', 'latency', 'memory', 'mkdir', 'storm', 'sidecar', 'scale', 'turnover', 'kube'] as const;
+const SECTIONS = [
+  'connect',
+  'program',
+  'latency',
+  'memory',
+  'mkdir',
+  'storm',
+  'sidecar',
+  'scale',
+  'turnover',
+  'kube',
+] as const;
 type SectionName = (typeof SECTIONS)[number];
 /** They take a real API server. */
 const KUBE_SECTIONS: ReadonlySet<SectionName> = new Set(['turnover', 'kube']);
@@ -34,7 +45,6 @@ const USAGE = `usage: npm run bench -- [--rounds N] [--quick] [--only SECTION,..
   --quick      less of everything: some minutes, noisier figures
   --only       some of the sections: ${SECTIONS.join(', ')}
   --json FILE  the figures as JSON too`;
-
 
 interface Options {
   readonly rounds: number;
@@ -48,15 +58,25 @@ class UsageError extends Error {}
 function parseOptions(args: readonly string[]): Options {
   const { values } = parseArgs({
     args: [...args],
-    options: { rounds: { type: 'string' }, quick: { type: 'boolean', default: false }, only: { type: 'string' }, json: { type: 'string' } },
+    options: {
+      rounds: { type: 'string' },
+      quick: { type: 'boolean', default: false },
+      only: { type: 'string' },
+      json: { type: 'string' },
+    },
   });
   const rounds = Number(values.rounds ?? (values.quick ? 15 : 100));
-  if (!Number.isInteger(rounds) || rounds < 1) throw new UsageError(`--rounds must be a whole number from 1, not "${values.rounds}"`);
-  const only = values.only === undefined ? SECTIONS : values.only.split(',').map((name) => {
-    const known = SECTIONS.find((section) => section === name);
-    if (known === undefined) throw new UsageError(`--only must name sections (${SECTIONS.join(', ')}), not "${name}"`);
-    return known;
-  });
+  if (!Number.isInteger(rounds) || rounds < 1)
+    throw new UsageError(`--rounds must be a whole number from 1, not "${values.rounds}"`);
+  const only =
+    values.only === undefined
+      ? SECTIONS
+      : values.only.split(',').map((name) => {
+          const known = SECTIONS.find((section) => section === name);
+          if (known === undefined)
+            throw new UsageError(`--only must name sections (${SECTIONS.join(', ')}), not "${name}"`);
+          return known;
+        });
   return { rounds, quick: values.quick, only, json: values.json };
 }
 
@@ -65,8 +85,12 @@ async function connectSection({ rounds, quick }: Options): Promise<Result> {
   await using node = await makeBenchNode();
   await checkWays(node);
   const figures = await benchConnect(node, rounds, count);
-  const priority = node.hasPriority ? 'clients and listeners with real-time priority, not pinned to a CPU' : 'without real-time priority, which this machine refuses: noisy';
-  return connectResult(figures, [`${rounds} rounds of ${count} connections, in another order each round; ${priority}`]);
+  const priority = node.hasPriority
+    ? 'clients and listeners with real-time priority, not pinned to a CPU'
+    : 'without real-time priority, which this machine refuses: noisy';
+  return connectResult(figures, [
+    `${rounds} rounds of ${count} connections, in another order each round; ${priority}`,
+  ]);
 }
 
 async function programSection({ quick }: Options): Promise<Result> {
@@ -98,7 +122,12 @@ const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result
 
 async function main(options: Options): Promise<void> {
   const started = performance.now();
-  const machine = { kernel: release(), cpus: cpus().length, cpu: cpus()[0]?.model ?? 'unknown', node: process.version };
+  const machine = {
+    kernel: release(),
+    cpus: cpus().length,
+    cpu: cpus()[0]?.model ?? 'unknown',
+    node: process.version,
+  };
   console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} x ${machine.cpu}\n`);
   const results: Result[] = [];
   for (const name of options.only) {
@@ -110,15 +139,25 @@ async function main(options: Options): Promise<void> {
     results.push(result);
     console.log(sectionText(result.section));
   }
-  const goals = results.flatMap(({ section }) => section.rows.flatMap(({ goal }) => (goal === undefined ? [] : [goal])));
+  const goals = results.flatMap(({ section }) =>
+    section.rows.flatMap(({ goal }) => (goal === undefined ? [] : [goal])),
+  );
   const seconds = Math.round((performance.now() - started) / 1000);
   console.log(`${verdictText(goals)} (${seconds} s)`);
   if (options.json === undefined) return;
   const figures = {
     // Where two sections say `rss_mb`, it is the first one's, with a file as the source; the other's is in `kube_rss_mb` too.
-    ...Object.assign({}, ...results.toReversed().map(({ json }) => json)) as Record<string, unknown>,
-    goals: goals.map((goal) => ({ name: goal.name, value: Number(goal.value.toFixed(3)), at_most: goal.atMost, met: isMet(goal) })),
-    machine, rounds: options.rounds, quick: options.quick, seconds,
+    ...(Object.assign({}, ...results.toReversed().map(({ json }) => json)) as Record<string, unknown>),
+    goals: goals.map((goal) => ({
+      name: goal.name,
+      value: Number(goal.value.toFixed(3)),
+      at_most: goal.atMost,
+      met: isMet(goal),
+    })),
+    machine,
+    rounds: options.rounds,
+    quick: options.quick,
+    seconds,
   };
   writeFileSync(options.json, `${JSON.stringify(figures, null, 2)}\n`);
 }
@@ -126,8 +165,12 @@ async function main(options: Options): Promise<void> {
 try {
   await main(parseOptions(process.argv.slice(2)));
 } catch (error) {
-  const isUsage = error instanceof UsageError || (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
-  console.error(isUsage ? `bench: ${messageOf(error)}\n${USAGE}` : `bench: the measuring failed: ${messageOf(error)}`);
+  const isUsage =
+    error instanceof UsageError ||
+    (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
+  console.error(
+    isUsage ? `bench: ${messageOf(error)}\n${USAGE}` : `bench: the measuring failed: ${messageOf(error)}`,
+  );
   if (!isUsage && error instanceof Error && error.stack !== undefined) console.error(error.stack);
   process.exitCode = isUsage ? 2 : 1;
 }

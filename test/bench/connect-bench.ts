@@ -35,9 +35,12 @@ export async function checkWays(node: BenchNode): Promise<void> {
     const result = await connect(way.place, way.address, 8080);
     const ran = difference(before, programs.runTimes());
     if (!result.ok) throw new Error(`${name}: ${result.step} failed with ${result.errno}`);
-    if (!expected.test(result.reply)) throw new Error(`${name}: the answer "${result.reply}" is not ${expected}`);
+    if (!expected.test(result.reply))
+      throw new Error(`${name}: the answer "${result.reply}" is not ${expected}`);
     if (way.attached !== ran.size > 0) {
-      throw new Error(`${name}: our programs should ${way.attached ? '' : 'not '}be attached, and these ran: ${[...ran.keys()].join(', ') || 'none'}`);
+      throw new Error(
+        `${name}: our programs should ${way.attached ? '' : 'not '}be attached, and these ran: ${[...ran.keys()].join(', ') || 'none'}`,
+      );
     }
   }
 }

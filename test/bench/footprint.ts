@@ -42,8 +42,10 @@ export function memoryOf(pid: number): Pick<Footprint, 'pssMb' | 'anonymousMb'> 
 
 export const openFiles = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 
-const childrenOf = (pid: number): number => readdirSync(`/proc/${pid}/task`)
-  .flatMap((task) => readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean)).length;
+const childrenOf = (pid: number): number =>
+  readdirSync(`/proc/${pid}/task`).flatMap((task) =>
+    readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean),
+  ).length;
 
 /** Entries of each pinned map that can grow, as bpftool counts them. */
 export async function mapEntries(bpffsRoot: string): Promise<Record<string, number>> {
@@ -51,9 +53,13 @@ export async function mapEntries(bpffsRoot: string): Promise<Record<string, numb
   const entries: Record<string, number> = {};
   for (const name of readdirSync(directory).toSorted()) {
     const pinned = ['pinned', `${directory}/${name}`];
-    const { type } = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', ...pinned] })) as { type: string };
+    const { type } = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', ...pinned] })) as {
+      type: string;
+    };
     if (FIXED.has(type)) continue;
-    entries[name] = (JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', ...pinned] })) as unknown[]).length;
+    entries[name] = (
+      JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', ...pinned] })) as unknown[]
+    ).length;
   }
   return entries;
 }
@@ -68,7 +74,14 @@ export async function footprint(pid: number, bpffsRoot: string, rest: ForcedRest
     memory.push(memoryOf(pid));
   }
   const least = (field: 'pssMb' | 'anonymousMb'): number => Math.min(...memory.map((each) => each[field]));
-  return { pssMb: least('pssMb'), anonymousMb: least('anonymousMb'), files: openFiles(pid), children: childrenOf(pid), links: readdirSync(linkDirectory(bpffsRoot)).length, entries: await mapEntries(bpffsRoot) };
+  return {
+    pssMb: least('pssMb'),
+    anonymousMb: least('anonymousMb'),
+    files: openFiles(pid),
+    children: childrenOf(pid),
+    links: readdirSync(linkDirectory(bpffsRoot)).length,
+    entries: await mapEntries(bpffsRoot),
+  };
 }
 
 export interface Growth {
@@ -89,7 +102,12 @@ export function growth(before: Footprint, after: Footprint): Growth {
     .map(([name, count]) => [name, count - (before.entries[name] ?? 0)] as const)
     .filter(([, count]) => count > 0);
   return {
-    entries: Object.fromEntries(more), entriesMore: more.reduce((sum, [, count]) => sum + count, 0),
-    links: after.links - before.links, files: after.files - before.files, children: after.children - before.children, pssMb: after.pssMb - before.pssMb, anonymousMb: after.anonymousMb - before.anonymousMb,
+    entries: Object.fromEntries(more),
+    entriesMore: more.reduce((sum, [, count]) => sum + count, 0),
+    links: after.links - before.links,
+    files: after.files - before.files,
+    children: after.children - before.children,
+    pssMb: after.pssMb - before.pssMb,
+    anonymousMb: after.anonymousMb - before.anonymousMb,
   };
 }

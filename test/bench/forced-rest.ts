@@ -18,7 +18,11 @@ export interface ForcedRest extends Disposable {
 /** Opens the debugger of an agent that was started with {@link DEBUGGER_ENV}; it stays open, and its few megabytes with it. */
 export async function openForcedRest({ running }: Agent): Promise<ForcedRest> {
   running.kill('SIGUSR1');
-  const url = await eventually('the debugger listens', () => running.stderr.map((line) => /Debugger listening on (ws:\S+)/.exec(line)?.[1]).find((found) => found !== undefined));
+  const url = await eventually('the debugger listens', () =>
+    running.stderr
+      .map((line) => /Debugger listening on (ws:\S+)/.exec(line)?.[1])
+      .find((found) => found !== undefined),
+  );
   const socket = new WebSocket(url);
   await new Promise((resolve, reject) => {
     socket.addEventListener('open', resolve);
@@ -32,7 +36,11 @@ export async function openForcedRest({ running }: Agent): Promise<ForcedRest> {
       const hear = ({ data }: MessageEvent): void => {
         if ((JSON.parse(String(data)) as { id?: number }).id === wanted) answered.resolve();
       };
-      const timer = setTimeout(() => answered.reject(new Error(`the agent did not collect its garbage within ${TIMEOUT_MS / 1000} s`)), TIMEOUT_MS);
+      const timer = setTimeout(
+        () =>
+          answered.reject(new Error(`the agent did not collect its garbage within ${TIMEOUT_MS / 1000} s`)),
+        TIMEOUT_MS,
+      );
       socket.addEventListener('message', hear);
       socket.send(JSON.stringify({ id: wanted, method: 'HeapProfiler.collectGarbage' }));
       await answered.promise.finally(() => {

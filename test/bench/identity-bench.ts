@@ -26,7 +26,8 @@ const podPath = (uid: string): string => `${SLICE}/kubepods-burstable-pod${uid.r
 export async function benchIdentity(rounds: number, count: number): Promise<IdentityFigures> {
   await using sandbox = await makeSandbox('bench-mkdir');
   using plane = openTestPlane(sandbox);
-  if (!plane.plane.attachIdentity()) throw new Error(`this kernel refuses the programs: ${plane.plane.notes.join('; ')}`);
+  if (!plane.plane.attachIdentity())
+    throw new Error(`this kernel refuses the programs: ${plane.plane.notes.join('; ')}`);
   using _statistics = enableStatistics();
   using programs = attachedPrograms(plane.bpffsRoot);
   mkdirSync(`${sandbox.cgroupRoot}${SLICE}`, { recursive: true });
@@ -38,7 +39,8 @@ export async function benchIdentity(rounds: number, count: number): Promise<Iden
     for (const path of paths) mkdirSync(`${sandbox.cgroupRoot}${path}`);
     const made = difference(before, programs.runTimes()).get('cgroup_mkdir');
     // Others on this machine may make cgroups, too; the program is called for each.
-    if (made === undefined || made.count < paths.length) throw new Error('the program cgroup_mkdir was not called for each mkdir()');
+    if (made === undefined || made.count < paths.length)
+      throw new Error('the program cgroup_mkdir was not called for each mkdir()');
     return made.ns / made.count;
   }
   function remove(paths: readonly string[]): void {
@@ -49,14 +51,32 @@ export async function benchIdentity(rounds: number, count: number): Promise<Iden
     removed.push(gone.ns / gone.count);
   }
 
-  const figures = { pod: [] as number[], unknown: [] as number[], container: [] as number[], host: [] as number[] };
+  const figures = {
+    pod: [] as number[],
+    unknown: [] as number[],
+    container: [] as number[],
+    host: [] as number[],
+  };
   for (let round = 0; round < rounds; round++) {
     const uids = Array.from({ length: count }, newUid);
     for (const uid of uids) {
-      plane.plane.maps.pods.set({ text: uid }, {
-        slot: 1, isInMesh: 1, namespaceMode: 0, flags: 1, detectedFlags: 0xfd, ip4: new Uint8Array(16), ip6: new Uint8Array(16),
-        uid, verdict: 'in', reason: 'namespace-label', podNamespace: 'bench', podName: 'pod',
-      });
+      plane.plane.maps.pods.set(
+        { text: uid },
+        {
+          slot: 1,
+          isInMesh: 1,
+          namespaceMode: 0,
+          flags: 1,
+          detectedFlags: 0xfd,
+          ip4: new Uint8Array(16),
+          ip6: new Uint8Array(16),
+          uid,
+          verdict: 'in',
+          reason: 'namespace-label',
+          podNamespace: 'bench',
+          podName: 'pod',
+        },
+      );
     }
     const known = uids.map(podPath);
     const containers = known.map((path) => `${path}/cri-containerd-${'c'.repeat(64)}.scope`);
@@ -70,7 +90,10 @@ export async function benchIdentity(rounds: number, count: number): Promise<Iden
     for (const uid of uids) plane.plane.maps.pods.delete({ text: uid });
   }
   return {
-    podNs: median(figures.pod), unknownNs: median(figures.unknown), containerNs: median(figures.container), hostNs: median(figures.host),
+    podNs: median(figures.pod),
+    unknownNs: median(figures.unknown),
+    containerNs: median(figures.container),
+    hostNs: median(figures.host),
     rmdirNs: median(removed),
   };
 }

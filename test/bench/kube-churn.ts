@@ -40,7 +40,10 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
   const { pid } = agent.running;
   const isMapped = (): boolean => {
     const ids = new Set(maps.cgroups.keys());
-    return ids.size === PODS * (CONTAINERS + 1) && pods.every(({ cgroups }) => cgroups.every(({ id }) => ids.has(id)));
+    return (
+      ids.size === PODS * (CONTAINERS + 1) &&
+      pods.every(({ cgroups }) => cgroups.every(({ id }) => ids.has(id)))
+    );
   };
   /** Nothing of pods that are gone is left, and those that run are there. */
   const settled = async (): Promise<{ readonly all: number; readonly anonymous: number }> => {
@@ -55,13 +58,18 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
   const churn = async (until: number): Promise<void> => {
     const queue = new PQueue({ concurrency: AT_ONCE });
     const started = Array.from({ length: until - done }, (_, i) => done + i);
-    await Promise.all(started.map((i) => queue.add(async () => {
-      const young = await node.runPod(NAMESPACE, `pod-${i}`, CONTAINERS);
-      const old = pods.shift();
-      pods.push(young);
-      if (old !== undefined) await node.endPod(old);
-      if (++done % Math.ceil(count / SAMPLES) === 0) samples.push({ pods: done, mb: megabytes(pid, 'VmRSS') });
-    })));
+    await Promise.all(
+      started.map((i) =>
+        queue.add(async () => {
+          const young = await node.runPod(NAMESPACE, `pod-${i}`, CONTAINERS);
+          const old = pods.shift();
+          pods.push(young);
+          if (old !== undefined) await node.endPod(old);
+          if (++done % Math.ceil(count / SAMPLES) === 0)
+            samples.push({ pods: done, mb: megabytes(pid, 'VmRSS') });
+        }),
+      ),
+    );
   };
   const half = Math.floor(count / 2);
   let busyMs = -performance.now();
@@ -72,10 +80,16 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
   await churn(count);
   busyMs += performance.now();
   const end = await settled();
-  const busy = (from: number, to: number): number => median(samples.filter(({ pods: at }) => at > from * count && at <= to * count).map(({ mb }) => mb));
+  const busy = (from: number, to: number): number =>
+    median(samples.filter(({ pods: at }) => at > from * count && at <= to * count).map(({ mb }) => mb));
   return {
-    pods: count, perSecond: count / (busyMs / 1000),
-    readyMb: ready.all, halfMb: middle.all, rssMb: end.all, peakMb: megabytes(pid, 'VmHWM'),
-    growthMb: end.anonymous - middle.anonymous, busyMb: [busy(0.5, 0.75), busy(0.75, 1)],
+    pods: count,
+    perSecond: count / (busyMs / 1000),
+    readyMb: ready.all,
+    halfMb: middle.all,
+    rssMb: end.all,
+    peakMb: megabytes(pid, 'VmHWM'),
+    growthMb: end.anonymous - middle.anonymous,
+    busyMb: [busy(0.5, 0.75), busy(0.75, 1)],
   };
 }

@@ -7,7 +7,14 @@ import { setImmediate, setTimeout as delay } from 'node:timers/promises';
 import { addressBytes } from '../../mapper/maps/pod-entry.ts';
 import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
-import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers, PRIORITY } from './kube-pods.ts';
+import {
+  type BenchPod,
+  each,
+  type KubeBenchCluster,
+  type KubeNodeBench,
+  numbers,
+  PRIORITY,
+} from './kube-pods.ts';
 import type { Relay, Relayed } from './kube-relay.ts';
 import { quantile } from './statistics.ts';
 
@@ -33,20 +40,26 @@ export interface LabelLatencies {
 }
 
 /** Sleeps on this thread: a timer would be late by up to a millisecond. */
-const pause = (milliseconds: number): unknown => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+const pause = (milliseconds: number): unknown =>
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 
 /** Whether nothing is left to write for this pod: each of its cgroups, and its address, which comes last. */
 function isMapped(maps: PinnedMaps, pod: BenchPod, isInMesh: boolean): boolean {
   const word = addressBytes(pod.ip);
   if (word === undefined) throw new Error(`${pod.ip} is no address`);
-  return pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === Number(isInMesh)) && (maps.podAddresses.get({ word }) !== undefined) === isInMesh;
+  return (
+    pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === Number(isInMesh)) &&
+    (maps.podAddresses.get({ word }) !== undefined) === isInMesh
+  );
 }
 
 /** Until it is disposed of, this process is ahead, too: it must see at once what changes. Not longer, as what it starts would inherit that. */
 async function goAhead(): Promise<AsyncDisposable> {
   const pid = String(process.pid);
   await run({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, pid] });
-  return { [Symbol.asyncDispose]: async () => void (await run({ cmd: 'chrt', args: ['-o', '-p', '0', pid] })) };
+  return {
+    [Symbol.asyncDispose]: async () => void (await run({ cmd: 'chrt', args: ['-o', '-p', '0', pid] })),
+  };
 }
 
 async function untilQuiet(relay: Relay): Promise<void> {
@@ -57,7 +70,9 @@ async function untilQuiet(relay: Relay): Promise<void> {
 }
 
 async function label({ cluster }: KubeBenchCluster, key: string, value: string | null): Promise<void> {
-  await cluster.api.patch(`/api/v1/namespaces/${NAMESPACE}`, 'merge-patch+json', { metadata: { labels: { [key]: value } } });
+  await cluster.api.patch(`/api/v1/namespaces/${NAMESPACE}`, 'merge-patch+json', {
+    metadata: { labels: { [key]: value } },
+  });
 }
 
 /** The connection of the watch of namespaces, which nothing else goes over: the one on which a label is heard of that decides nothing. */
@@ -76,23 +91,36 @@ async function namespaceWatch(bench: KubeBenchCluster, { relay }: KubeNodeBench)
 }
 
 /** Changes the label, and gives the milliseconds until all pods are so. */
-async function flip(bench: KubeBenchCluster, { relay }: KubeNodeBench, watch: Relayed, maps: PinnedMaps, pods: readonly BenchPod[], isInMesh: boolean): Promise<number> {
+async function flip(
+  bench: KubeBenchCluster,
+  { relay }: KubeNodeBench,
+  watch: Relayed,
+  maps: PinnedMaps,
+  pods: readonly BenchPod[],
+  isInMesh: boolean,
+): Promise<number> {
   await untilQuiet(relay);
-  if (!relay.connections.has(watch)) throw new Error('the watch of namespaces has ended in the middle of the measuring');
+  if (!relay.connections.has(watch))
+    throw new Error('the watch of namespaces has ended in the middle of the measuring');
   watch.heardAt = undefined;
   let failure: unknown;
   label(bench, MODE, isInMesh ? 'ambient' : null).catch((error: unknown) => (failure = error));
   const until = performance.now() + TIMEOUT_MS;
   for (let mapped = 0; mapped < pods.length; ) {
-    for (let pod = pods[mapped]; pod !== undefined && isMapped(maps, pod, isInMesh); pod = pods[mapped]) mapped++;
+    for (let pod = pods[mapped]; pod !== undefined && isMapped(maps, pod, isInMesh); pod = pods[mapped])
+      mapped++;
     if (failure !== undefined) throw failure;
-    if (performance.now() > until) throw new Error(`${TIMEOUT_MS} ms passed, and ${pods.length - mapped} of ${pods.length} pods are not as the label says`);
+    if (performance.now() > until)
+      throw new Error(
+        `${TIMEOUT_MS} ms passed, and ${pods.length - mapped} of ${pods.length} pods are not as the label says`,
+      );
     if (mapped === pods.length) break;
     pause(LOOK_MS);
     await setImmediate();
   }
   const now = performance.now();
-  if (watch.heardAt === undefined) throw new Error('the maps changed before the API server had told of the label');
+  if (watch.heardAt === undefined)
+    throw new Error('the maps changed before the API server had told of the label');
   return now - watch.heardAt;
 }
 
@@ -100,7 +128,11 @@ async function flip(bench: KubeBenchCluster, { relay }: KubeNodeBench, watch: Re
  * @param flips of the label, one in and one out by turns
  * @param isAhead whether the agent gets real-time priority; the API server has none
  */
-export async function benchLabels(bench: KubeBenchCluster, flips: number, isAhead: boolean): Promise<LabelLatencies> {
+export async function benchLabels(
+  bench: KubeBenchCluster,
+  flips: number,
+  isAhead: boolean,
+): Promise<LabelLatencies> {
   const node = await bench.addNode('node-labels');
   await bench.addNamespace(NAMESPACE);
   const pods = await each(numbers(PODS), (i) => node.runPod(NAMESPACE, `web-${i}`, CONTAINERS));
@@ -118,7 +150,11 @@ export async function benchLabels(bench: KubeBenchCluster, flips: number, isAhea
   }
   const all = [...into, ...out];
   return {
-    p50: quantile(all, 0.5), p99: quantile(all, 0.99), worst: Math.max(...all), flips,
-    inP50: quantile(into, 0.5), outP50: quantile(out, 0.5),
+    p50: quantile(all, 0.5),
+    p99: quantile(all, 0.99),
+    worst: Math.max(...all),
+    flips,
+    inP50: quantile(into, 0.5),
+    outP50: quantile(out, 0.5),
   };
 }

@@ -35,7 +35,11 @@ const kindOf = ({ verb, uri }: { readonly verb: string; readonly uri: string }):
   `${verb} ${/\/(namespaces|pods|pods\/[^/?]+\/status|events)(?:\?|$)/.exec(uri)?.[1]?.replace(/\/.*\//, '/') ?? uri}`;
 
 /** The same life each time: a start, a label on each pod, a broken connection, and what happens on other nodes. */
-async function live(bench: KubeBenchCluster, name: string, changeOthers: () => Promise<unknown>): Promise<Load> {
+async function live(
+  bench: KubeBenchCluster,
+  name: string,
+  changeOthers: () => Promise<unknown>,
+): Promise<Load> {
   const { cluster } = bench;
   const node = await bench.addNode(name);
   const namespace = `on-${name}`;
@@ -43,10 +47,18 @@ async function live(bench: KubeBenchCluster, name: string, changeOthers: () => P
   const pods: BenchPod[] = await each(numbers(PODS), (i) => node.runPod(namespace, `web-${i}`, CONTAINERS));
   await using agent = await node.start();
   await untilQuiet(node);
-  await each(pods, (pod) => cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${pod.name}`, 'merge-patch+json', { metadata: { labels: { 'kmesh.net/bypass': 'enabled' } } }));
+  await each(pods, (pod) =>
+    cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${pod.name}`, 'merge-patch+json', {
+      metadata: { labels: { 'kmesh.net/bypass': 'enabled' } },
+    }),
+  );
   await untilQuiet(node);
   node.relay.cut();
-  await eventually('both watches are back', () => agent.log().filter(({ msg }) => msg === 'the API server is followed again').length === 2, 30_000);
+  await eventually(
+    'both watches are back',
+    () => agent.log().filter(({ msg }) => msg === 'the API server is followed again').length === 2,
+    30_000,
+  );
   await changeOthers();
   await untilQuiet(node);
   const requests = node.requests();

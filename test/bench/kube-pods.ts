@@ -85,24 +85,51 @@ export async function each<T, R>(items: readonly T[], work: (item: T) => Promise
 export const numbers = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
 
 /** As long as those of a usual cluster: some kilobytes, most of which the agent has no use for. */
-function realisticPod(name: string, namespace: string, node: string, containers: number, labels: Readonly<Record<string, string>>): Pod {
-  const env = numbers(20).map((i) => ({ name: `SETTING_${i}`, value: `http://service-${i}.${namespace}.svc.cluster.local:8080/` }));
+function realisticPod(
+  name: string,
+  namespace: string,
+  node: string,
+  containers: number,
+  labels: Readonly<Record<string, string>>,
+): Pod {
+  const env = numbers(20).map((i) => ({
+    name: `SETTING_${i}`,
+    value: `http://service-${i}.${namespace}.svc.cluster.local:8080/`,
+  }));
   return podObject(name, {
-    node, namespace,
-    labels: { app: name.replace(/-\d+$/, ''), 'pod-template-hash': '6d4b75cb6d', 'app.kubernetes.io/managed-by': 'Helm', ...labels },
+    node,
+    namespace,
+    labels: {
+      app: name.replace(/-\d+$/, ''),
+      'pod-template-hash': '6d4b75cb6d',
+      'app.kubernetes.io/managed-by': 'Helm',
+      ...labels,
+    },
     annotations: { 'checksum/config': containerId(name), 'prometheus.io/scrape': 'true' },
     spec: {
       containers: numbers(containers).map((i) => ({
-        name: `container-${i}`, image: `registry.example/team/${name}:1.2.${i}`, env,
+        name: `container-${i}`,
+        image: `registry.example/team/${name}:1.2.${i}`,
+        env,
         resources: { requests: { cpu: '10m', memory: '32Mi' }, limits: { memory: '64Mi' } },
       })),
-      tolerations: [{ key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 300 }],
+      tolerations: [
+        {
+          key: 'node.kubernetes.io/not-ready',
+          operator: 'Exists',
+          effect: 'NoExecute',
+          tolerationSeconds: 300,
+        },
+      ],
     },
   });
 }
 
 function statusOf(ip: string): object {
-  const conditions = ['PodScheduled', 'Initialized', 'ContainersReady', 'Ready'].map((type) => ({ type, status: 'True' }));
+  const conditions = ['PodScheduled', 'Initialized', 'ContainersReady', 'Ready'].map((type) => ({
+    type,
+    status: 'True',
+  }));
   return { status: { phase: 'Running', podIP: ip, podIPs: [{ ip }], hostIP: '10.0.0.1', conditions } };
 }
 
@@ -116,20 +143,38 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
     const nextIp = (): string => `10.${128 + (++ips >> 16)}.${(ips >> 8) & 255}.${ips & 255}`;
 
     const create: CreatePod = (namespace, name, node, containers, labels = {}) =>
-      cluster.api.request<Pod>('POST', `/api/v1/namespaces/${namespace}/pods`, realisticPod(name, namespace, node, containers, labels));
+      cluster.api.request<Pod>(
+        'POST',
+        `/api/v1/namespaces/${namespace}/pods`,
+        realisticPod(name, namespace, node, containers, labels),
+      );
 
     return {
-      cluster, sandbox,
+      cluster,
+      sandbox,
       async addNode(name) {
-        return addNode(sandbox, cluster, stack.use(await startRelay(cluster.endpoint.url)), name, create, nextIp);
+        return addNode(
+          sandbox,
+          cluster,
+          stack.use(await startRelay(cluster.endpoint.url)),
+          name,
+          create,
+          nextIp,
+        );
       },
       addNamespace: (name, labels = ENROLLED) => cluster.apply(namespaceObject(name, labels)),
       async fillElsewhere(count) {
         await cluster.apply(namespaceObject('elsewhere', ENROLLED));
-        await each(numbers(count), (i) => create('elsewhere', `other-${i}`, `other-node-${Math.floor(i / 100)}`, 2));
+        await each(numbers(count), (i) =>
+          create('elsewhere', `other-${i}`, `other-node-${Math.floor(i / 100)}`, 2),
+        );
       },
       async changeElsewhere(count) {
-        await each(numbers(count), (i) => cluster.api.patch(`/api/v1/namespaces/elsewhere/pods/other-${i}`, 'merge-patch+json', { metadata: { labels: { changed: 'yes' } } }));
+        await each(numbers(count), (i) =>
+          cluster.api.patch(`/api/v1/namespaces/elsewhere/pods/other-${i}`, 'merge-patch+json', {
+            metadata: { labels: { changed: 'yes' } },
+          }),
+        );
       },
       [Symbol.asyncDispose]: () => stack.disposeAsync(),
     };
@@ -139,21 +184,45 @@ export async function startBenchCluster(): Promise<KubeBenchCluster> {
   }
 }
 
-type CreatePod = (namespace: string, name: string, node: string, containers: number, labels?: Readonly<Record<string, string>>) => Promise<Pod>;
+type CreatePod = (
+  namespace: string,
+  name: string,
+  node: string,
+  containers: number,
+  labels?: Readonly<Record<string, string>>,
+) => Promise<Pod>;
 
 async function addNode(
-  sandbox: Sandbox, cluster: Cluster, relay: Relay, node: string, create: CreatePod, nextIp: () => string,
+  sandbox: Sandbox,
+  cluster: Cluster,
+  relay: Relay,
+  node: string,
+  create: CreatePod,
+  nextIp: () => string,
 ): Promise<KubeNodeBench> {
   const bpffsRoot = `${sandbox.bpffs}/${node}`;
-  const account: ServiceAccount = await makeServiceAccount(cluster.api, cluster.endpoint, sandbox.file(`account-${node}`), { name: node, rules: AGENT_RULES });
+  const account: ServiceAccount = await makeServiceAccount(
+    cluster.api,
+    cluster.endpoint,
+    sandbox.file(`account-${node}`),
+    { name: node, rules: AGENT_RULES },
+  );
   sandbox.cgroup(`${node}/kubepods.slice`);
-  const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
+  const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string =>
+    `/api/v1/namespaces/${namespace}/pods/${name}`;
   return {
-    name: node, bpffsRoot, relay,
+    name: node,
+    bpffsRoot,
+    relay,
     async start(isAhead = false, env = {}) {
       const agent = startAgent(sandbox, {
-        ...(isAhead && { start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }) }),
-        node, bpffsRoot, cgroupRoot: `${sandbox.cgroupRoot}/${node}`, env: { ...env, KUBECONFIG: account.kubeconfig(relay.url) },
+        ...(isAhead && {
+          start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }),
+        }),
+        node,
+        bpffsRoot,
+        cgroupRoot: `${sandbox.cgroupRoot}/${node}`,
+        env: { ...env, KUBECONFIG: account.kubeconfig(relay.url) },
       });
       await agent.ready(60_000);
       return agent;
@@ -171,9 +240,18 @@ async function addNode(
       const pod = await create(namespace, name, node, containers, labels);
       const uid = pod.metadata.uid ?? '';
       const podPath = podCgroupPath('systemd', qosOf(pod.spec), uid);
-      const paths = [podPath, ...numbers(containers).map((i) => containerCgroupPath('systemd', podPath, containerId(`${uid} ${i}`)))];
+      const paths = [
+        podPath,
+        ...numbers(containers).map((i) =>
+          containerCgroupPath('systemd', podPath, containerId(`${uid} ${i}`)),
+        ),
+      ];
       const cgroups = paths.map((path) => sandbox.cgroup(`${node}/${path}`));
-      await cluster.api.patch(`${pathOf({ namespace, name })}/status`, 'strategic-merge-patch+json', statusOf(ip));
+      await cluster.api.patch(
+        `${pathOf({ namespace, name })}/status`,
+        'strategic-merge-patch+json',
+        statusOf(ip),
+      );
       return { name, namespace, uid, ip, cgroups };
     },
     async endPod(pod) {

@@ -49,8 +49,12 @@ export async function startRelay(target: string): Promise<Relay> {
   const cut = (): void => sockets.forEach((client) => void client.resetAndDestroy());
   return {
     url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    get bytes() { return bytes; },
-    get connections() { return new Set(sockets.keys()); },
+    get bytes() {
+      return bytes;
+    },
+    get connections() {
+      return new Set(sockets.keys());
+    },
     cut,
     async [Symbol.asyncDispose]() {
       cut();

@@ -30,7 +30,10 @@ export async function benchStart(bench: KubeBenchCluster, rounds: number): Promi
     const ms = new Date(time as string | number).getTime() - began;
     using maps = node.maps();
     const missing = ids.filter((id) => maps.cgroups.get(id)?.isInMesh !== 1);
-    if (missing.length > 0) throw new Error(`the agent says that it is ready, and ${missing.length} of ${ids.length} cgroups are not in its maps`);
+    if (missing.length > 0)
+      throw new Error(
+        `the agent says that it is ready, and ${missing.length} of ${ids.length} cgroups are not in its maps`,
+      );
     return ms;
   }
 

@@ -41,10 +41,15 @@ export interface LatencyFigures {
 }
 
 const ms = (ns: bigint): number => Number(ns) / 1e6;
-const of = (values: readonly number[]): Latencies => ({ p50: quantile(values, 0.5), p99: quantile(values, 0.99), samples: values.length });
+const of = (values: readonly number[]): Latencies => ({
+  p50: quantile(values, 0.5),
+  p99: quantile(values, 0.99),
+  samples: values.length,
+});
 
 /** Sleeps on this thread, for parts of a millisecond too. */
-const pause = (milliseconds: number): unknown => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+const pause = (milliseconds: number): unknown =>
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 
 /** When each cgroup was seen in the map, process.hrtime(); they need not exist yet. */
 interface Watched {
@@ -68,13 +73,19 @@ function lookUntilSeen(maps: PinnedMaps, watched: readonly Watched[], timeoutMs 
     look(maps, watched);
     const missing = watched.find(({ seen }) => seen === undefined);
     if (missing === undefined) return;
-    if (performance.now() > until) throw new Error(`${timeoutMs} ms passed, and the map does not have ${missing.directory}`);
+    if (performance.now() > until)
+      throw new Error(`${timeoutMs} ms passed, and the map does not have ${missing.directory}`);
     pause(LOOK_MS);
   }
 }
 
 /** A program begins in a new cgroup, `samples` times. Returns milliseconds from execve() to the entry, negative when it was there before. */
-async function benchProc(maps: PinnedMaps, starter: Running, directories: readonly string[], pauseMs: number): Promise<number[]> {
+async function benchProc(
+  maps: PinnedMaps,
+  starter: Running,
+  directories: readonly string[],
+  pauseMs: number,
+): Promise<number[]> {
   const latencies: number[] = [];
   for (const directory of directories) {
     const watched: Watched = { directory };
@@ -88,7 +99,11 @@ async function benchProc(maps: PinnedMaps, starter: Running, directories: readon
 }
 
 /** Cgroups are made and stay empty. While one is awaited, the next ones are made. Returns milliseconds from mkdir() to the entry. */
-async function benchTree(maps: PinnedMaps, directories: readonly string[], pauseMs: number): Promise<number[]> {
+async function benchTree(
+  maps: PinnedMaps,
+  directories: readonly string[],
+  pauseMs: number,
+): Promise<number[]> {
   const made: { watched: Watched; at: bigint }[] = [];
   for (const directory of directories) {
     const at = process.hrtime.bigint();
@@ -97,11 +112,18 @@ async function benchTree(maps: PinnedMaps, directories: readonly string[], pause
     made.push({ watched, at });
     const until = performance.now() + pauseMs;
     do {
-      look(maps, made.map((one) => one.watched));
+      look(
+        maps,
+        made.map((one) => one.watched),
+      );
       pause(LOOK_MS);
     } while (performance.now() < until);
   }
-  lookUntilSeen(maps, made.map(({ watched }) => watched), 35_000);
+  lookUntilSeen(
+    maps,
+    made.map(({ watched }) => watched),
+    35_000,
+  );
   return made.map(({ watched, at }) => ms((watched.seen ?? 0n) - at));
 }
 
@@ -117,8 +139,10 @@ export async function benchLatency(samples: number): Promise<LatencyFigures> {
   await using starter = sandbox.spawn({ cmd: SOCK, args: ['arrive', String(STAY_MS)] });
   await starter.line(/waiting/);
   let next = 0;
-  const directories = (count: number): string[] => Array.from({ length: count }, () =>
-    join(sandbox.cgroupRoot, pods.newContainer(pods.uids[next++ % PODS] ?? '')));
+  const directories = (count: number): string[] =>
+    Array.from({ length: count }, () =>
+      join(sandbox.cgroupRoot, pods.newContainer(pods.uids[next++ % PODS] ?? '')),
+    );
   await benchProc(maps, starter, directories(1), 50);
 
   const half = Math.ceil(samples / 2);
@@ -131,8 +155,12 @@ export async function benchLatency(samples: number): Promise<LatencyFigures> {
   const proc = [...procBusy, ...procIdle];
   const atLeast0 = (values: readonly number[]): number[] => values.map((value) => Math.max(0, value));
   return {
-    proc: of(atLeast0(proc)), procBusy: of(atLeast0(procBusy)), procIdle: of(atLeast0(procIdle)),
+    proc: of(atLeast0(proc)),
+    procBusy: of(atLeast0(procBusy)),
+    procIdle: of(atLeast0(procIdle)),
     procEarly: proc.filter((value) => value < 0).length,
-    tree: of([...treeBusy, ...treeIdle]), treeBusy: of(treeBusy), treeIdle: of(treeIdle),
+    tree: of([...treeBusy, ...treeIdle]),
+    treeBusy: of(treeBusy),
+    treeIdle: of(treeIdle),
   };
 }

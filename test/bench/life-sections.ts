@@ -10,20 +10,31 @@ export function identityResult({ podNs, unknownNs, containerNs, hostNs, rmdirNs 
   const slowest = Math.max(podNs, unknownNs, containerNs, hostNs);
   return {
     section: {
-      title: 'what mkdir() of a cgroup takes longer', unit: 'ns',
+      title: 'what mkdir() of a cgroup takes longer',
+      unit: 'ns',
       rows: [
         { name: "a pod's, which is known", value: podNs },
         { name: "a pod's, which is not", value: unknownNs },
         { name: "a container's", value: containerNs },
         { name: "a host service's", value: hostNs },
-        { name: 'the slowest of these', value: slowest, goal: { name: 'mkdir_ns', value: slowest, atMost: 3000, unit: ' ns' } },
+        {
+          name: 'the slowest of these',
+          value: slowest,
+          goal: { name: 'mkdir_ns', value: slowest, atMost: 3000, unit: ' ns' },
+        },
         { name: 'rmdir(), all of them', value: rmdirNs },
       ],
       notes: ["the kernel's own statistics of the two programs alone, at the depth where kubelets put pods"],
     },
     json: {
       mkdir_ns: round(slowest, 0),
-      mkdir_ns_by: { pod: round(podNs, 0), unknown: round(unknownNs, 0), container: round(containerNs, 0), host: round(hostNs, 0), rmdir: round(rmdirNs, 0) },
+      mkdir_ns_by: {
+        pod: round(podNs, 0),
+        unknown: round(unknownNs, 0),
+        container: round(containerNs, 0),
+        host: round(hostNs, 0),
+        rmdir: round(rmdirNs, 0),
+      },
     },
   };
 }
@@ -31,17 +42,35 @@ export function identityResult({ podNs, unknownNs, containerNs, hostNs, rmdirNs 
 export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead }: StormFigures): Result {
   const row = (name: string, way: keyof typeof slowdown, goal?: Row['goal']): Row => {
     const { median, low, high } = slowdown[way];
-    return { name, value: median, digits: 3, beside: `x  (${low.toFixed(3)} to ${high.toFixed(3)})`, ...(goal && { goal }) };
+    return {
+      name,
+      value: median,
+      digits: 3,
+      beside: `x  (${low.toFixed(3)} to ${high.toFixed(3)})`,
+      ...(goal && { goal }),
+    };
   };
   return {
     section: {
-      title: 'a storm of programs outside pods', unit: '',
+      title: 'a storm of programs outside pods',
+      unit: '',
       rows: [
-        { name: "the agent's CPU, %", value: agentPercent, digits: 2, beside: `${Math.round(perSecond)} forked and exec'd a second`, goal: { name: 'fork_storm_cpu_percent', value: agentPercent, atMost: 1, unit: ' %' } },
+        {
+          name: "the agent's CPU, %",
+          value: agentPercent,
+          digits: 2,
+          beside: `${Math.round(perSecond)} forked and exec'd a second`,
+          goal: { name: 'fork_storm_cpu_percent', value: agentPercent, atMost: 1, unit: ' %' },
+        },
         { name: 'CPU of a fork, exec and exit, us', value: forkUs, digits: 1, beside: 'without cgroute' },
         row('  the same again, to see the noise', 'control'),
         row('  with the programs, and no agent', 'programs'),
-        row('  with the agent and its process events', 'agent', { name: 'fork_storm_slowdown', value: slowdown.agent.median, atMost: 1.02, unit: ' x' }),
+        row('  with the agent and its process events', 'agent', {
+          name: 'fork_storm_slowdown',
+          value: slowdown.agent.median,
+          atMost: 1.02,
+          unit: ' x',
+        }),
       ],
       notes: [
         `CPU is of one processor; the storm's own, without the agent's; ${isAhead ? 'with real-time priority' : 'without real-time priority, which this machine refuses: noisy'}; 50 pods known`,
@@ -49,8 +78,14 @@ export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead
       ],
     },
     json: {
-      fork_storm_cpu_percent: round(agentPercent, 2), fork_storm_per_second: Math.round(perSecond), fork_storm_slowdown: round(slowdown.agent.median, 3),
-      fork_storm_slowdown_by: { control: round(slowdown.control.median, 3), programs: round(slowdown.programs.median, 3), process_events: round(slowdown.agent.median - slowdown.programs.median, 3) },
+      fork_storm_cpu_percent: round(agentPercent, 2),
+      fork_storm_per_second: Math.round(perSecond),
+      fork_storm_slowdown: round(slowdown.agent.median, 3),
+      fork_storm_slowdown_by: {
+        control: round(slowdown.control.median, 3),
+        programs: round(slowdown.programs.median, 3),
+        process_events: round(slowdown.agent.median - slowdown.programs.median, 3),
+      },
     },
   };
 }

@@ -35,7 +35,8 @@ export interface MemoryFigures {
 
 /** A field of proc_pid_status(5), in 10^6 bytes. */
 export function megabytes(pid: number, field: 'VmRSS' | 'VmHWM' | 'RssAnon'): number {
-  const [, kib] = new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? [];
+  const [, kib] =
+    new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? [];
   if (kib === undefined) throw new Error(`/proc/${pid}/status has no ${field}`);
   return (Number(kib) * 1024) / 1e6;
 }
@@ -77,13 +78,16 @@ async function churn(pods: AgentPods, containers: Cgroup[], steps: number): Prom
 export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
   await using sandbox = await makeSandbox('bench-memory');
   const pods = makeAgentPods(sandbox, PODS);
-  const containers = pods.uids.flatMap((uid) => Array.from({ length: CONTAINERS }, () => pods.startContainer(uid)));
+  const containers = pods.uids.flatMap((uid) =>
+    Array.from({ length: CONTAINERS }, () => pods.startContainer(uid)),
+  );
   const started = Date.now();
   await using agent = startAgent(sandbox, { manifest: pods.manifest.path });
   const { time } = await agent.ready(30_000);
   const startMs = new Date(time as string | number).getTime() - started;
   const { pid } = agent.running;
-  if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs')) throw new Error(`process ${pid} is not the agent`);
+  if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs'))
+    throw new Error(`process ${pid} is not the agent`);
   using maps = openPinnedMaps(`${sandbox.bpffs}/cgroute`);
   const isMapped = (): boolean => {
     const ids = new Set(maps?.cgroups.keys());
@@ -105,8 +109,22 @@ export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
   const idlePercent = await cpuPercent(pid, () => delay(stormMs / 2));
   let execs = 0;
   const stormPercent = await cpuPercent(pid, async () => {
-    const storm = JSON.parse(await must({ cmd: SOCK, args: ['storm', String(STORM_PER_SECOND), String(stormMs)], cgroup: sandbox.hostCgroup })) as { execs: number };
+    const storm = JSON.parse(
+      await must({
+        cmd: SOCK,
+        args: ['storm', String(STORM_PER_SECOND), String(stormMs)],
+        cgroup: sandbox.hostCgroup,
+      }),
+    ) as { execs: number };
     execs = storm.execs;
   });
-  return { readyMb, rssMb, peakMb, startMs, idlePercent, stormPercent, stormPerSecond: (execs / stormMs) * 1000 };
+  return {
+    readyMb,
+    rssMb,
+    peakMb,
+    startMs,
+    idlePercent,
+    stormPercent,
+    stormPerSecond: (execs / stormMs) * 1000,
+  };
 }

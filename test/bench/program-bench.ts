@@ -4,7 +4,13 @@ import { resolve } from 'node:path';
 import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/boundary/libbpf.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 import { type BenchNode, connections, type Way } from './bench-node.ts';
-import { attachedPrograms, difference, enableStatistics, runTime, type AttachedPrograms } from './program-statistics.ts';
+import {
+  attachedPrograms,
+  difference,
+  enableStatistics,
+  runTime,
+  type AttachedPrograms,
+} from './program-statistics.ts';
 import { median } from './statistics.ts';
 
 /** Does nothing: test/harness/empty.bpf.c. */
@@ -23,7 +29,10 @@ export type ProgramFigures = Readonly<Record<string, ProgramFigure>>;
 
 /** Along each of these ways, in turn; the median of the rounds. */
 export async function benchPrograms<Name extends keyof BenchNode['ways']>(
-  node: BenchNode, names: readonly Name[], rounds: number, count: number,
+  node: BenchNode,
+  names: readonly Name[],
+  rounds: number,
+  count: number,
 ): Promise<Record<Name, ProgramFigures>> {
   using _statistics = enableStatistics();
   await node.prepare(node.ways.redirected);
@@ -37,19 +46,37 @@ export async function benchPrograms<Name extends keyof BenchNode['ways']>(
       }
     }
   }
-  return Object.fromEntries([...measured].map(([name, ran]) => [name, Object.fromEntries([...ran].map(([program, figures]) => [program, {
-    ns: median(figures.map(({ ns }) => ns)),
-    calls: median(figures.map(({ calls }) => calls)),
-  }]))])) as Record<Name, ProgramFigures>;
+  return Object.fromEntries(
+    [...measured].map(([name, ran]) => [
+      name,
+      Object.fromEntries(
+        [...ran].map(([program, figures]) => [
+          program,
+          {
+            ns: median(figures.map(({ ns }) => ns)),
+            calls: median(figures.map(({ calls }) => calls)),
+          },
+        ]),
+      ),
+    ]),
+  ) as Record<Name, ProgramFigures>;
 }
 
-async function once(node: BenchNode, way: Way, programs: AttachedPrograms, count: number): Promise<[string, ProgramFigure][]> {
+async function once(
+  node: BenchNode,
+  way: Way,
+  programs: AttachedPrograms,
+  count: number,
+): Promise<[string, ProgramFigure][]> {
   if (!way.attached) throw new Error('no program of ours is attached along this way');
   await node.prepare(way);
   const before = programs.runTimes();
   await node.connect(way, count);
   const ran = difference(before, programs.runTimes());
-  return [...ran].map(([name, run]) => [name, { ns: run.ns / run.count, calls: run.count / connections(count) }]);
+  return [...ran].map(([name, run]) => [
+    name,
+    { ns: run.ns / run.count, calls: run.count / connections(count) },
+  ]);
 }
 
 /** getpeername() by the client, which is shown its destination, and by the proxy, which is left alone; each from a process of its own. */
@@ -61,7 +88,8 @@ export async function benchPeerName(node: BenchNode, count: number): Promise<Pro
   const before = programs.runTimes();
   for (let i = 0; i < count; i++) {
     const result = await connect(place, address, 8080);
-    if (!result.ok || result.peer !== `${address}:8080`) throw new Error(`getpeername() is to show ${address}:8080: ${JSON.stringify(result)}`);
+    if (!result.ok || result.peer !== `${address}:8080`)
+      throw new Error(`getpeername() is to show ${address}:8080: ${JSON.stringify(result)}`);
   }
   const ran = difference(before, programs.runTimes()).get('getpeername4');
   if (ran === undefined) throw new Error('the program getpeername4 did not run');
@@ -79,7 +107,11 @@ export async function benchEmpty(node: BenchNode, rounds: number, count: number)
     const fd = lib.programFd(program);
     const cgroup = node.sandbox.cgroup('empty');
     const directory = openSync(cgroup.absolute, 'r');
-    const link = checked(lib.linkCreate(fd, directory, lib.programAttachType(program), null), 'bpf_link_create', 'the empty program');
+    const link = checked(
+      lib.linkCreate(fd, directory, lib.programAttachType(program), null),
+      'bpf_link_create',
+      'the empty program',
+    );
     try {
       using _statistics = enableStatistics();
       const way = { ...node.ways.direct, place: { ...node.ways.direct.place, cgroup } };

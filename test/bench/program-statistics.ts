@@ -32,7 +32,10 @@ function info(fd: number, what: string): Buffer {
 /** Statistics of a program by its descriptor. */
 export function runTime(program: number): RunTime {
   const bytes = info(program, 'a program');
-  return { count: Number(bytes.readBigUInt64LE(PROG_RUN_CNT)), ns: Number(bytes.readBigUInt64LE(PROG_RUN_TIME_NS)) };
+  return {
+    count: Number(bytes.readBigUInt64LE(PROG_RUN_CNT)),
+    ns: Number(bytes.readBigUInt64LE(PROG_RUN_TIME_NS)),
+  };
 }
 
 /** Programs that are attached, by name: descriptors, which keep the programs alive. */
@@ -48,7 +51,8 @@ export function attachedPrograms(bpffsRoot: string): AttachedPrograms {
     const link = checked(libbpf().objGet(`${linkDirectory(bpffsRoot)}/${pin}`), 'bpf_obj_get', pin);
     const id = info(link, pin).readUInt32LE(LINK_PROG_ID);
     closeSync(link);
-    if (!programs.has(name)) programs.set(name, checked(libbpf().progFdById(id), 'bpf_prog_get_fd_by_id', name));
+    if (!programs.has(name))
+      programs.set(name, checked(libbpf().progFdById(id), 'bpf_prog_get_fd_by_id', name));
   }
   return {
     runTimes: () => new Map([...programs].map(([name, fd]) => [name, runTime(fd)])),
@@ -65,7 +69,10 @@ export function enableStatistics(): Disposable {
 }
 
 /** What was added between two readings; programs that did not run are left out. */
-export function difference(before: ReadonlyMap<string, RunTime>, after: ReadonlyMap<string, RunTime>): Map<string, RunTime> {
+export function difference(
+  before: ReadonlyMap<string, RunTime>,
+  after: ReadonlyMap<string, RunTime>,
+): Map<string, RunTime> {
   const added = new Map<string, RunTime>();
   for (const [name, { count, ns }] of after) {
     const { count: countBefore, ns: nsBefore } = before.get(name) ?? { count: 0, ns: 0 };

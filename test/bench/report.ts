@@ -49,7 +49,8 @@ const BESIDE_WIDTH = 32;
 export function sectionText({ title, unit, rows, notes }: Section): string {
   const heading = `${title.padEnd(NAME_WIDTH + 2)} ${unit.padStart(VALUE_WIDTH)}`;
   const lines = rows.map(({ name, value, digits, beside = '', goal }) =>
-    `  ${name.padEnd(NAME_WIDTH)} ${numberText(value, digits).padStart(VALUE_WIDTH)}  ${beside.padEnd(BESIDE_WIDTH)}  ${goalText(goal)}`.trimEnd());
+    `  ${name.padEnd(NAME_WIDTH)} ${numberText(value, digits).padStart(VALUE_WIDTH)}  ${beside.padEnd(BESIDE_WIDTH)}  ${goalText(goal)}`.trimEnd(),
+  );
   return [heading, ...lines, ...notes.map((note) => `  (${note})`), ''].join('\n');
 }
 

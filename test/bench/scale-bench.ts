@@ -49,11 +49,16 @@ interface Scene {
 }
 
 function runPods({ pods, running }: Pick<Scene, 'pods' | 'running'>, from: number, to: number): void {
-  for (const uid of pods.uids.slice(from, to)) running.set(uid, Array.from({ length: CONTAINERS }, () => pods.startContainer(uid)));
+  for (const uid of pods.uids.slice(from, to))
+    running.set(
+      uid,
+      Array.from({ length: CONTAINERS }, () => pods.startContainer(uid)),
+    );
 }
 
 /** The pod's own cgroup, with those of its containers. */
-const podDirectory = (container: Cgroup): string => container.absolute.slice(0, container.absolute.lastIndexOf('/'));
+const podDirectory = (container: Cgroup): string =>
+  container.absolute.slice(0, container.absolute.lastIndexOf('/'));
 
 function endPods({ running }: Scene, count: number): void {
   for (const [uid, [container]] of [...running].slice(-count)) {
@@ -65,7 +70,10 @@ function endPods({ running }: Scene, count: number): void {
 function replaceContainers({ pods, running }: Scene, count: number): void {
   for (const [uid, containers] of [...running].slice(0, count)) {
     for (const { absolute } of containers) removeCgroup(absolute);
-    running.set(uid, containers.map(() => pods.startContainer(uid)));
+    running.set(
+      uid,
+      containers.map(() => pods.startContainer(uid)),
+    );
   }
 }
 
@@ -74,11 +82,18 @@ async function untilMapped({ bpffsRoot, running }: Scene): Promise<void> {
   using maps = openPinnedMaps(bpffsRoot);
   if (maps === undefined) throw new Error('the agent is ready and has pinned no maps');
   const wanted = running.size * PER_POD;
-  await eventually(`${wanted} cgroups are in the maps, and no others`, async () => {
-    await delay(100);
-    const ids = new Set(maps.cgroups.keys());
-    return ids.size === wanted && [...running.values()].every((containers) => containers.every(({ id }) => ids.has(id)));
-  }, 60_000);
+  await eventually(
+    `${wanted} cgroups are in the maps, and no others`,
+    async () => {
+      await delay(100);
+      const ids = new Set(maps.cgroups.keys());
+      return (
+        ids.size === wanted &&
+        [...running.values()].every((containers) => containers.every(({ id }) => ids.has(id)))
+      );
+    },
+    60_000,
+  );
 }
 
 /** The highest PSS while the cgroups are there and nothing changes. */
@@ -98,11 +113,16 @@ export async function benchScale(quick: boolean): Promise<ScaleFigures> {
   runPods({ pods, running }, 0, FEW / PER_POD);
   const config = sandbox.file('config.yaml');
   writeFileSync(config, `sweepSeconds: ${SWEEP_SECONDS}\n`);
-  await using agent = startAgent(sandbox, { manifest: pods.manifest.path, args: ['--config', config], env: DEBUGGER_ENV });
+  await using agent = startAgent(sandbox, {
+    manifest: pods.manifest.path,
+    args: ['--config', config],
+    env: DEBUGGER_ENV,
+  });
   await agent.ready(30_000);
   using rest = await openForcedRest(agent);
   const { pid } = agent.running;
-  if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs')) throw new Error(`process ${pid} is not the agent`);
+  if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs'))
+    throw new Error(`process ${pid} is not the agent`);
   const scene: Scene = { sandbox, pods, agent, running, bpffsRoot: `${sandbox.bpffs}/cgroute` };
   const settled = async (): Promise<Footprint> => {
     await untilMapped(scene);
@@ -128,5 +148,16 @@ export async function benchScale(quick: boolean): Promise<ScaleFigures> {
   const fewAgain = await settled();
   endPods(scene, FEW / PER_POD);
   const none = await settled();
-  return { mapMs, few, many, held, heldSeconds, ceilingMb, afterReplaced, replaced: rounds * REPLACED * CONTAINERS, fewAgain, none };
+  return {
+    mapMs,
+    few,
+    many,
+    held,
+    heldSeconds,
+    ceilingMb,
+    afterReplaced,
+    replaced: rounds * REPLACED * CONTAINERS,
+    fewAgain,
+    none,
+  };
 }

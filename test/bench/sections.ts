@@ -14,7 +14,10 @@ export interface Result {
 
 export const rounded = (value: number, digits = 0): number => Number(value.toFixed(digits));
 
-const mapped = <K extends string, V, W>(record: Readonly<Record<K, V>>, change: (value: V) => W): Record<K, W> =>
+const mapped = <K extends string, V, W>(
+  record: Readonly<Record<K, V>>,
+  change: (value: V) => W,
+): Record<K, W> =>
   Object.fromEntries(Object.entries<V>(record).map(([key, value]) => [key, change(value)])) as Record<K, W>;
 
 const WAY_TEXT: Readonly<Record<WayName, string>> = {
@@ -37,18 +40,31 @@ export function connectResult(figures: ConnectFigures, notes: readonly string[])
       name: WAY_TEXT[name],
       value: figures.p50[name],
       ...(isBase ? {} : { beside: `${median.toFixed(3)} x  (${low.toFixed(3)} to ${high.toFixed(3)})` }),
-      ...(name === 'redirected_options' && { goal: { name: 'redirected_options / redirected', value: median, atMost: 1.1, unit: ' x' } }),
-      ...(name === 'redirected' && { goal: { name: 'redirected / direct', value: median, atMost: 1.08, unit: ' x' } }),
+      ...(name === 'redirected_options' && {
+        goal: { name: 'redirected_options / redirected', value: median, atMost: 1.1, unit: ' x' },
+      }),
+      ...(name === 'redirected' && {
+        goal: { name: 'redirected / direct', value: median, atMost: 1.08, unit: ' x' },
+      }),
     };
   };
   return {
     section: {
-      title: 'connect(), median', unit: 'ns', rows: (Object.keys(WAY_TEXT) as WayName[]).map(row),
-      notes: ['x: to direct of the same round, with options to redirected; median of all rounds; in brackets the middle half of the rounds', ...notes],
+      title: 'connect(), median',
+      unit: 'ns',
+      rows: (Object.keys(WAY_TEXT) as WayName[]).map(row),
+      notes: [
+        'x: to direct of the same round, with options to redirected; median of all rounds; in brackets the middle half of the rounds',
+        ...notes,
+      ],
     },
     json: {
       connect_p50_ns: mapped(figures.p50, (value) => rounded(value)),
-      connect_ratio: mapped(figures.ratios, ({ median, low, high }) => ({ median: rounded(median, 3), low: rounded(low, 3), high: rounded(high, 3) })),
+      connect_ratio: mapped(figures.ratios, ({ median, low, high }) => ({
+        median: rounded(median, 3),
+        low: rounded(low, 3),
+        high: rounded(high, 3),
+      })),
     },
   };
 }
@@ -73,14 +89,24 @@ export function programResult({ empty, ways, peerName }: AllProgramFigures): Res
   const sockOps = of('redirected', 'sock_ops');
   const originalDst = of('redirected', 'original_dst');
   const untouched = Math.max(out.ns, host.ns);
-  const row = (name: string, { ns, calls }: ProgramFigure, goal?: Row['goal']): Row =>
-    ({ name, value: ns, beside: `${calls.toFixed(calls < 1 ? 2 : 0)} ${calls === 1 ? 'call' : 'calls'} a connection`, ...(goal && { goal }) });
-  const goal = (name: string, value: number, atMost: number): Row['goal'] => ({ name, value, atMost, unit: ' ns' });
+  const row = (name: string, { ns, calls }: ProgramFigure, goal?: Row['goal']): Row => ({
+    name,
+    value: ns,
+    beside: `${calls.toFixed(calls < 1 ? 2 : 0)} ${calls === 1 ? 'call' : 'calls'} a connection`,
+    ...(goal && { goal }),
+  });
+  const goal = (name: string, value: number, atMost: number): Row['goal'] => ({
+    name,
+    value,
+    atMost,
+    unit: ' ns',
+  });
   const worst = (figure: ProgramFigure): Row['goal'] =>
     figure.ns === untouched ? goal('connect4_untouched', untouched, 120) : undefined;
   return {
     section: {
-      title: 'programs, average of a call', unit: 'ns',
+      title: 'programs, average of a call',
+      unit: 'ns',
       rows: [
         { name: 'one that does nothing', value: empty, beside: 'in each figure below too' },
         row('connect4, redirecting', redirect, goal('connect4_redirect', redirect.ns, 600)),
@@ -88,7 +114,11 @@ export function programResult({ empty, ways, peerName }: AllProgramFigures): Res
         row('connect4 at the root, for a host process', host, worst(host)),
         row('connect4 at the root, after a pod', afterPod),
         row('sock_ops, redirected', sockOps, goal('sockops', sockOps.ns, 120)),
-        { name: 'sock_ops, from a pod that is out', value: ways.untouched['sock_ops']?.ns ?? 0, beside: `${(ways.untouched['sock_ops']?.calls ?? 0).toFixed(0)} calls a connection` },
+        {
+          name: 'sock_ops, from a pod that is out',
+          value: ways.untouched['sock_ops']?.ns ?? 0,
+          beside: `${(ways.untouched['sock_ops']?.calls ?? 0).toFixed(0)} calls a connection`,
+        },
         row('sock_ops, from a host process', of('untouched_host', 'sock_ops')),
         row('sock_release, redirected', of('redirected', 'sock_release')),
         row('sock_release, from a pod that is out', of('untouched', 'sock_release')),
@@ -96,39 +126,60 @@ export function programResult({ empty, ways, peerName }: AllProgramFigures): Res
         row('original_dst, when the proxy asks', originalDst),
         row('getpeername4, from new processes', peerName),
       ],
-      notes: ["the kernel's own statistics of these programs alone; calls of both ends of a connection and its close, in one namespace"],
+      notes: [
+        "the kernel's own statistics of these programs alone; calls of both ends of a connection and its close, in one namespace",
+      ],
     },
     json: {
-      program_ns: mapped({
-        connect4_redirect: redirect.ns,
-        connect4_untouched: untouched,
-        connect4_untouched_pod: out.ns,
-        connect4_untouched_host: host.ns,
-        connect4_after_pod: afterPod.ns,
-        sockops: sockOps.ns,
-        sockops_untouched_host: of('untouched_host', 'sock_ops').ns,
-        sock_release: of('redirected', 'sock_release').ns,
-        original_dst: originalDst.ns,
-        getpeername: peerName.ns,
-        empty,
-      }, (ns) => rounded(ns)),
+      program_ns: mapped(
+        {
+          connect4_redirect: redirect.ns,
+          connect4_untouched: untouched,
+          connect4_untouched_pod: out.ns,
+          connect4_untouched_host: host.ns,
+          connect4_after_pod: afterPod.ns,
+          sockops: sockOps.ns,
+          sockops_untouched_host: of('untouched_host', 'sock_ops').ns,
+          sock_release: of('redirected', 'sock_release').ns,
+          original_dst: originalDst.ns,
+          getpeername: peerName.ns,
+          empty,
+        },
+        (ns) => rounded(ns),
+      ),
       calls_per_connection: mapped(ways, (figures) => mapped(figures, ({ calls }) => rounded(calls, 2))),
     },
   };
 }
 
 export function latencyResult(figures: LatencyFigures): Result {
-  const row = (name: string, of: 'proc' | 'procBusy' | 'procIdle' | 'tree' | 'treeBusy' | 'treeIdle', p: 'p50' | 'p99'): Row => ({
-    name, value: figures[of][p], digits: 1,
+  const row = (
+    name: string,
+    of: 'proc' | 'procBusy' | 'procIdle' | 'tree' | 'treeBusy' | 'treeIdle',
+    p: 'p50' | 'p99',
+  ): Row => ({
+    name,
+    value: figures[of][p],
+    digits: 1,
     beside: `of ${figures[of].samples}`,
-    ...(of === 'proc' && p === 'p99' && { goal: { name: 'proc_p99', value: figures.proc.p99, atMost: 10, unit: ' ms' } }),
+    ...(of === 'proc' &&
+      p === 'p99' && { goal: { name: 'proc_p99', value: figures.proc.p99, atMost: 10, unit: ' ms' } }),
   });
   const json = (['proc', 'tree'] as const).flatMap((witness) =>
-    (['', 'Busy', 'Idle'] as const).flatMap((load) => (['p50', 'p99'] as const).map((p) =>
-      [`${witness}${load === '' ? '' : `_${load.toLowerCase()}`}_${p}`, rounded(figures[`${witness}${load}`][p], 3)] as const)));
+    (['', 'Busy', 'Idle'] as const).flatMap((load) =>
+      (['p50', 'p99'] as const).map(
+        (p) =>
+          [
+            `${witness}${load === '' ? '' : `_${load.toLowerCase()}`}_${p}`,
+            rounded(figures[`${witness}${load}`][p], 3),
+          ] as const,
+      ),
+    ),
+  );
   return {
     section: {
-      title: 'until the map has a new container', unit: 'ms',
+      title: 'until the map has a new container',
+      unit: 'ms',
       rows: [
         row('from the begin of its program, p50', 'proc', 'p50'),
         row('from the begin of its program, p99', 'proc', 'p99'),
@@ -152,21 +203,39 @@ export function memoryResult(figures: MemoryFigures): Result {
   const { readyMb, rssMb, peakMb, startMs, idlePercent, stormPercent, stormPerSecond } = figures;
   return {
     section: {
-      title: 'the agent, 250 pods with 1,000 cgroups', unit: '',
+      title: 'the agent, 250 pods with 1,000 cgroups',
+      unit: '',
       rows: [
         { name: 'resident memory when mapped, MB', value: readyMb, digits: 1 },
-        { name: 'after a minute of churn, MB', value: rssMb, digits: 1, beside: CHURN, goal: { name: 'rss_mb', value: rssMb, atMost: 80, unit: ' MB' } },
+        {
+          name: 'after a minute of churn, MB',
+          value: rssMb,
+          digits: 1,
+          beside: CHURN,
+          goal: { name: 'rss_mb', value: rssMb, atMost: 80, unit: ' MB' },
+        },
         { name: 'the most it ever was, MB', value: peakMb, digits: 1 },
         { name: 'start to ready, ms', value: startMs },
         { name: 'CPU at rest, %', value: idlePercent, digits: 1 },
-        { name: 'CPU during a storm of execs, %', value: stormPercent, digits: 1, beside: `${Math.round(stormPerSecond)} a second, host processes` },
+        {
+          name: 'CPU during a storm of execs, %',
+          value: stormPercent,
+          digits: 1,
+          beside: `${Math.round(stormPerSecond)} a second, host processes`,
+        },
       ],
-      notes: ['MB is 10^6 bytes of VmRSS; the churn is compressed into some seconds; CPU is of one processor'],
+      notes: [
+        'MB is 10^6 bytes of VmRSS; the churn is compressed into some seconds; CPU is of one processor',
+      ],
     },
     json: {
-      rss_mb: rounded(rssMb, 1), rss_ready_mb: rounded(readyMb, 1), rss_peak_mb: rounded(peakMb, 1),
-      start_ms: rounded(startMs), idle_cpu_percent: rounded(idlePercent, 1),
-      exec_storm_cpu_percent: rounded(stormPercent, 1), exec_storm_per_second: rounded(stormPerSecond),
+      rss_mb: rounded(rssMb, 1),
+      rss_ready_mb: rounded(readyMb, 1),
+      rss_peak_mb: rounded(peakMb, 1),
+      start_ms: rounded(startMs),
+      idle_cpu_percent: rounded(idlePercent, 1),
+      exec_storm_cpu_percent: rounded(stormPercent, 1),
+      exec_storm_per_second: rounded(stormPerSecond),
     },
   };
 }

@@ -58,7 +58,9 @@ async function serve(node: TestNode, place: Place, isAhead: boolean): Promise<vo
 async function addPod(node: TestNode, way: SidecarWay, isAhead: boolean): Promise<NodePod> {
   const hasSidecar = way === 'bypassed' || way === 'sidecar';
   const pod = await node.addPod({
-    name: way, ...(hasSidecar && { annotations: STATUS }), ...(way === 'bypassed' && { labels: BYPASS }),
+    name: way,
+    ...(hasSidecar && { annotations: STATUS }),
+    ...(way === 'bypassed' && { labels: BYPASS }),
   });
   await serve(node, pod.place, isAhead);
   if (!hasSidecar) return pod;
@@ -80,7 +82,11 @@ async function makeScene(node: TestNode): Promise<Scene> {
 }
 
 /** From where to where. */
-function journey({ node, pods, server }: Scene, direction: Direction, way: SidecarWay): { readonly place: Place; readonly to: string } {
+function journey(
+  { node, pods, server }: Scene,
+  direction: Direction,
+  way: SidecarWay,
+): { readonly place: Place; readonly to: string } {
   const pod = pods[way];
   if (direction === 'outbound') return { place: pod.place, to: server.ip4 };
   return { place: { netns: server.netns, cgroup: node.sandbox.hostCgroup }, to: pod.host.ip4 };
@@ -94,18 +100,30 @@ async function check(scene: Scene): Promise<void> {
       const result = await connect(place, to, PORT, '--timeout', 4000);
       if (!result.ok) throw new Error(`${direction}, ${way}: ${result.step} failed with ${result.errno}`);
       const [, , seen = ''] = result.reply.split(' ');
-      const isSidecar = direction === 'inbound' ? seen.startsWith(`${SIDECAR_SOURCE}:`) : seen !== result.local;
+      const isSidecar =
+        direction === 'inbound' ? seen.startsWith(`${SIDECAR_SOURCE}:`) : seen !== result.local;
       if (isSidecar !== (way === 'sidecar')) {
-        throw new Error(`${direction}, ${way}: the connection ${result.local} was seen as ${seen}, so the sidecar was ${isSidecar ? '' : 'not '}in its path`);
+        throw new Error(
+          `${direction}, ${way}: the connection ${result.local} was seen as ${seen}, so the sidecar was ${isSidecar ? '' : 'not '}in its path`,
+        );
       }
     }
   }
 }
 
-async function measure(scene: Scene, direction: Direction, way: SidecarWay, moment: Moment, count: number): Promise<number> {
+async function measure(
+  scene: Scene,
+  direction: Direction,
+  way: SidecarWay,
+  moment: Moment,
+  count: number,
+): Promise<number> {
   const { place, to } = journey(scene, direction, way);
   const args = ['bench', ...(moment === 'answered' ? ['--answer'] : []), String(count), to, String(PORT)];
-  const text = await must({ ...place, ...(scene.isAhead ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }) });
+  const text = await must({
+    ...place,
+    ...(scene.isAhead ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }),
+  });
   const { p50, errors } = JSON.parse(text) as { p50: number; errors: number };
   if (errors > 0) throw new Error(`${direction}, ${way}: ${errors} of ${count} connections failed`);
   return p50;
@@ -117,7 +135,9 @@ export async function benchSidecar(rounds: number, count: number): Promise<Sidec
   const scene = await makeScene(node);
   await check(scene);
   const measured = record(DIRECTIONS, () => record(MOMENTS, () => record(SIDECAR_WAYS, (): number[] => [])));
-  const all = DIRECTIONS.flatMap((direction) => MOMENTS.flatMap((moment) => SIDECAR_WAYS.map((way) => ({ direction, moment, way }))));
+  const all = DIRECTIONS.flatMap((direction) =>
+    MOMENTS.flatMap((moment) => SIDECAR_WAYS.map((way) => ({ direction, moment, way }))),
+  );
   for (let round = 0; round < rounds; round++) {
     for (const { direction, moment, way } of shuffled(all)) {
       measured[direction][moment][way].push(await measure(scene, direction, way, moment, count));
@@ -126,9 +146,15 @@ export async function benchSidecar(rounds: number, count: number): Promise<Sidec
   await check(scene);
   return {
     isAhead: scene.isAhead,
-    directions: record(DIRECTIONS, (direction) => record(MOMENTS, (moment) => {
-      const values = measured[direction][moment];
-      return record(SIDECAR_WAYS, (way) => ({ p50: median(values[way]), toPlain: ratio(values[way], values.plain), toSidecar: ratio(values[way], values.sidecar) }));
-    })),
+    directions: record(DIRECTIONS, (direction) =>
+      record(MOMENTS, (moment) => {
+        const values = measured[direction][moment];
+        return record(SIDECAR_WAYS, (way) => ({
+          p50: median(values[way]),
+          toPlain: ratio(values[way], values.plain),
+          toSidecar: ratio(values[way], values.sidecar),
+        }));
+      }),
+    ),
   };
 }

@@ -33,7 +33,8 @@ export interface StormFigures {
 }
 
 /** Processor time by the kernel's account of a cgroup, microseconds. */
-const usedUs = ({ absolute }: Cgroup): number => Number(/^usage_usec (\d+)/m.exec(readFileSync(`${absolute}/cpu.stat`, 'utf8'))?.[1]);
+const usedUs = ({ absolute }: Cgroup): number =>
+  Number(/^usage_usec (\d+)/m.exec(readFileSync(`${absolute}/cpu.stat`, 'utf8'))?.[1]);
 
 interface Storm {
   readonly execs: number;
@@ -54,7 +55,10 @@ interface Scene {
 async function storm({ stormCgroup, isAhead }: Scene, ms: number): Promise<Storm> {
   const args = ['storm', String(PER_SECOND), String(ms)];
   const before = usedUs(stormCgroup);
-  const text = await must({ ...(isAhead ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }), cgroup: stormCgroup });
+  const text = await must({
+    ...(isAhead ? { cmd: 'chrt', args: ['-f', PRIORITY, SOCK, ...args] } : { cmd: SOCK, args }),
+    cgroup: stormCgroup,
+  });
   const { execs, ms: took } = JSON.parse(text) as { execs: number; ms: number };
   return { execs, ms: took, cpuUs: (usedUs(stormCgroup) - before) / execs };
 }
@@ -64,7 +68,7 @@ async function once(scene: Scene, way: Way, ms: number): Promise<Storm & { reado
   const { sandbox, manifest, agentCgroup } = scene;
   if (way === 'without' || way === 'control') {
     await storm(scene, ms / 4);
-    return { ...await storm(scene, ms), agentUs: 0 };
+    return { ...(await storm(scene, ms)), agentUs: 0 };
   }
   const agent = startAgent(sandbox, { manifest, cgroup: agentCgroup });
   try {
@@ -91,8 +95,11 @@ export async function benchStorm(rounds: number, ms: number): Promise<StormFigur
   const pods = makeAgentPods(sandbox, PODS);
   for (const uid of pods.uids) pods.startContainer(uid);
   const scene: Scene = {
-    sandbox, manifest: pods.manifest.path, isAhead: await hasPriority(),
-    stormCgroup: sandbox.cgroup('storm'), agentCgroup: sandbox.cgroup('agent'),
+    sandbox,
+    manifest: pods.manifest.path,
+    isAhead: await hasPriority(),
+    stormCgroup: sandbox.cgroup('storm'),
+    agentCgroup: sandbox.cgroup('agent'),
   };
   const cpu: Record<Way, number[]> = { without: [], control: [], programs: [], agent: [] };
   const agent = { us: 0, ms: 0, execs: 0 };
@@ -108,7 +115,15 @@ export async function benchStorm(rounds: number, ms: number): Promise<StormFigur
   }
   const to = (way: Way): Ratio => ratio(cpu[way], cpu.without);
   return {
-    agentPercent: agent.us / agent.ms / 10, perSecond: (agent.execs / agent.ms) * 1000, isAhead: scene.isAhead, forkUs: median(cpu.without),
-    slowdown: { without: to('without'), control: to('control'), programs: to('programs'), agent: to('agent') },
+    agentPercent: agent.us / agent.ms / 10,
+    perSecond: (agent.execs / agent.ms) * 1000,
+    isAhead: scene.isAhead,
+    forkUs: median(cpu.without),
+    slowdown: {
+      without: to('without'),
+      control: to('control'),
+      programs: to('programs'),
+      agent: to('agent'),
+    },
   };
 }

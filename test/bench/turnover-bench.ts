@@ -59,7 +59,12 @@ interface Scene {
 }
 
 /** `count` pods come, each goes when 110 younger ones are there, and at the end all go. */
-async function turnOver({ make, end }: Scene, name: string, count: number, inTheMiddle?: () => Promise<void>): Promise<{ seconds: number; replies: string[] }> {
+async function turnOver(
+  { make, end }: Scene,
+  name: string,
+  count: number,
+  inTheMiddle?: () => Promise<void>,
+): Promise<{ seconds: number; replies: string[] }> {
   const alive: LivePod[] = [];
   const replies: string[] = [];
   const queue = new PQueue({ concurrency: AT_ONCE });
@@ -95,12 +100,19 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
   await using bench = await startBenchCluster();
   const { sandbox } = bench;
   const network = await makeNetwork(sandbox);
-  const [host, server, proxy] = [await network.addHost('pods'), await network.addHost('server'), await network.addHost('proxy')];
+  const [host, server, proxy] = [
+    await network.addHost('pods'),
+    await network.addHost('server'),
+    await network.addHost('proxy'),
+  ];
   await bench.addNamespace(NAMESPACE);
   await bench.addNamespace(MESH, {});
   const node = await bench.addNode(NODE);
   const proxyPod = await node.runPod(MESH, 'ztunnel-0', 1, { labels: { app: 'ztunnel' }, ip: proxy.ip4 });
-  const proxyPlace: Place = { netns: proxy.netns, ...(proxyPod.cgroups[1] && { cgroup: proxyPod.cgroups[1] }) };
+  const proxyPlace: Place = {
+    netns: proxy.netns,
+    ...(proxyPod.cgroups[1] && { cgroup: proxyPod.cgroups[1] }),
+  };
   await listen(sandbox, proxyPlace, 'proxy', proxy.ip4, [15001], '--quiet');
   await listen(sandbox, { netns: server.netns }, 'serve', server.ip4, [PORT], '--quiet');
 
@@ -115,10 +127,20 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
       const [, cgroup] = pod.cgroups;
       if (cgroup === undefined) throw new Error(`the pod ${name} has no container`);
       // A runtime takes longer than this to start a container; what is connected before is the leak test's matter.
-      await eventually(`the pod ${name} is in the mesh`, () => pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === 1), 30_000);
-      const process = sandbox.spawn({ cmd: SOCK, args: ['connect', '--hold', server.ip4, String(PORT)], cgroup, netns: host.netns });
+      await eventually(
+        `the pod ${name} is in the mesh`,
+        () => pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === 1),
+        30_000,
+      );
+      const process = sandbox.spawn({
+        cmd: SOCK,
+        args: ['connect', '--hold', server.ip4, String(PORT)],
+        cgroup,
+        netns: host.netns,
+      });
       const result = await process.json<Connected>(30_000);
-      if (!result.ok) throw new Error(`the pod ${name} could not connect: ${result.step} failed with ${result.errno}`);
+      if (!result.ok)
+        throw new Error(`the pod ${name} could not connect: ${result.step} failed with ${result.errno}`);
       return { pod, process, reply: result.reply };
     },
     async end({ pod, process }) {
@@ -129,10 +151,18 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
 
   const settled = async (): Promise<Footprint> => {
     const wanted = proxyPod.cgroups.length;
-    await eventually('the maps hold the proxy and nothing else', async () => {
-      await delay(100);
-      return maps.cgroups.keys().length === wanted && maps.pods.keys().length === 1 && maps.originals.keys().length === 0;
-    }, SETTLE_MS);
+    await eventually(
+      'the maps hold the proxy and nothing else',
+      async () => {
+        await delay(100);
+        return (
+          maps.cgroups.keys().length === wanted &&
+          maps.pods.keys().length === 1 &&
+          maps.originals.keys().length === 0
+        );
+      },
+      SETTLE_MS,
+    );
     return footprint(pid, node.bpffsRoot, rest);
   };
 

@@ -7,7 +7,10 @@ import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/nod
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { type Connected, type Place, SOCK, listen, sock } from '../../deploy/stage/sock.ts';
 
-const EXCLUDED = { 'traffic.sidecar.istio.io/excludeOutboundPorts': '8081', 'traffic.sidecar.istio.io/excludeInboundPorts': '9091' };
+const EXCLUDED = {
+  'traffic.sidecar.istio.io/excludeOutboundPorts': '8081',
+  'traffic.sidecar.istio.io/excludeInboundPorts': '9091',
+};
 const BYPASS = 'kmesh.net/bypass';
 const HAS_MPTCP = existsSync('/proc/sys/net/mptcp');
 /** Which of {@link holdAll} a flip of each direction ends. */
@@ -34,12 +37,20 @@ describe('with existingConnections: reset', () => {
     await node.startAgent({ args: ['--config', config] });
     const host = await node.network.addHost('pod');
     pod = await node.addPod({ name: 'pod', host, ips: [host.ip4, host.ip6], annotations: EXCLUDED });
-    neighbour = await node.addPod({ name: 'neighbour', host: pod.host, ips: [], labels: { 'istio.io/dataplane-mode': 'none' } });
+    neighbour = await node.addPod({
+      name: 'neighbour',
+      host: pod.host,
+      ips: [],
+      labels: { 'istio.io/dataplane-mode': 'none' },
+    });
     other = await node.addPod({ name: 'other', labels: { 'istio.io/dataplane-mode': 'none' } });
     // It flips, too, and nothing of it runs.
     await node.addPod({ name: 'idle' });
     daemon = await node.addPod({ name: 'daemon', host: node.network.gateway, ips: [], hostNetwork: true });
-    box = { cgroup: node.sandbox.cgroup(`${node.sandbox.hostCgroup.path.slice(1)}/box`), netns: (await node.network.addHost('box')).netns };
+    box = {
+      cgroup: node.sandbox.cgroup(`${node.sandbox.hostCgroup.path.slice(1)}/box`),
+      netns: (await node.network.addHost('box')).netns,
+    };
     await listen(node.sandbox, pod.place, 'serve', '*', [9090, 9091, 15020], '--dual');
     await listen(node.sandbox, other.place, 'serve', '*', [9090], '--dual');
     await listen(node.sandbox, { netns: node.server.netns }, 'serve', '*', [8081], '--dual');
@@ -48,10 +59,19 @@ describe('with existingConnections: reset', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  async function hold(place: Place, address: string, port: number, ...options: readonly string[]): Promise<Running> {
-    const running = node.sandbox.spawn({ ...place, cmd: SOCK, args: ['connect', '--hold', ...options, address, String(port)] });
+  async function hold(
+    place: Place,
+    address: string,
+    port: number,
+    ...options: readonly string[]
+  ): Promise<Running> {
+    const running = node.sandbox.spawn({
+      ...place,
+      cmd: SOCK,
+      args: ['connect', '--hold', ...options, address, String(port)],
+    });
     const connected = await running.json<Connected>();
-    assert.ok(connected.ok, `${address} ${port} ${options.join(" ")}: ${JSON.stringify(connected)}`);
+    assert.ok(connected.ok, `${address} ${port} ${options.join(' ')}: ${JSON.stringify(connected)}`);
     return running;
   }
   async function isAlive(running: Running): Promise<boolean> {
@@ -84,17 +104,32 @@ describe('with existingConnections: reset', () => {
     };
   }
   /** Those that end with a flip; the others are alive when the agent says that it is through. */
-  async function endedBy(flip: () => Promise<unknown>, says: readonly (() => number[])[] = [resets, inboundResets]): Promise<string[]> {
+  async function endedBy(
+    flip: () => Promise<unknown>,
+    says: readonly (() => number[])[] = [resets, inboundResets],
+  ): Promise<string[]> {
     const held = await holdAll();
     const said = says.map((each) => each().length);
     await flip();
-    await eventually('the agent says that it is through', () => says.every((each, at) => each().length > (said[at] ?? 0)));
+    await eventually('the agent says that it is through', () =>
+      says.every((each, at) => each().length > (said[at] ?? 0)),
+    );
     const ended: string[] = [];
     for (const [name, running] of Object.entries(held)) if (!(await isAlive(running))) ended.push(name);
     return ended;
   }
-  const inboundResets = (): number[] => node.agent.log().filter(({ msg }) => /connections that processes of the host had open to it were reset/.test(msg ?? '')).map(({ closed }) => Number(closed));
-  const resets = (): number[] => node.agent.log().filter(({ msg, podUid }) => podUid === pod.uid && /connections that it had open were reset/.test(msg ?? '')).map(({ closed }) => Number(closed));
+  const inboundResets = (): number[] =>
+    node.agent
+      .log()
+      .filter(({ msg }) => /connections that processes of the host had open to it were reset/.test(msg ?? ''))
+      .map(({ closed }) => Number(closed));
+  const resets = (): number[] =>
+    node.agent
+      .log()
+      .filter(
+        ({ msg, podUid }) => podUid === pod.uid && /connections that it had open were reset/.test(msg ?? ''),
+      )
+      .map(({ closed }) => Number(closed));
   async function label(labels: Readonly<Record<string, string>>): Promise<void> {
     node.manifest.namespace('demo', labels);
     await node.apply();
@@ -105,7 +140,10 @@ describe('with existingConnections: reset', () => {
   }
 
   test('a pod that joins loses the connections outside the mesh that it opened or the host opened to it, and no others', async () => {
-    const ip6 = [await hold(pod.place, node.server.ip6, 8080), await hold(node.hostPlace, pod.host.ip6, 9090)];
+    const ip6 = [
+      await hold(pod.place, node.server.ip6, 8080),
+      await hold(node.hostPlace, pod.host.ip6, 9090),
+    ];
     assert.deepEqual(await endedBy(() => label(ENROLLED)), [...OUTBOUND, ...INBOUND]);
     for (const each of ip6) assert.equal(await isAlive(each), false);
     assert.deepEqual([resets().at(-1), inboundResets().at(-1)], [OUTBOUND.length + 1, INBOUND.length + 1]);
@@ -128,9 +166,15 @@ describe('with existingConnections: reset', () => {
   });
 
   test('what is reset is counted, and nothing has failed', async () => {
-    const metrics = await (await fetch(`http://${String((await node.agent.logged('serving'))['http'])}/metrics`)).text();
+    const metrics = await (
+      await fetch(`http://${String((await node.agent.logged('serving'))['http'])}/metrics`)
+    ).text();
     const sum = (of: readonly number[]): number => of.reduce((all, count) => all + count, 0);
-    for (const line of [`cgroute_connections_reset_total{direction="outbound"} ${sum(resets())}`, `cgroute_connections_reset_total{direction="inbound"} ${sum(inboundResets())}`, 'cgroute_connection_reset_failures_total{errno="EPERM"} 0']) {
+    for (const line of [
+      `cgroute_connections_reset_total{direction="outbound"} ${sum(resets())}`,
+      `cgroute_connections_reset_total{direction="inbound"} ${sum(inboundResets())}`,
+      'cgroute_connection_reset_failures_total{errno="EPERM"} 0',
+    ]) {
       assert.ok(metrics.split('\n').includes(line), `${line}\n${metrics}`);
     }
   });
@@ -154,7 +198,10 @@ describe('with existingConnections: reset', () => {
     node.manifest.namespace('demo');
     node.manifest.write();
     await node.startAgent({ args: ['--config', config] });
-    await eventually('the agent says that it is through', () => resets().length > 0 && inboundResets().length > 0);
+    await eventually(
+      'the agent says that it is through',
+      () => resets().length > 0 && inboundResets().length > 0,
+    );
     const ended: string[] = [];
     for (const [name, running] of Object.entries(held)) if (!(await isAlive(running))) ended.push(name);
     assert.deepEqual(ended, [...OUTBOUND, ...INBOUND]);
@@ -175,7 +222,7 @@ describe('with existingConnections: reset', () => {
     await eventually('the pod is out again', () => resets().length > said + 1);
   });
 
-  test('a pod whose processes are all below its container\'s cgroup loses its connections, too', async () => {
+  test("a pod whose processes are all below its container's cgroup loses its connections, too", async () => {
     const host = await node.network.addHost('systemd');
     const inner = await node.addPod({ name: 'systemd', host });
     await node.apply();
@@ -183,7 +230,14 @@ describe('with existingConnections: reset', () => {
     const held = await hold({ netns: host.netns, cgroup }, node.server.ip4, 8080);
     node.manifest.change(inner.uid, { labels: ENROLLED });
     await node.apply();
-    await eventually('the agent says so', () => node.agent.log().some(({ msg, podUid }) => podUid === inner.uid && /connections that it had open were reset/.test(msg ?? '')));
+    await eventually('the agent says so', () =>
+      node.agent
+        .log()
+        .some(
+          ({ msg, podUid }) =>
+            podUid === inner.uid && /connections that it had open were reset/.test(msg ?? ''),
+        ),
+    );
     assert.equal(await isAlive(held), false);
   });
 
@@ -200,32 +254,64 @@ describe('with existingConnections: reset', () => {
   });
 
   /** The agent with some capabilities alone, as a container has them. */
-  const startWith = (bounding: string) => node.startAgent({
-    args: ['--config', config],
-    start: (args) => ({ cmd: 'setpriv', args: [`--inh-caps=${bounding}`, `--bounding-set=${bounding}`, process.execPath, 'dist/cgroute.mjs', ...args] }),
-  });
+  const startWith = (bounding: string) =>
+    node.startAgent({
+      args: ['--config', config],
+      start: (args) => ({
+        cmd: 'setpriv',
+        args: [
+          `--inh-caps=${bounding}`,
+          `--bounding-set=${bounding}`,
+          process.execPath,
+          'dist/cgroute.mjs',
+          ...args,
+        ],
+      }),
+    });
 
   test('CAP_SYS_ADMIN is all that it takes beyond what the agent needs anyway', async () => {
     await node.agent.stop();
     await startWith('-all,+bpf,+net_admin,+perfmon,+sys_ptrace,+sys_admin');
-    const [held, inbound] = [await hold(pod.place, node.server.ip4, 8080), await hold(node.hostPlace, pod.host.ip4, 9090)];
+    const [held, inbound] = [
+      await hold(pod.place, node.server.ip4, 8080),
+      await hold(node.hostPlace, pod.host.ip4, 9090),
+    ];
     const kubelet = await hold(node.hostPlace, pod.host.ip4, 9090, '--comm', 'kubelet');
     await label(ENROLLED);
-    await eventually('the agent says that it has reset one of each', () => resets().includes(1) && inboundResets().includes(1));
-    assert.deepEqual([await isAlive(held), await isAlive(inbound), await isAlive(kubelet)], [false, false, true]);
+    await eventually(
+      'the agent says that it has reset one of each',
+      () => resets().includes(1) && inboundResets().includes(1),
+    );
+    assert.deepEqual(
+      [await isAlive(held), await isAlive(inbound), await isAlive(kubelet)],
+      [false, false, true],
+    );
     await label({});
   });
 
   test('without CAP_SYS_ADMIN the agent says so, redirects, and leaves open connections alone', async () => {
     await node.agent.stop();
     const agent = await startWith('-sys_admin');
-    const messages = (): string => agent.log().map(({ msg }) => msg).join('\n');
+    const messages = (): string =>
+      agent
+        .log()
+        .map(({ msg }) => msg)
+        .join('\n');
     assert.match(messages(), /existingConnections is reset, and the agent lacks CAP_SYS_ADMIN/);
-    const [held, inbound] = [await hold(pod.place, node.server.ip4, 8080), await hold(node.hostPlace, pod.host.ip4, 9090)];
+    const [held, inbound] = [
+      await hold(pod.place, node.server.ip4, 8080),
+      await hold(node.hostPlace, pod.host.ip4, 9090),
+    ];
     await label(ENROLLED);
-    await eventually('it says that it cannot', () => /connections that pod demo\/pod had open could not be reset, and go on as they were: setns\(\) .* EPERM/.test(messages()));
+    await eventually('it says that it cannot', () =>
+      /connections that pod demo\/pod had open could not be reset, and go on as they were: setns\(\) .* EPERM/.test(
+        messages(),
+      ),
+    );
     assert.equal(await node.travel(pod.place), 'redirected');
-    const metrics = await (await fetch(`http://${String((await agent.logged('serving'))['http'])}/metrics`)).text();
+    const metrics = await (
+      await fetch(`http://${String((await agent.logged('serving'))['http'])}/metrics`)
+    ).text();
     assert.match(metrics, /^cgroute_connection_reset_failures_total\{errno="EPERM"\} [1-9]/m);
     assert.match(metrics, /^cgroute_connections_reset_total\{direction="outbound"\} 0$/m);
     assert.deepEqual([await isAlive(held), await isAlive(inbound)], [true, true]);

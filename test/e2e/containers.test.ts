@@ -21,14 +21,23 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
     after(() => node?.[Symbol.asyncDispose]());
 
     const start = (id: string, ...args: readonly string[]): ReturnType<typeof startContainer> =>
-      startContainer(node.sandbox, { id, cgroupPath: containerPath(style, pod.uid, id), netns: pod.host.netns, ...(args.length === 0 ? {} : { args }) });
+      startContainer(node.sandbox, {
+        id,
+        cgroupPath: containerPath(style, pod.uid, id),
+        netns: pod.host.netns,
+        ...(args.length === 0 ? {} : { args }),
+      });
     /** Connects, then stays. */
     const client = (): string[] => ['sh', '-c', `sock connect ${node.server.ip4} 8080; exec sleep 1000`];
 
     function isRedirected(result: Connected): void {
       assert.ok(result.ok, JSON.stringify(result));
       assert.equal(result.peer, `${node.server.ip4}:8080`, 'getpeername');
-      assert.equal(result.reply.split(' ')[2]?.replace(/.*ffff:([\d.]+).*/, '$1'), node.proxyPod.host.ip4, 'the server saw the proxy');
+      assert.equal(
+        result.reply.split(' ')[2]?.replace(/.*ffff:([\d.]+).*/, '$1'),
+        node.proxyPod.host.ip4,
+        'the server saw the proxy',
+      );
     }
 
     test('of init, restarted, ephemeral containers and exec is redirected with its first connection', async () => {
@@ -38,7 +47,12 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
       assert.ok(pause.cgroups.length >= 1, 'its cgroups are known');
       // An init container connects, and is gone before the next one begins.
       for (const name of ['first', 'second']) {
-        const init = await start(containerId(`${style} init ${name}`), 'sh', '-c', `sock connect ${node.server.ip4} 8080; sleep 0.3`);
+        const init = await start(
+          containerId(`${style} init ${name}`),
+          'sh',
+          '-c',
+          `sock connect ${node.server.ip4} 8080; sleep 0.3`,
+        );
         isRedirected(await init.running.json<Connected>());
         await init.running.exit;
         await init.delete();
@@ -62,7 +76,8 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
 
     test('follows labels in what is executed in it, live like any other', async () => {
       const container = await start(containerId(`${style} exec`));
-      const execute = async (): Promise<Connected> => container.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>();
+      const execute = async (): Promise<Connected> =>
+        container.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>();
       isRedirected(await execute());
       node.manifest.change(pod.uid, { labels: { 'kmesh.net/bypass': 'enabled' } });
       await node.apply();
@@ -79,7 +94,9 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
       await container.delete();
       // runc leaves the pod's own cgroup to the kubelet.
       const own = node.sandbox.cgroup(dirname(containerPath(style, pod.uid, 'any')));
-      await node.until('its containers are forgotten', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.cgroups.every(({ id }) => id === String(own.id)));
+      await node.until('its containers are forgotten', ({ pods }) =>
+        pods.find(({ uid }) => uid === pod.uid)?.cgroups.every(({ id }) => id === String(own.id)),
+      );
       node.manifest.remove(pod.uid);
       removeCgroup(own.absolute);
       await node.apply();

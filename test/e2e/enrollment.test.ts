@@ -54,7 +54,11 @@ describe('with enrollment: new-pods', () => {
     pods.push(await node.addPod({ name: 'four' }));
     node.manifest.write();
     await start();
-    assert.deepEqual(await travels(), ['direct', 'redirected', 'direct', 'redirected'], 'the fourth was made after the change');
+    assert.deepEqual(
+      await travels(),
+      ['direct', 'redirected', 'direct', 'redirected'],
+      'the fourth was made after the change',
+    );
     const { stdout } = await cgroute(node.sandbox, ['explain', 'demo/one']);
     assert.match(stdout, /when the pod was first seen, none, which counts \(enrollment: new-pods\)/);
   });

@@ -16,7 +16,9 @@ describe('explain', () => {
     return JSON.parse(stdout) as Explanation;
   };
   /** The one sentence that it ends with. */
-  const refused = async (...args: string[]): Promise<{ readonly code: number | null; readonly sentence: string }> => {
+  const refused = async (
+    ...args: string[]
+  ): Promise<{ readonly code: number | null; readonly sentence: string }> => {
     const { code, stdout, stderr } = await cgroute(node.sandbox, ['explain', ...args]);
     assert.equal(stdout, '');
     assert.equal(stderr.trim().split('\n').length, 1, stderr);
@@ -39,17 +41,33 @@ describe('explain', () => {
   test('a pod in the mesh: its rules with what they saw, its notes, its connections in words', async () => {
     assert.equal(await node.travel(pod.place), 'redirected');
     const of = await ask('demo/client');
-    assert.deepEqual({ verdict: of.verdict, reason: of.reason, uid: of.uid, ips: of.ips }, { verdict: 'in', reason: 'namespace-label', uid: pod.uid, ips: [pod.host.ip4] });
-    assert.deepEqual(of.rules.map(({ rule, outcome }) => `${rule} ${outcome}`), ['1 no', '2 no', '3 no', '4 no', '5 no', '6 no', '7 decides', '8 no', '9 no']);
+    assert.deepEqual(
+      { verdict: of.verdict, reason: of.reason, uid: of.uid, ips: of.ips },
+      { verdict: 'in', reason: 'namespace-label', uid: pod.uid, ips: [pod.host.ip4] },
+    );
+    assert.deepEqual(
+      of.rules.map(({ rule, outcome }) => `${rule} ${outcome}`),
+      ['1 no', '2 no', '3 no', '4 no', '5 no', '6 no', '7 decides', '8 no', '9 no'],
+    );
     assert.equal(of.rules[6]?.saw, 'namespace label istio.io/dataplane-mode = "ambient"');
     assert.match(of.notes.join('\n'), /^pod demo\/client has istio\.io\/dataplane-mode="ambiant"/);
-    assert.deepEqual(of.proxy, { address: node.proxyPod.host.ip4, address6: null, pod: 'mesh/ztunnel', ready: true });
+    assert.deepEqual(of.proxy, {
+      address: node.proxyPod.host.ip4,
+      address6: null,
+      pod: 'mesh/ztunnel',
+      ready: true,
+    });
     assert.ok(of.cgroups.some(({ id, path }) => id === String(pod.cgroup.id) && path === pod.cgroup.path));
-    assert.deepEqual(of.connections, [{ branch: 'redirected', count: 1, words: "opened by it, went to the proxy's outbound port" }]);
+    assert.deepEqual(of.connections, [
+      { branch: 'redirected', count: 1, words: "opened by it, went to the proxy's outbound port" },
+    ]);
   });
 
   test('as a table and as YAML', async () => {
-    const [table, yaml] = [await cgroute(node.sandbox, ['explain', 'client']), await cgroute(node.sandbox, ['explain', 'client', '-o', 'yaml'])];
+    const [table, yaml] = [
+      await cgroute(node.sandbox, ['explain', 'client']),
+      await cgroute(node.sandbox, ['explain', 'client', '-o', 'yaml']),
+    ];
     assert.match(table.stdout, /^verdict +in, because of namespace-label$/m);
     assert.match(table.stdout, /^7 +DECIDES +the namespace's label names a mesh mode/m);
     assert.match(table.stdout, /went to the proxy's outbound port$/m);
@@ -63,11 +81,20 @@ describe('explain', () => {
     assert.match(notes.join('\n'), /no cgroup of it has been found/);
   });
 
-  test('a name that is nobody\'s, several pods\' or none at all is refused in one sentence', async () => {
-    assert.deepEqual(await refused('demo/nobody'), { code: 1, sentence: 'cgroute: no pod of this node is named demo/nobody: `cgroute status` lists those that are' });
-    assert.deepEqual(await refused('twin'), { code: 1, sentence: 'cgroute: several pods of this node are named twin: expected one of other/twin, plain/twin' });
+  test("a name that is nobody's, several pods' or none at all is refused in one sentence", async () => {
+    assert.deepEqual(await refused('demo/nobody'), {
+      code: 1,
+      sentence: 'cgroute: no pod of this node is named demo/nobody: `cgroute status` lists those that are',
+    });
+    assert.deepEqual(await refused('twin'), {
+      code: 1,
+      sentence: 'cgroute: several pods of this node are named twin: expected one of other/twin, plain/twin',
+    });
     assert.equal((await ask('plain/twin')).reason, 'not-enrolled');
-    assert.deepEqual(await refused('a/b/c'), { code: 2, sentence: 'cgroute: cgroute explain expects a pod as NAMESPACE/NAME or NAME, got "a/b/c"' });
+    assert.deepEqual(await refused('a/b/c'), {
+      code: 2,
+      sentence: 'cgroute: cgroute explain expects a pod as NAMESPACE/NAME or NAME, got "a/b/c"',
+    });
     assert.equal((await refused()).code, 2);
     assert.equal((await refused('one', 'two')).code, 2);
   });

@@ -37,9 +37,11 @@ describe('drift:', () => {
     await node?.[Symbol.asyncDispose]();
   });
 
-  const directory = (kind: 'links' | 'maps'): string => globSync(`${node.sandbox.bpffs}/cgroute/*/${kind}`)[0] ?? '';
+  const directory = (kind: 'links' | 'maps'): string =>
+    globSync(`${node.sandbox.bpffs}/cgroute/*/${kind}`)[0] ?? '';
   const pinned = (kind: 'links' | 'maps'): string[] => readdirSync(directory(kind)).toSorted();
-  const reports = (message: string): readonly Readonly<Record<string, unknown>>[] => node.agent.log().filter(({ msg }) => msg === message);
+  const reports = (message: string): readonly Readonly<Record<string, unknown>>[] =>
+    node.agent.log().filter(({ msg }) => msg === message);
 
   async function repaired(): Promise<number> {
     const address = String((await node.agent.logged('serving'))['http']);
@@ -51,7 +53,12 @@ describe('drift:', () => {
    * Does something; `isRight` is so again after two sweeps at most, which counted
    * so many repairs and told of them in one line, and the sweeps after it in none.
    */
-  async function drifts(message: string, count: number, act: () => unknown, isRight: () => unknown): Promise<Readonly<Record<string, unknown>>> {
+  async function drifts(
+    message: string,
+    count: number,
+    act: () => unknown,
+    isRight: () => unknown,
+  ): Promise<Readonly<Record<string, unknown>>> {
     const [before, told] = [await repaired(), reports(message).length];
     // Just after a sweep, so that there is time to see what it does.
     const beat = maps.agent.get(0)?.beatMs;
@@ -64,45 +71,85 @@ describe('drift:', () => {
     await delay(2 * SWEEP_MS + 300);
     assert.equal(reports(message).length, told + 1, 'it is logged once');
     assert.equal((await repaired()) - before, count, 'and counted');
-    assert.deepEqual([await node.travel(pod.place), await node.travel(outside.place)], ['redirected', 'direct']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(outside.place)],
+      ['redirected', 'direct'],
+    );
     return report;
   }
 
   /** As before, while nobody has put anything right. */
-  const goesOn = async (): Promise<void> => assert.deepEqual([await node.travel(pod.place), await node.travel(outside.place)], ['redirected', 'direct']);
+  const goesOn = async (): Promise<void> =>
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(outside.place)],
+      ['redirected', 'direct'],
+    );
 
   const attached = async (place: string): Promise<readonly string[]> =>
-    (JSON.parse((await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'show', place] })) || '[]') as readonly { readonly name: string }[]).map(({ name }) => name).toSorted();
+    (
+      JSON.parse(
+        (await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'show', place] })) || '[]',
+      ) as readonly { readonly name: string }[]
+    )
+      .map(({ name }) => name)
+      .toSorted();
 
   test('a program detached by someone else is attached again', async () => {
     const tree = `${node.sandbox.cgroupRoot}/kubepods`;
     const before = [await attached(tree), await attached(node.sandbox.cgroupRoot)];
-    const links = pinned('links').filter((name) => /^(?:pod_connect4|pod_connect6|root_connect4|sock_release|getpeername4)@/.test(name));
-    const report = await drifts(PROGRAMS, links.length, async () => {
-      for (const name of links) await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${directory('links')}/${name}`] });
-    }, async () => JSON.stringify([await attached(tree), await attached(node.sandbox.cgroupRoot)]) === JSON.stringify(before));
+    const links = pinned('links').filter((name) =>
+      /^(?:pod_connect4|pod_connect6|root_connect4|sock_release|getpeername4)@/.test(name),
+    );
+    const report = await drifts(
+      PROGRAMS,
+      links.length,
+      async () => {
+        for (const name of links)
+          await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${directory('links')}/${name}`] });
+      },
+      async () =>
+        JSON.stringify([await attached(tree), await attached(node.sandbox.cgroupRoot)]) ===
+        JSON.stringify(before),
+    );
     assert.deepEqual((report['links'] as string[]).toSorted(), links);
   });
 
   test("a link's pin removed by someone else is there again, with its program", async () => {
     const before = pinned('links');
     assert.ok(before.length >= 10, before.join(' '));
-    const report = await drifts(PROGRAMS, before.length, () => {
-      for (const name of before) unlinkSync(`${directory('links')}/${name}`);
-      return goesOn();
-    }, () => pinned('links').length === before.length);
+    const report = await drifts(
+      PROGRAMS,
+      before.length,
+      () => {
+        for (const name of before) unlinkSync(`${directory('links')}/${name}`);
+        return goesOn();
+      },
+      () => pinned('links').length === before.length,
+    );
     assert.deepEqual(pinned('links'), before);
     assert.deepEqual((report['links'] as string[]).toSorted(), before, 'each is told of');
   });
 
   test("a map's pin removed by someone else is there again, and it is the same map", async () => {
     const idOf = async (name: string): Promise<number> =>
-      (JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', `${directory('maps')}/${name}`] })) as { readonly id: number }).id;
+      (
+        JSON.parse(
+          await must({
+            cmd: 'bpftool',
+            args: ['-j', 'map', 'show', 'pinned', `${directory('maps')}/${name}`],
+          }),
+        ) as { readonly id: number }
+      ).id;
     const before = pinned('maps');
     const ids = await Promise.all(before.map(idOf));
-    await drifts(PROGRAMS, before.length, () => {
-      for (const name of before) unlinkSync(`${directory('maps')}/${name}`);
-    }, () => pinned('maps').length === before.length);
+    await drifts(
+      PROGRAMS,
+      before.length,
+      () => {
+        for (const name of before) unlinkSync(`${directory('maps')}/${name}`);
+      },
+      () => pinned('maps').length === before.length,
+    );
     assert.deepEqual(await Promise.all(pinned('maps').map(idOf)), ids);
     // So that the next agent finds all that this one knew.
     await node.agent.kill9();
@@ -113,10 +160,18 @@ describe('drift:', () => {
   test('all pins removed by someone else, with their directories, are there again', async () => {
     const root = `${node.sandbox.bpffs}/cgroute`;
     const [links, all] = [pinned('links'), pinned('links').length + pinned('maps').length];
-    await drifts(PROGRAMS, all, () => {
-      rmSync(root, { recursive: true });
-      return goesOn();
-    }, () => directory('maps') !== '' && directory('links') !== '' && pinned('links').length + pinned('maps').length === all);
+    await drifts(
+      PROGRAMS,
+      all,
+      () => {
+        rmSync(root, { recursive: true });
+        return goesOn();
+      },
+      () =>
+        directory('maps') !== '' &&
+        directory('links') !== '' &&
+        pinned('links').length + pinned('maps').length === all,
+    );
     assert.deepEqual(pinned('links'), links);
     const { agent } = await node.status();
     assert.deepEqual([agent.running, agent.ready], [true, true], 'the new directory is locked, too');
@@ -124,19 +179,51 @@ describe('drift:', () => {
 
   test("a map's pin replaced by someone else is there again, and what was put there is kept", async () => {
     const pin = `${directory('maps')}/settings`;
-    const id = async (): Promise<number> => (JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', pin] })) as { readonly id: number }).id;
+    const id = async (): Promise<number> =>
+      (
+        JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', pin] })) as {
+          readonly id: number;
+        }
+      ).id;
     const before = await id();
-    await drifts(PROGRAMS, 1, async () => {
-      unlinkSync(pin);
-      await must({ cmd: 'bpftool', args: ['map', 'create', pin, 'type', 'hash', 'key', '4', 'value', '16', 'entries', '8', 'name', 'settings'] });
-    }, async () => (await id()) === before);
+    await drifts(
+      PROGRAMS,
+      1,
+      async () => {
+        unlinkSync(pin);
+        await must({
+          cmd: 'bpftool',
+          args: [
+            'map',
+            'create',
+            pin,
+            'type',
+            'hash',
+            'key',
+            '4',
+            'value',
+            '16',
+            'entries',
+            '8',
+            'name',
+            'settings',
+          ],
+        });
+      },
+      async () => (await id()) === before,
+    );
     assert.deepEqual(readdirSync(`${node.sandbox.bpffs}/cgroute/aside`), ['settings_1']);
   });
 
   test('a list of the branches with pods that someone else has altered is as it was', async () => {
     const before = maps.podTrees.get(0);
     assert.ok(before !== undefined && before.count > 0);
-    await drifts(ENTRIES, 1, () => maps.podTrees.set(0, { count: 0, id: [] }), () => (maps.podTrees.get(0)?.count ?? 0) > 0);
+    await drifts(
+      ENTRIES,
+      1,
+      () => maps.podTrees.set(0, { count: 0, id: [] }),
+      () => (maps.podTrees.get(0)?.count ?? 0) > 0,
+    );
     assert.deepEqual(maps.podTrees.get(0), before);
   });
 
@@ -145,7 +232,8 @@ describe('drift:', () => {
     assert.ok(info);
     const was = maps.cgroups.keys().length;
     for (const id of maps.cgroups.keys()) maps.cgroups.delete(id);
-    for (let id = 1n; id <= maps.cgroups.info.maxEntries; id++) maps.cgroups.set(id, { ...info, id, isInMesh: 0 });
+    for (let id = 1n; id <= maps.cgroups.info.maxEntries; id++)
+      maps.cgroups.set(id, { ...info, id, isInMesh: 0 });
     await eventually('they are gone', () => maps.cgroups.keys().length === was, 6 * SWEEP_MS);
     await goesOn();
   });
@@ -155,52 +243,84 @@ describe('drift:', () => {
     const [address] = maps.podAddresses.keys();
     const podKey = maps.pods.keys().find(({ text }) => text === pod.uid);
     assert.ok(info && address && podKey);
-    const sizes = (): number[] => [maps.cgroups, maps.podAddresses, maps.pods, maps.settings, maps.handoffs].map((map) => map.keys().length);
+    const sizes = (): number[] =>
+      [maps.cgroups, maps.podAddresses, maps.pods, maps.settings, maps.handoffs].map(
+        (map) => map.keys().length,
+      );
     const before = sizes();
-    await drifts(ENTRIES, 5, () => {
-      maps.cgroups.delete(pod.cgroup.id);
-      maps.podAddresses.delete(address);
-      maps.pods.delete(podKey);
-      maps.settings.delete(setting.proxyIp4);
-      for (const id of maps.handoffs.keys().slice(0, 1)) maps.handoffs.delete(id);
-    }, () => sizes().join() === before.join());
+    await drifts(
+      ENTRIES,
+      5,
+      () => {
+        maps.cgroups.delete(pod.cgroup.id);
+        maps.podAddresses.delete(address);
+        maps.pods.delete(podKey);
+        maps.settings.delete(setting.proxyIp4);
+        for (const id of maps.handoffs.keys().slice(0, 1)) maps.handoffs.delete(id);
+      },
+      () => sizes().join() === before.join(),
+    );
     assert.deepEqual(maps.cgroups.get(pod.cgroup.id), info[1]);
   });
 
   test('an entry altered by someone else is as it was', async () => {
-    const [info, other, proxy] = [maps.cgroups.get(pod.cgroup.id), maps.cgroups.get(outside.cgroup.id), maps.settings.get(setting.proxyIp4)];
+    const [info, other, proxy] = [
+      maps.cgroups.get(pod.cgroup.id),
+      maps.cgroups.get(outside.cgroup.id),
+      maps.settings.get(setting.proxyIp4),
+    ];
     assert.ok(info && other && proxy);
     const server = Uint8Array.from(proxy.bytes);
     server.set(node.server.ip4.split('.').map(Number), 12);
-    await drifts(ENTRIES, 3, async () => {
-      maps.cgroups.set(pod.cgroup.id, { ...info, isInMesh: 0 });
-      maps.cgroups.set(outside.cgroup.id, { ...other, flags: infoFlag.proxy });
-      assert.equal(await node.travel(pod.place), 'direct', 'what is in the maps counts');
-      maps.settings.set(setting.proxyIp4, { bytes: server });
-    }, () => JSON.stringify([maps.cgroups.get(pod.cgroup.id), maps.cgroups.get(outside.cgroup.id)], plain) === JSON.stringify([info, other], plain)
-      && Buffer.compare(maps.settings.get(setting.proxyIp4)?.bytes ?? Buffer.alloc(0), proxy.bytes) === 0);
+    await drifts(
+      ENTRIES,
+      3,
+      async () => {
+        maps.cgroups.set(pod.cgroup.id, { ...info, isInMesh: 0 });
+        maps.cgroups.set(outside.cgroup.id, { ...other, flags: infoFlag.proxy });
+        assert.equal(await node.travel(pod.place), 'direct', 'what is in the maps counts');
+        maps.settings.set(setting.proxyIp4, { bytes: server });
+      },
+      () =>
+        JSON.stringify([maps.cgroups.get(pod.cgroup.id), maps.cgroups.get(outside.cgroup.id)], plain) ===
+          JSON.stringify([info, other], plain) &&
+        Buffer.compare(maps.settings.get(setting.proxyIp4)?.bytes ?? Buffer.alloc(0), proxy.bytes) === 0,
+    );
   });
 
   test('an entry added by someone else is removed', async () => {
     const info = maps.cgroups.get(outside.cgroup.id);
     const [, address] = maps.podAddresses.entries()[0] ?? [];
     assert.ok(info && address);
-    const server = Uint8Array.from([...Array.from({ length: 12 }, () => 0), ...node.server.ip4.split('.').map(Number)]);
+    const server = Uint8Array.from([
+      ...Array.from({ length: 12 }, () => 0),
+      ...node.server.ip4.split('.').map(Number),
+    ]);
     const stranger = node.sandbox.hostCgroup.id;
     const through = async (): Promise<void> => {
       const result = await connect(node.hostPlace, node.server.ip4, 8080);
       assert.ok(result.ok && result.reply.includes(node.proxyPod.host.ip4), JSON.stringify(result));
     };
     // The server as a pod that is dialled through the proxy.
-    await drifts(ENTRIES, 1, async () => {
-      maps.podAddresses.set({ word: server }, address);
-      await through();
-    }, () => maps.podAddresses.get({ word: server }) === undefined);
+    await drifts(
+      ENTRIES,
+      1,
+      async () => {
+        maps.podAddresses.set({ word: server }, address);
+        await through();
+      },
+      () => maps.podAddresses.get({ word: server }) === undefined,
+    );
     // The host's processes as a pod in the mesh. By the second sweep, as the kernel adds entries here, too.
-    await drifts(ENTRIES, 1, async () => {
-      maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1 });
-      await through();
-    }, () => maps.cgroups.get(stranger) === undefined);
+    await drifts(
+      ENTRIES,
+      1,
+      async () => {
+        maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1 });
+        await through();
+      },
+      () => maps.cgroups.get(stranger) === undefined,
+    );
   });
 });
 
@@ -212,12 +332,34 @@ test('drift: where one thing cannot be put right, everything else is', async () 
   // Lets nobody attach anything below.
   const foreign = `${node.sandbox.bpffs}/foreign`;
   await must({ cmd: 'bpftool', args: ['prog', 'load', EXCLUSIVE, foreign] });
-  await must({ cmd: 'bpftool', args: ['cgroup', 'attach', node.sandbox.cgroup('docker/node').absolute, 'cgroup_inet4_connect', 'pinned', foreign] });
+  await must({
+    cmd: 'bpftool',
+    args: [
+      'cgroup',
+      'attach',
+      node.sandbox.cgroup('docker/node').absolute,
+      'cgroup_inet4_connect',
+      'pinned',
+      foreign,
+    ],
+  });
   node.sandbox.cgroup('docker/node/kubepods');
-  await eventually('it fails', () => node.agent.log().some(({ msg }) => /^the periodic check failed: bpf_link_create of pod_connect4/.test(String(msg))), 3 * SWEEP_MS);
+  await eventually(
+    'it fails',
+    () =>
+      node.agent
+        .log()
+        .some(({ msg }) => /^the periodic check failed: bpf_link_create of pod_connect4/.test(String(msg))),
+    3 * SWEEP_MS,
+  );
   const links = globSync(`${node.sandbox.bpffs}/cgroute/*/links`)[0] ?? '';
-  for (const name of readdirSync(links).filter((link) => /_connect/.test(link))) await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${links}/${name}`] });
-  await eventually('it is put right and told', () => node.agent.log().some(({ msg }) => msg === PROGRAMS), 3 * SWEEP_MS);
+  for (const name of readdirSync(links).filter((link) => /_connect/.test(link)))
+    await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${links}/${name}`] });
+  await eventually(
+    'it is put right and told',
+    () => node.agent.log().some(({ msg }) => msg === PROGRAMS),
+    3 * SWEEP_MS,
+  );
   assert.equal(await node.travel(pod.place), 'redirected');
 });
 

@@ -31,7 +31,10 @@ describe('a hostile pod', () => {
   before(async () => {
     // A proxy that names itself in its reply.
     node = await startNode('hostile', { proxy: false, agent: false });
-    writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\nmaxConnections: 4096\nmaxConnectionsPerPod: 1000\nproxy:\n  namespaces: [mesh]\n');
+    writeFileSync(
+      node.sandbox.file('config.yaml'),
+      'sweepSeconds: 1\nmaxConnections: 4096\nmaxConnectionsPerPod: 1000\nproxy:\n  namespaces: [mesh]\n',
+    );
     await listen(node.sandbox, node.proxyPod.place, 'proxy', '*', [15001, 15006], '--dual', '--quiet');
     hostile = await node.addPod({ name: 'hostile', style: 'systemd' });
     victim = await node.addPod({ name: 'victim' });
@@ -40,7 +43,8 @@ describe('a hostile pod', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  const tool = (place: Place, ...args: readonly (string | number)[]): Running => node.sandbox.spawn({ ...place, cmd: SOCK, args: args.map(String) });
+  const tool = (place: Place, ...args: readonly (string | number)[]): Running =>
+    node.sandbox.spawn({ ...place, cmd: SOCK, args: args.map(String) });
   const ended = async (running: Running): Promise<void> => {
     running.end();
     await running.exit;
@@ -48,21 +52,28 @@ describe('a hostile pod', () => {
   /** Who answers a connection to the server: `proxy` or `server`; or the errno. */
   async function answers(place: Place): Promise<string> {
     const result = await connect(place, node.server.ip4, Number(PORT));
-    return result.ok ? result.reply.split(' ')[0] ?? '' : result.errno;
+    return result.ok ? (result.reply.split(' ')[0] ?? '') : result.errno;
   }
-  const counters = async (pod: NodePod): Promise<Readonly<Record<string, number>>> => (await node.podStatus(pod)).connections;
-  const entries = async (): Promise<string[]> => (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
+  const counters = async (pod: NodePod): Promise<Readonly<Record<string, number>>> =>
+    (await node.podStatus(pod)).connections;
+  const entries = async (): Promise<string[]> =>
+    (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
 
   /** While the function runs, each connection of the victim goes through the proxy, and the agent answers. */
   async function harmless<T>(t: TestContext, run: () => Promise<T>): Promise<T> {
     const loop = tool(victim.place, 'loop', '--every', 1000, node.server.ip4, PORT, 0);
     // A few seconds at least, or a moment would count as much as it should not.
-    const [result, vitals] = await watchAgent(node.agent, async () => (await Promise.all([run(), delay(3000)]))[0]);
+    const [result, vitals] = await watchAgent(
+      node.agent,
+      async () => (await Promise.all([run(), delay(3000)]))[0],
+    );
     await ended(loop);
     const { total, ...rest } = JSON.parse(loop.stdout.at(-1) ?? '') as Totals;
     assert.deepEqual(rest, { proxy: total, server: 0, other: 0, failed: 0, errors: {} });
     assert.ok(total >= 50, `the victim made ${total} connections only`);
-    t.diagnostic(`/healthz within ${vitals.slowestMs} ms, the agent's CPU ${vitals.cpu}, ${total} connections of the victim`);
+    t.diagnostic(
+      `/healthz within ${vitals.slowestMs} ms, the agent's CPU ${vitals.cpu}, ${total} connections of the victim`,
+    );
     assert.equal(vitals.bad, 0, 'answers of /healthz');
     assert.ok(vitals.slowestMs < 1000, `/healthz took ${vitals.slowestMs} ms`);
     assert.ok(vitals.cpu < MOST_CPU, `the agent took ${vitals.cpu} of a CPU`);
@@ -78,23 +89,46 @@ describe('a hostile pod', () => {
       // The names of the victim, of a pod that is out, and of the proxy itself, in the ways of all drivers.
       for (const [n, { uid }] of [victim, outside, node.proxyPod].entries()) {
         for (let k = 0; k < 30; k++) {
-          fakes.push(node.sandbox.cgroup(`${inside.path}/kubepods/burstable/pod${uid}/${containerId(`fake ${n} ${k}`)}`));
-          fakes.push(node.sandbox.cgroup(`${inside.path}/kubepods.slice/kubepods-pod${uid.replaceAll('-', '_')}.slice/crio-${containerId(`fake ${n} ${k}`)}.scope`));
+          fakes.push(
+            node.sandbox.cgroup(
+              `${inside.path}/kubepods/burstable/pod${uid}/${containerId(`fake ${n} ${k}`)}`,
+            ),
+          );
+          fakes.push(
+            node.sandbox.cgroup(
+              `${inside.path}/kubepods.slice/kubepods-pod${uid.replaceAll('-', '_')}.slice/crio-${containerId(`fake ${n} ${k}`)}.scope`,
+            ),
+          );
         }
       }
       // Before the agent has looked: the first act of a process that is born in one.
       for (const { uid } of [victim, outside, node.proxyPod]) {
-        for (const name of [`kubepods/burstable/pod${uid}`, `kubepods.slice/kubepods-pod${uid.replaceAll('-', '_')}.slice`]) {
+        for (const name of [
+          `kubepods/burstable/pod${uid}`,
+          `kubepods.slice/kubepods-pod${uid.replaceAll('-', '_')}.slice`,
+        ]) {
           const born = node.sandbox.cgroup(`${inside.path}/born ${uid}/${dirname(name)}`);
-          const result = await sock<Connected>({ netns: hostile.host.netns }, 'first', '--mkdir', `${born.absolute}/${basename(name)}`, node.server.ip4, PORT);
+          const result = await sock<Connected>(
+            { netns: hostile.host.netns },
+            'first',
+            '--mkdir',
+            `${born.absolute}/${basename(name)}`,
+            node.server.ip4,
+            PORT,
+          );
           assert.ok(result.ok && result.reply.startsWith('proxy '), `${name}: ${JSON.stringify(result)}`);
         }
       }
       const before = await counters(hostile);
       const dialled = fakes.filter((_, i) => i % 12 === 0);
-      for (const cgroup of dialled) assert.equal(await answers({ cgroup, netns: hostile.host.netns }), 'proxy');
+      for (const cgroup of dialled)
+        assert.equal(await answers({ cgroup, netns: hostile.host.netns }), 'proxy');
       const now = await counters(hostile);
-      assert.equal((now['redirected'] ?? 0) - (before['redirected'] ?? 0), dialled.length, 'each is counted as its own');
+      assert.equal(
+        (now['redirected'] ?? 0) - (before['redirected'] ?? 0),
+        dialled.length,
+        'each is counted as its own',
+      );
       await delay(1100); // a sweep has seen them too
       assert.deepEqual(await entries(), known, 'none of them has an entry');
       assert.equal(await answers({ cgroup: fakes[0]!, netns: hostile.host.netns }), 'proxy');
@@ -106,9 +140,14 @@ describe('a hostile pod', () => {
 
   test('that makes and removes cgroups as fast as it can keeps nobody waiting', async (t) => {
     const known = await entries();
-    const script = 'cd "$1"; mkdir churn; end=$(( $(date +%s) + 3 )); n=0; while [ $(date +%s) -lt $end ]; do mkdir -p $(seq -f "churn/%g/pod$2" 50); rmdir churn/*/pod$2 churn/[0-9]*; n=$((n + 100)); done; rmdir churn; echo $n';
+    const script =
+      'cd "$1"; mkdir churn; end=$(( $(date +%s) + 3 )); n=0; while [ $(date +%s) -lt $end ]; do mkdir -p $(seq -f "churn/%g/pod$2" 50); rmdir churn/*/pod$2 churn/[0-9]*; n=$((n + 100)); done; rmdir churn; echo $n';
     const made = await harmless(t, async () => {
-      const churn = node.sandbox.spawn({ ...hostile.place, cmd: 'sh', args: ['-c', script, 'sh', hostile.cgroup.absolute, victim.uid] });
+      const churn = node.sandbox.spawn({
+        ...hostile.place,
+        cmd: 'sh',
+        args: ['-c', script, 'sh', hostile.cgroup.absolute, victim.uid],
+      });
       // A pod that comes meanwhile is known with its first connection.
       const late = await node.addPod({ name: 'late' });
       await node.apply();
@@ -120,14 +159,24 @@ describe('a hostile pod', () => {
       return count;
     });
     assert.ok(made > 500, `${made} cgroups only`);
-    await eventually('the entries are as before', async () => (await entries()).join() === known.join(), 5000);
+    await eventually(
+      'the entries are as before',
+      async () => (await entries()).join() === known.join(),
+      5000,
+    );
   });
 
   test('that runs systemd or Docker inside is itself in all that these make', async () => {
     const inside = [
-      'init.scope', 'user.slice/user-1000.slice/user@1000.service/app.slice', 'system.slice/containerd.service',
-      `system.slice/docker-${containerId('inner')}.scope`, `docker/${containerId('inner')}`, `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${victim.uid.replaceAll('-', '_')}.slice`,
-      `kubelet/kubepods/burstable/pod${outside.uid}/${containerId('kind in a pod')}`, 'machine.slice/libpod-conmon.scope', `crio-conmon-${containerId('inner')}.scope`,
+      'init.scope',
+      'user.slice/user-1000.slice/user@1000.service/app.slice',
+      'system.slice/containerd.service',
+      `system.slice/docker-${containerId('inner')}.scope`,
+      `docker/${containerId('inner')}`,
+      `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${victim.uid.replaceAll('-', '_')}.slice`,
+      `kubelet/kubepods/burstable/pod${outside.uid}/${containerId('kind in a pod')}`,
+      'machine.slice/libpod-conmon.scope',
+      `crio-conmon-${containerId('inner')}.scope`,
     ];
     const before = await counters(hostile);
     for (const name of inside) {
@@ -143,14 +192,22 @@ describe('a hostile pod', () => {
     const rate = await harmless(t, async () => {
       const before = (await counters(hostile))['redirected'] ?? 0;
       const began = performance.now();
-      const storms = [0, 1, 2, 3].map((n) => tool(hostile.place, 'bench', 10_000_000, node.server.ip4, Number(PORT) + n));
+      const storms = [0, 1, 2, 3].map((n) =>
+        tool(hostile.place, 'bench', 10_000_000, node.server.ip4, Number(PORT) + n),
+      );
       await delay(3000);
       for (const storm of storms) await storm.stop('SIGKILL');
-      return Math.round((((await counters(hostile))['redirected'] ?? 0) - before) / ((performance.now() - began) / 1000));
+      return Math.round(
+        (((await counters(hostile))['redirected'] ?? 0) - before) / ((performance.now() - began) / 1000),
+      );
     });
     t.diagnostic(`${rate} connections a second`);
     assert.ok(rate > 2000, `${rate} connections a second only`);
-    await eventually('nothing is left of them', async () => (await node.entries('connection_map')).length === 0, 5000);
+    await eventually(
+      'nothing is left of them',
+      async () => (await node.entries('connection_map')).length === 0,
+      5000,
+    );
     assert.equal((await counters(victim))['handoffLost'], 0);
   });
 
@@ -194,7 +251,9 @@ describe('a hostile pod', () => {
 
   test('that has 60,000 threads', async (t) => {
     // As many as this machine has room for beside everything else that runs on it.
-    const room = Number(readFileSync('/proc/sys/kernel/pid_max', 'utf8')) - Number(/\/(\d+)/.exec(readFileSync('/proc/loadavg', 'utf8'))?.[1]);
+    const room =
+      Number(readFileSync('/proc/sys/kernel/pid_max', 'utf8')) -
+      Number(/\/(\d+)/.exec(readFileSync('/proc/loadavg', 'utf8'))?.[1]);
     const wanted = Math.min(60_000, Math.floor(room * 0.6));
     const threads = await harmless(t, async () => {
       const crowd = tool(hostile.place, 'threads', wanted);
@@ -212,9 +271,14 @@ describe('a hostile pod', () => {
   });
 
   test('that has thousands of processes which come and go', async (t) => {
-    const storm = await harmless(t, async () => tool(hostile.place, 'storm', 3000, 3000).json<{ execs: number }>(20_000));
+    const storm = await harmless(t, async () =>
+      tool(hostile.place, 'storm', 3000, 3000).json<{ execs: number }>(20_000),
+    );
     t.diagnostic(`${storm.execs} programs in three seconds`);
     assert.ok(storm.execs > 1000);
-    assert.ok(existsSync(hostile.cgroup.absolute) && makeCgroup(node.sandbox.cgroupRoot, hostile.cgroup.path).id === hostile.cgroup.id);
+    assert.ok(
+      existsSync(hostile.cgroup.absolute) &&
+        makeCgroup(node.sandbox.cgroupRoot, hostile.cgroup.path).id === hostile.cgroup.id,
+    );
   });
 });

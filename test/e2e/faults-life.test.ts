@@ -31,7 +31,11 @@ const OUT = { 'istio.io/dataplane-mode': 'none' };
 
 /** Connects all the time; {@link totals} ends it. */
 function loop(node: TestNode, place: Place): Running {
-  return node.sandbox.spawn({ ...place, cmd: SOCK, args: ['loop', '--every', '300', node.server.ip4, '8080', '0'] });
+  return node.sandbox.spawn({
+    ...place,
+    cmd: SOCK,
+    args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
+  });
 }
 
 async function totals(running: Running): Promise<Totals> {
@@ -56,12 +60,18 @@ async function known(node: TestNode): Promise<string[]> {
   return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
 }
 function wanted(node: TestNode, pods: readonly NodePod[]): string[] {
-  return pods.flatMap(({ cgroup }) => [cgroup.id, node.sandbox.cgroup(dirname(cgroup.path)).id]).map(String).toSorted();
+  return pods
+    .flatMap(({ cgroup }) => [cgroup.id, node.sandbox.cgroup(dirname(cgroup.path)).id])
+    .map(String)
+    .toSorted();
 }
 
 /** Programs at the node's cgroups, as bpftool lists them; empty for none. */
 async function attachedBelow(node: TestNode): Promise<string> {
-  return (await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'tree', node.sandbox.cgroupRoot] })).replace('[]', '');
+  return (await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'tree', node.sandbox.cgroupRoot] })).replace(
+    '[]',
+    '',
+  );
 }
 
 describe('in the life of an agent,', () => {
@@ -94,7 +104,8 @@ describe('in the life of an agent,', () => {
       const what = round % 4;
       if (what === 0) comers.push(await node.addPod({ name: `comer-${round}`, host: pod.host }));
       const [last] = comers.slice(-1);
-      if (what === 1 && last !== undefined) node.manifest.change(last.uid, { labels: random() < 0.5 ? OUT : {} });
+      if (what === 1 && last !== undefined)
+        node.manifest.change(last.uid, { labels: random() < 0.5 ? OUT : {} });
       if (what === 2 && last !== undefined) {
         comers.pop();
         removeCgroup(dirname(last.cgroup.absolute));
@@ -108,10 +119,20 @@ describe('in the life of an agent,', () => {
     const [inMesh, out] = [await totals(loops[0]!), await totals(loops[1]!)];
     t.diagnostic(`${inMesh.total} and ${out.total} connections`);
     assert.ok(inMesh.total > 500, `only ${inMesh.total} connections were made`);
-    assert.deepEqual(inMesh, { total: inMesh.total, proxy: inMesh.total, server: 0, other: 0, failed: 0, errors: {} });
+    assert.deepEqual(inMesh, {
+      total: inMesh.total,
+      proxy: inMesh.total,
+      server: 0,
+      other: 0,
+      failed: 0,
+      errors: {},
+    });
     assert.deepEqual(out, { total: out.total, proxy: 0, server: out.total, other: 0, failed: 0, errors: {} });
     assert.deepEqual(await known(node), wanted(node, [node.proxyPod, pod, outside, ...comers]));
-    assert.deepEqual((await node.status()).pods.map(({ uid }) => uid).toSorted(), [node.proxyPod, pod, outside, ...comers].map(({ uid }) => uid).toSorted());
+    assert.deepEqual(
+      (await node.status()).pods.map(({ uid }) => uid).toSorted(),
+      [node.proxyPod, pod, outside, ...comers].map(({ uid }) => uid).toSorted(),
+    );
     for (const each of comers) {
       removeCgroup(dirname(each.cgroup.absolute));
       node.manifest.remove(each.uid);
@@ -120,10 +141,12 @@ describe('in the life of an agent,', () => {
   });
 
   test('uninstall leaves nothing behind, and may be done twice', async () => {
-    const tool = async (...args: readonly string[]): Promise<readonly Shown[]> => JSON.parse((await must({ cmd: 'bpftool', args: ['-j', '-f', ...args] })) || '[]') as Shown[];
+    const tool = async (...args: readonly string[]): Promise<readonly Shown[]> =>
+      JSON.parse((await must({ cmd: 'bpftool', args: ['-j', '-f', ...args] })) || '[]') as Shown[];
     const directories = readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
     assert.deepEqual(directories, ['bypass', 'cgroute']);
-    const ours = ({ pinned = [] }: Shown): boolean => pinned.some((path) => path.startsWith(`${node.sandbox.bpffs}/`));
+    const ours = ({ pinned = [] }: Shown): boolean =>
+      pinned.some((path) => path.startsWith(`${node.sandbox.bpffs}/`));
     const maps = (await tool('map', 'show')).filter(ours).map(({ id }) => id);
     const links = (await tool('link', 'show')).filter(ours);
     assert.ok(maps.length >= 15 && links.length >= 10, `${maps.length} maps, ${links.length} links`);
@@ -132,13 +155,27 @@ describe('in the life of an agent,', () => {
     const first = await cgroute(node.sandbox, ['cleanup']);
     assert.equal(first.code, 0, first.stderr);
     assert.match(first.stdout, /^removed \d+ pins below \S+\/cgroute$/);
-    assert.deepEqual(readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug')), []);
+    assert.deepEqual(
+      readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug')),
+      [],
+    );
     await eventually('nothing is attached', async () => (await attachedBelow(node)) === '', 5000);
     // The kernel frees them some milliseconds after their last user is gone.
-    await eventually('programs and maps are gone from the kernel', async () => {
-      const left = new Set([...(await tool('map', 'show')).map(({ id }) => `map ${id}`), ...(await tool('prog', 'show')).map(({ id }) => `prog ${id}`), ...(await tool('link', 'show')).map(({ id }) => `link ${id}`)]);
-      return [...maps.map((id) => `map ${id}`), ...links.flatMap(({ id, prog_id }) => [`link ${id}`, `prog ${prog_id}`])].every((what) => !left.has(what));
-    }, 5000);
+    await eventually(
+      'programs and maps are gone from the kernel',
+      async () => {
+        const left = new Set([
+          ...(await tool('map', 'show')).map(({ id }) => `map ${id}`),
+          ...(await tool('prog', 'show')).map(({ id }) => `prog ${id}`),
+          ...(await tool('link', 'show')).map(({ id }) => `link ${id}`),
+        ]);
+        return [
+          ...maps.map((id) => `map ${id}`),
+          ...links.flatMap(({ id, prog_id }) => [`link ${id}`, `prog ${prog_id}`]),
+        ].every((what) => !left.has(what));
+      },
+      5000,
+    );
     const { total, proxy, server, other, failed } = await totals(held);
     assert.deepEqual([proxy + server, other, failed], [total, 0, 0], 'no connection fails by it');
     const direct = await connect(pod.place, node.server.ip4, 8080);
@@ -155,7 +192,16 @@ describe('in the life of an agent,', () => {
   test('an agent that starts while cleanup is at work is refused, and not robbed of its pins', async () => {
     await node.agent.kill9();
     const links = `${node.sandbox.bpffs}/cgroute/v1/links`;
-    const cleaning = node.sandbox.spawn({ cmd: resolve(import.meta.dirname, '../../dist/cgroute'), args: ['cleanup', '--cgroup-root', node.sandbox.cgroupRoot, '--bpffs-root', `${node.sandbox.bpffs}/cgroute`] });
+    const cleaning = node.sandbox.spawn({
+      cmd: resolve(import.meta.dirname, '../../dist/cgroute'),
+      args: [
+        'cleanup',
+        '--cgroup-root',
+        node.sandbox.cgroupRoot,
+        '--bpffs-root',
+        `${node.sandbox.bpffs}/cgroute`,
+      ],
+    });
     while (readdirSync(links).some((name) => /_connect/.test(name))) await delay(1);
     process.kill(cleaning.pid, 'SIGSTOP');
     const early = startAgent(node.sandbox, { manifest: node.manifest.path });
@@ -176,7 +222,8 @@ describe('in the life of an agent,', () => {
     await must({ cmd: 'rm', args: ['-r', `${node.sandbox.bpffs}/cgroute`] });
     await must({ cmd: 'umount', args: [node.sandbox.bpffs] });
     await must({ cmd: 'mount', args: ['-t', 'bpf', 'cgroute-test', node.sandbox.bpffs] });
-    for (const name of readdirSync(node.sandbox.cgroupRoot, { withFileTypes: true })) if (name.isDirectory() && name.name !== 'host') removeCgroup(`${node.sandbox.cgroupRoot}/${name.name}`);
+    for (const name of readdirSync(node.sandbox.cgroupRoot, { withFileTypes: true }))
+      if (name.isDirectory() && name.name !== 'host') removeCgroup(`${node.sandbox.cgroupRoot}/${name.name}`);
     // The kernel lets go of programs a moment after their pins.
     await eventually('nothing is attached', async () => (await attachedBelow(node)) === '', 5000);
     const old = pod.cgroup.id;
@@ -187,11 +234,18 @@ describe('in the life of an agent,', () => {
     await node.startAgent();
     for (const each of [pod, outside]) each.startContainer();
     assert.notEqual(pod.cgroup.id, old);
-    for (const [each, by] of [[pod, 'proxy '], [outside, 'server ']] as const) {
+    for (const [each, by] of [
+      [pod, 'proxy '],
+      [outside, 'server '],
+    ] as const) {
       const result = await connect(each.place, node.server.ip4, 8080);
       assert.ok(result.ok && result.reply.startsWith(by), `${each.name}: ${JSON.stringify(result)}`);
     }
-    await eventually('all are known, and nothing else', async () => (await known(node)).join() === wanted(node, [node.proxyPod, pod, outside]).join(), 3000);
+    await eventually(
+      'all are known, and nothing else',
+      async () => (await known(node)).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
+      3000,
+    );
     assert.equal((await node.podStatus(pod)).connections['redirected'], 1, 'counted from the reboot on');
     assert.deepEqual((await node.status()).unknown, []);
   });
@@ -220,11 +274,19 @@ test('ztunnel down and back: what cannot be redirected is refused, and nothing g
     assert.equal(await node.travel(pod.place), 'EPERM', 'it is not ready before it says so');
     node.manifest.change(node.proxyPod.uid, { ready: true });
     await node.apply();
-    await eventually('it is redirected again', async () => (await node.travel(pod.place)) === 'redirected', 3000);
+    await eventually(
+      'it is redirected again',
+      async () => (await node.travel(pod.place)) === 'redirected',
+      3000,
+    );
   }
   await delay(50);
   clients.end();
   await clients.exit;
-  const peers = new Set(node.server.listener.accepted().map(({ peer }) => peer.replace(/^\[::ffff:([\d.]+)\]/, '$1').replace(/:\d+$/, '')));
+  const peers = new Set(
+    node.server.listener
+      .accepted()
+      .map(({ peer }) => peer.replace(/^\[::ffff:([\d.]+)\]/, '$1').replace(/:\d+$/, '')),
+  );
   assert.deepEqual([...peers], [node.proxyPod.host.ip4], 'the server has seen nobody but the proxy');
 });

@@ -10,7 +10,10 @@ import { eventually } from '../../deploy/stage/process.ts';
 const DROPPER = resolve(import.meta.dirname, '../harness/drop-privileges.ts');
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 
-async function startWithShortSweep(node: TestNode, env: Readonly<Record<string, string>> = {}): Promise<void> {
+async function startWithShortSweep(
+  node: TestNode,
+  env: Readonly<Record<string, string>> = {},
+): Promise<void> {
   const config = node.sandbox.file('config.yaml');
   writeFileSync(config, 'sweepSeconds: 1\n');
   await node.startAgent({ args: ['--config', config], env });
@@ -18,7 +21,10 @@ async function startWithShortSweep(node: TestNode, env: Readonly<Record<string, 
 
 /** CapEff of proc_pid_status(5), by thread. */
 function capabilities(pid: number): readonly string[] {
-  return readdirSync(`/proc/${pid}/task`).map((thread) => /^CapEff:\s+(\w+)$/m.exec(readFileSync(`/proc/${pid}/task/${thread}/status`, 'utf8'))?.[1] ?? '');
+  return readdirSync(`/proc/${pid}/task`).map(
+    (thread) =>
+      /^CapEff:\s+(\w+)$/m.exec(readFileSync(`/proc/${pid}/task/${thread}/status`, 'utf8'))?.[1] ?? '',
+  );
 }
 
 test('an agent without privileges it had goes on with what it has opened, and the next one starts as ever', async () => {
@@ -37,15 +43,25 @@ test('an agent without privileges it had goes on with what it has opened, and th
     node.manifest.change(flipped.uid, { labels: {} });
     const late = await node.addPod({ name: 'late' });
     await node.apply();
-    assert.deepEqual([await node.travel(pod.place), await node.travel(flipped.place), await node.travel(late.place)], ['redirected', 'redirected', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(flipped.place), await node.travel(late.place)],
+      ['redirected', 'redirected', 'redirected'],
+    );
     // Loaded programs may be attached again, too.
     for (const link of globSync(`${node.sandbox.bpffs}/cgroute/*/links/pod_connect4@*`)) unlinkSync(link);
-    await eventually('it is attached again', () => globSync(`${node.sandbox.bpffs}/cgroute/*/links/pod_connect4@*`).length > 0, 4000);
+    await eventually(
+      'it is attached again',
+      () => globSync(`${node.sandbox.bpffs}/cgroute/*/links/pod_connect4@*`).length > 0,
+      4000,
+    );
     assert.equal(await node.travel(pod.place), 'redirected');
   });
   assert.equal(vitals.bad, 0, 'answers of /healthz');
   await agent.kill9();
   assert.equal(await node.travel(pod.place), 'redirected');
   await startWithShortSweep(node);
-  assert.deepEqual([await node.travel(pod.place), await node.travel(flipped.place)], ['redirected', 'redirected']);
+  assert.deepEqual(
+    [await node.travel(pod.place), await node.travel(flipped.place)],
+    ['redirected', 'redirected'],
+  );
 });

@@ -30,25 +30,39 @@ describe('where original destinations are handed over', () => {
   const idOf = (path: string): bigint => node.sandbox.cgroup(path).id;
   const hostIn = (cgroup: Cgroup): Place => ({ ...node.hostPlace, cgroup });
   function places(): string[] {
-    const links = globSync(`${node.sandbox.bpffs}/cgroute/*/links/sock_ops@*`).map((path) => path.replace(/.*@/, ''));
+    const links = globSync(`${node.sandbox.bpffs}/cgroute/*/links/sock_ops@*`).map((path) =>
+      path.replace(/.*@/, ''),
+    );
     return links.toSorted();
   }
   /** How often this agent's program ran, as it counts while statistics are on. */
   async function runs(): Promise<number> {
     const [link] = globSync(`${node.sandbox.bpffs}/cgroute/*/links/sock_ops@*`);
-    const { prog_id: id } = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'link', 'show', 'pinned', String(link)] })) as { prog_id: number };
-    const { run_cnt: runs = 0 } = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'prog', 'show', 'id', String(id)] })) as { run_cnt?: number };
+    const { prog_id: id } = JSON.parse(
+      await must({ cmd: 'bpftool', args: ['-j', 'link', 'show', 'pinned', String(link)] }),
+    ) as { prog_id: number };
+    const { run_cnt: runs = 0 } = JSON.parse(
+      await must({ cmd: 'bpftool', args: ['-j', 'prog', 'show', 'id', String(id)] }),
+    ) as { run_cnt?: number };
     return runs;
   }
 
   test('it is at the redirected pod and at the branches of host processes, not at the root, the proxy or a pod that is out', async () => {
     const branches = readdirSync(node.sandbox.cgroupRoot, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory() && !entry.name.startsWith('kubepods')).map(({ name }) => name);
+      .filter((entry) => entry.isDirectory() && !entry.name.startsWith('kubepods'))
+      .map(({ name }) => name);
     assert.ok(branches.length > 0);
     const wanted = [dirname(pod.cgroup.path), ...branches].map((path) => String(idOf(path)));
     await eventually('they are all', () => places().length === wanted.length, 4000).catch(() => undefined);
     assert.deepEqual(places(), wanted.toSorted());
-    assert.deepEqual([await node.travel(pod.place), await node.travel(plain.place), await node.travel(node.hostPlace, { to })], ['redirected', 'direct', 'inbound']);
+    assert.deepEqual(
+      [
+        await node.travel(pod.place),
+        await node.travel(plain.place),
+        await node.travel(node.hostPlace, { to }),
+      ],
+      ['redirected', 'direct', 'inbound'],
+    );
   });
 
   test('a pod that is out and the proxy are spared it', async () => {
@@ -64,7 +78,11 @@ describe('where original destinations are handed over', () => {
       assert.equal(await node.travel(pod.place, between), 'redirected');
       const redirected = (await runs()) - before - out;
       // At each end the kernel asks some five times; here only the client's is asked.
-      assert.deepEqual([out, redirected > 0 && redirected <= 6], [0, true], `${redirected} for a redirected connection`);
+      assert.deepEqual(
+        [out, redirected > 0 && redirected <= 6],
+        [0, true],
+        `${redirected} for a redirected connection`,
+      );
     } finally {
       await must({ cmd: 'sysctl', args: ['-qw', 'kernel.bpf_stats_enabled=0'] });
     }
@@ -74,12 +92,19 @@ describe('where original destinations are handed over', () => {
     node.manifest.namespace('plain', ENROLLED);
     node.manifest.write();
     const seen = new Set<string>();
-    await eventually('it is redirected', async () => {
-      const travel = await node.travel(plain.place);
-      seen.add(travel);
-      return travel === 'redirected';
-    }, 4000);
-    assert.deepEqual([...seen].toSorted(), ['direct', 'redirected'].filter((travel) => seen.has(travel)));
+    await eventually(
+      'it is redirected',
+      async () => {
+        const travel = await node.travel(plain.place);
+        seen.add(travel);
+        return travel === 'redirected';
+      },
+      4000,
+    );
+    assert.deepEqual(
+      [...seen].toSorted(),
+      ['direct', 'redirected'].filter((travel) => seen.has(travel)),
+    );
     assert.ok(places().includes(String(idOf(dirname(plain.cgroup.path)))));
     node.manifest.namespace('plain');
     await node.apply();
@@ -96,9 +121,14 @@ describe('where original destinations are handed over', () => {
     const root: Cgroup = { ...node.sandbox.hostCgroup, path: '/', absolute: node.sandbox.cgroupRoot };
     assert.equal(await node.travel(hostIn(root), { to }), 'EPERM');
     assert.equal((await node.status()).host['errorDenied'], 1);
-    await node.agent.logged('host processes of a cgroup that was not known dialled pods of the mesh and were denied: from now on their connections get to the proxy');
+    await node.agent.logged(
+      'host processes of a cgroup that was not known dialled pods of the mesh and were denied: from now on their connections get to the proxy',
+    );
     assert.equal(await node.travel(hostIn(root), { to }), 'inbound');
-    assert.deepEqual([await node.travel(pod.place), await node.travel(node.hostPlace, { to })], ['redirected', 'inbound']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(node.hostPlace, { to })],
+      ['redirected', 'inbound'],
+    );
   });
 
   test('an agent that leaves covers the branches that come after it', async () => {
@@ -108,8 +138,14 @@ describe('where original destinations are handed over', () => {
     assert.ok(places().includes(root));
     await node.agent.stop();
     const late = node.sandbox.cgroup('late.slice');
-    assert.deepEqual([await node.travel(hostIn(late), { to }), await node.travel(pod.place)], ['inbound', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(hostIn(late), { to }), await node.travel(pod.place)],
+      ['inbound', 'redirected'],
+    );
     await start();
-    assert.deepEqual([await node.travel(hostIn(late), { to }), await node.travel(pod.place)], ['inbound', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(hostIn(late), { to }), await node.travel(pod.place)],
+      ['inbound', 'redirected'],
+    );
   });
 });

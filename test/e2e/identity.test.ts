@@ -5,7 +5,15 @@ import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { CGROUP_STYLES, type NodePod, type PodOptions, type TestNode, containerId, newUid, startNode } from '../harness/node.ts';
+import {
+  CGROUP_STYLES,
+  type NodePod,
+  type PodOptions,
+  type TestNode,
+  containerId,
+  newUid,
+  startNode,
+} from '../harness/node.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK, connect, listen, sock } from '../../deploy/stage/sock.ts';
 
@@ -24,10 +32,13 @@ describe('a pod is known', () => {
     await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
     return pod;
   }
-  const inbound = (pod: NodePod): Promise<string> => node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } });
+  const inbound = (pod: NodePod): Promise<string> =>
+    node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } });
   /** Waits until the agent has an entry for the latest cgroup of the pod. */
-  const seen = (pod: NodePod): Promise<unknown> => eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id), 5000);
-  const hasEntry = async (id: bigint): Promise<boolean> => (await node.entries('cgroup_info_map')).some(({ key }) => String(key) === String(id));
+  const seen = (pod: NodePod): Promise<unknown> =>
+    eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id), 5000);
+  const hasEntry = async (id: bigint): Promise<boolean> =>
+    (await node.entries('cgroup_info_map')).some(({ key }) => String(key) === String(id));
 
   for (const style of CGROUP_STYLES) {
     test(`by a cgroup of the style ${style}`, async () => {
@@ -41,7 +52,9 @@ describe('a pod is known', () => {
 
   test('and the monitor beside its container is not taken for it', async () => {
     const pod = await node.addPod({ name: 'monitored', style: 'crio' });
-    const conmon = node.sandbox.cgroup(`${dirname(pod.cgroup.path)}/crio-conmon-${containerId('monitored')}.scope`);
+    const conmon = node.sandbox.cgroup(
+      `${dirname(pod.cgroup.path)}/crio-conmon-${containerId('monitored')}.scope`,
+    );
     await node.apply();
     await seen(pod);
     assert.equal(await node.travel(pod.place), 'redirected');
@@ -55,7 +68,10 @@ describe('a pod is known', () => {
     const before = (await node.status()).host['unknownAllowed'] ?? 0;
     assert.equal(await node.travel(pod.place), 'direct');
     const { unknown, host } = await node.status();
-    assert.ok(unknown.some(({ id, path }) => id === String(pod.cgroup.id) && path === pod.cgroup.path), JSON.stringify(unknown));
+    assert.ok(
+      unknown.some(({ id, path }) => id === String(pod.cgroup.id) && path === pod.cgroup.path),
+      JSON.stringify(unknown),
+    );
     assert.equal(host['unknownAllowed'], before + 1);
     node.manifest.pod(pod.object);
     await node.apply();
@@ -80,11 +96,20 @@ describe('a pod is known', () => {
     const podDirectory = dirname(pod.cgroup.absolute);
     for (let n = 0; n < 5; n++) {
       const directory = `${podDirectory}/cri-containerd-${containerId(`restarting again ${n}`)}.scope`;
-      const result = await sock<Connected>({ netns: pod.host.netns }, 'first', '--mkdir', directory, node.server.ip4, 8080);
+      const result = await sock<Connected>(
+        { netns: pod.host.netns },
+        'first',
+        '--mkdir',
+        directory,
+        node.server.ip4,
+        8080,
+      );
       assert.ok(result.ok && result.reply.includes(node.proxyPod.host.ip4), JSON.stringify(result));
     }
     // A name made inside a pod never grants another pod's identity.
-    const fake = node.sandbox.cgroup(`${pod.cgroup.path}/kubepods/burstable/pod${victim.uid}/${containerId('fake')}`);
+    const fake = node.sandbox.cgroup(
+      `${pod.cgroup.path}/kubepods/burstable/pod${victim.uid}/${containerId('fake')}`,
+    );
     assert.equal(await node.travel({ cgroup: fake, netns: pod.host.netns }), 'redirected');
     await node.apply();
     assert.equal(await node.travel({ cgroup: fake, netns: pod.host.netns }), 'redirected');
@@ -99,8 +124,13 @@ describe('a pod is known', () => {
     removeCgroup(dirname(pod.cgroup.absolute));
     const remade = node.sandbox.cgroup(path);
     assert.notEqual(remade.id, id);
-    const { pods } = await node.until('the new cgroup is known', (status) => status.pods.some(({ cgroups }) => cgroups.some((cgroup) => cgroup.id === String(remade.id))));
-    assert.ok(!pods.some(({ cgroups }) => cgroups.some((cgroup) => cgroup.id === String(id))), 'the old one is forgotten');
+    const { pods } = await node.until('the new cgroup is known', (status) =>
+      status.pods.some(({ cgroups }) => cgroups.some((cgroup) => cgroup.id === String(remade.id))),
+    );
+    assert.ok(
+      !pods.some(({ cgroups }) => cgroups.some((cgroup) => cgroup.id === String(id))),
+      'the old one is forgotten',
+    );
     assert.equal(await node.travel({ cgroup: remade, netns: pod.host.netns }), 'redirected');
   });
 
@@ -111,7 +141,10 @@ describe('a pod is known', () => {
     assert.deepEqual((await node.podStatus(pod)).ips, []);
     assert.equal(await inbound(pod), 'direct');
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
-    await node.until('its addresses are found', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2);
+    await node.until(
+      'its addresses are found',
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2,
+    );
     assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
     assert.equal(await inbound(pod), 'inbound');
     const itself = await connect(pod.place, pod.host.ip4, 80);
@@ -124,11 +157,19 @@ describe('a pod is known', () => {
     await node.apply();
     await seen(pod);
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
-    await node.until('its addresses are found', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2);
+    await node.until(
+      'its addresses are found',
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2,
+    );
     const script = `ip link set lo up; ip address add ${node.server.ip4}/32 dev lo; echo ready; exec sleep 1000`;
     // In several cgroups, as the agent may come to any of them first.
     for (let count = 0; count < 4; count++) {
-      const liar = node.sandbox.spawn({ cgroup: pod.startContainer(), netns: pod.host.netns, cmd: 'unshare', args: ['-rn', 'sh', '-c', script] });
+      const liar = node.sandbox.spawn({
+        cgroup: pod.startContainer(),
+        netns: pod.host.netns,
+        cmd: 'unshare',
+        args: ['-rn', 'sh', '-c', script],
+      });
       await liar.line(/ready/);
     }
     await node.agent.kill9();
@@ -141,7 +182,11 @@ describe('a pod is known', () => {
   test('with its pod IP before and after: in the object before its cgroup is made, or only when it has run for a while', async () => {
     const early = await serving({ name: 'ip-early', running: false });
     await node.apply();
-    assert.equal(await inbound(early), 'inbound', 'what dials it comes by the proxy from its first moment on');
+    assert.equal(
+      await inbound(early),
+      'inbound',
+      'what dials it comes by the proxy from its first moment on',
+    );
     early.startContainer();
     await seen(early);
     assert.equal(await inbound(early), 'inbound');
@@ -171,10 +216,18 @@ describe('a pod is known', () => {
     const old = await serving({ name: 'old', created: '2026-01-01T00:00:00Z' });
     await node.apply();
     assert.equal(await inbound(old), 'inbound');
-    const successor = await node.addPod({ name: 'new', host: old.host, labels: OUT, created: '2026-01-01T00:00:09Z' });
+    const successor = await node.addPod({
+      name: 'new',
+      host: old.host,
+      labels: OUT,
+      created: '2026-01-01T00:00:09Z',
+    });
     await node.apply();
     assert.equal(await inbound(old), 'direct', 'the address is that of the new pod, which is out');
-    assert.deepEqual([await node.travel(old.place), await node.travel(successor.place)], ['redirected', 'direct']);
+    assert.deepEqual(
+      [await node.travel(old.place), await node.travel(successor.place)],
+      ['redirected', 'direct'],
+    );
     node.manifest.remove(old.uid);
     await node.apply();
     assert.equal(await inbound(old), 'direct');
@@ -196,14 +249,26 @@ describe('a pod is known', () => {
   test('by its UID: a StatefulSet pod made again under the same name with a new UID', async () => {
     const first = await node.addPod({ name: 'db-0', labels: OUT });
     await node.apply();
-    const second = await node.addPod({ name: 'db-0', style: 'crio', uid: newUid(), namespace: 'demo', host: first.host });
+    const second = await node.addPod({
+      name: 'db-0',
+      style: 'crio',
+      uid: newUid(),
+      namespace: 'demo',
+      host: first.host,
+    });
     node.manifest.remove(first.uid);
     node.manifest.write();
     await node.apply();
     await seen(second);
-    assert.deepEqual([await node.travel(first.place), await node.travel(second.place)], ['direct', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(first.place), await node.travel(second.place)],
+      ['direct', 'redirected'],
+    );
     removeCgroup(dirname(first.cgroup.absolute));
-    const { pods } = await node.until('the first is forgotten', (status) => !status.pods.some(({ uid }) => uid === first.uid));
+    const { pods } = await node.until(
+      'the first is forgotten',
+      (status) => !status.pods.some(({ uid }) => uid === first.uid),
+    );
     assert.equal(pods.find(({ name }) => name === 'db-0')?.uid, second.uid);
     assert.equal(await node.travel(second.place), 'redirected');
   });
@@ -226,7 +291,10 @@ describe('a pod is known', () => {
     await seen(pod);
     assert.deepEqual((await node.podStatus(pod)).ips, []);
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
-    await node.until('its own are found', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2);
+    await node.until(
+      'its own are found',
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2,
+    );
     assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
   });
 
@@ -239,14 +307,23 @@ describe('a pod is known', () => {
     assert.equal(await node.travel(pod.place), 'redirected');
     assert.equal((await node.podStatus(pod)).reason, 'namespace-label');
     const systemd = randomBytes(16).toString('hex');
-    const other = await node.addPod({ name: 'static-systemd', style: 'systemd', annotations: { 'kubernetes.io/config.hash': systemd }, cgroupUid: systemd });
+    const other = await node.addPod({
+      name: 'static-systemd',
+      style: 'systemd',
+      annotations: { 'kubernetes.io/config.hash': systemd },
+      cgroupUid: systemd,
+    });
     await node.apply();
     await seen(other);
     assert.equal(await node.travel(other.place), 'redirected');
 
     const claimed = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
     await node.addPod({ name: 'claims', annotations: claimed, running: false });
-    const disputed = await node.addPod({ name: 'claims-too', annotations: claimed, cgroupUid: claimed['kubernetes.io/config.hash'] });
+    const disputed = await node.addPod({
+      name: 'claims-too',
+      annotations: claimed,
+      cgroupUid: claimed['kubernetes.io/config.hash'],
+    });
     await node.apply();
     await seen(disputed);
     assert.equal(await node.travel(disputed.place), 'direct');
@@ -259,7 +336,9 @@ describe('a pod is known', () => {
       for (const name of ['first', 'second']) {
         const uid = newUid().replaceAll('-', '_');
         const slices = `late-${n}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice`;
-        const cgroup = node.sandbox.cgroup(`${slices}/kubelet-kubepods-burstable-pod${uid}.slice/cri-containerd-${containerId(uid)}.scope`);
+        const cgroup = node.sandbox.cgroup(
+          `${slices}/kubelet-kubepods-burstable-pod${uid}.slice/cri-containerd-${containerId(uid)}.scope`,
+        );
         await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(cgroup.id), 1500);
       }
     }
@@ -293,7 +372,10 @@ test('an unknown pod is refused until it is known, where the configuration says 
   const directory = early.cgroup.absolute;
   const first = await sock<Connected>({ netns: early.host.netns }, 'first', directory, node.server.ip4, 8080);
   assert.deepEqual([first.ok, 'errno' in first && first.errno], [false, 'EPERM']);
-  assert.deepEqual([await node.travel(pod.place), await node.travel(known.place), await node.travel(node.hostPlace)], ['EPERM', 'redirected', 'direct']);
+  assert.deepEqual(
+    [await node.travel(pod.place), await node.travel(known.place), await node.travel(node.hostPlace)],
+    ['EPERM', 'redirected', 'direct'],
+  );
   assert.ok(((await node.status()).host['unknownDenied'] ?? 0) >= 2);
   node.manifest.pod(pod.object);
   await node.apply();
@@ -307,9 +389,16 @@ test('a static pod whose UID has no known form gains no identity by names inside
   await (await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] })).kill9();
   const own = `pod${outside.uid}`;
   const slice = own.replaceAll('-', '_');
-  for (const path of [`kubepods/burstable/podmy-own/c/burstable/${own}`, `kubepods.slice/kubepods-podmy_own.slice/kubepods-${slice}.slice`,
-    `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podmy_own.slice/c/kubepods-burstable-${slice}.slice`]) {
-    assert.equal(await node.travel({ cgroup: node.sandbox.cgroup(path), netns: outside.host.netns }), 'EPERM', path);
+  for (const path of [
+    `kubepods/burstable/podmy-own/c/burstable/${own}`,
+    `kubepods.slice/kubepods-podmy_own.slice/kubepods-${slice}.slice`,
+    `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podmy_own.slice/c/kubepods-burstable-${slice}.slice`,
+  ]) {
+    assert.equal(
+      await node.travel({ cgroup: node.sandbox.cgroup(path), netns: outside.host.netns }),
+      'EPERM',
+      path,
+    );
   }
 });
 
@@ -322,7 +411,11 @@ test('dual stack: a pod of two families is redirected in both, and an IPv4 addre
   node.manifest.change(pod.uid, { ips: [pod.host.ip4, pod.host.ip6] });
   await node.startAgent();
   const { ip4, ip6 } = node.server;
-  const cases: readonly (readonly [string, string, readonly string[]])[] = [[ip4, `${ip4}:8080`, []], [ip6, `[${ip6}]:8080`, []], [ip4, `${ip4}:8080`, ['-6']]];
+  const cases: readonly (readonly [string, string, readonly string[]])[] = [
+    [ip4, `${ip4}:8080`, []],
+    [ip6, `[${ip6}]:8080`, []],
+    [ip4, `${ip4}:8080`, ['-6']],
+  ];
   for (const [to, original, flags] of cases) {
     const result = await connect(pod.place, to, 8080, ...flags);
     assert.ok(result.ok, JSON.stringify(result));
@@ -332,7 +425,11 @@ test('dual stack: a pod of two families is redirected in both, and an IPv4 addre
     const inbound = await connect(node.hostPlace, own, 9999);
     assert.ok(inbound.ok && inbound.reply.startsWith('proxy '), `to ${own}: ${JSON.stringify(inbound)}`);
     const itself = await connect(pod.place, own, 9999);
-    assert.deepEqual([itself.ok, 'errno' in itself && itself.errno], [false, 'ECONNREFUSED'], `${own} of its own`);
+    assert.deepEqual(
+      [itself.ok, 'errno' in itself && itself.errno],
+      [false, 'ECONNREFUSED'],
+      `${own} of its own`,
+    );
   }
   assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
   const held = node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', '--hold', ip6, '8080'] });

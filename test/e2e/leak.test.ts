@@ -16,7 +16,9 @@ interface Figures {
   readonly failed: number;
   readonly new_cgroups: number;
   readonly agent: { readonly kills: number; readonly upgrades: number };
-  readonly cases: Readonly<Record<string, { readonly connects: number; readonly escaped: number; readonly caught_wrongly: number }>>;
+  readonly cases: Readonly<
+    Record<string, { readonly connects: number; readonly escaped: number; readonly caught_wrongly: number }>
+  >;
 }
 
 async function leaktest(...args: readonly string[]): Promise<Finished & { readonly figures: Figures }> {
@@ -24,7 +26,10 @@ async function leaktest(...args: readonly string[]): Promise<Finished & { readon
   try {
     const file = join(directory, 'figures.json');
     const finished = await run({ cmd: process.execPath, args: [LEAKTEST, '--json', file, ...args] });
-    assert.ok(finished.code === 0 || finished.code === 3, `exit code ${finished.code}\n${finished.stdout}\n${finished.stderr}`);
+    assert.ok(
+      finished.code === 0 || finished.code === 3,
+      `exit code ${finished.code}\n${finished.stdout}\n${finished.stderr}`,
+    );
     return { ...finished, figures: JSON.parse(readFileSync(file, 'utf8')) as Figures };
   } finally {
     rmSync(directory, { recursive: true });
@@ -36,20 +41,40 @@ test('no connection escapes and none is caught wrongly, in any case, while the a
   assert.equal(code, 0, stdout);
   assert.match(stdout, /✓ 0 escaped, 0 wrongly caught; client, proxy and server agree on each\n?$/);
   assert.deepEqual(Object.keys(figures.cases).sort(), [...CASE_NAMES].sort());
-  for (const { connects, escaped, caught_wrongly } of Object.values(figures.cases)) assert.ok(connects > 0 && escaped + caught_wrongly === 0);
+  for (const { connects, escaped, caught_wrongly } of Object.values(figures.cases))
+    assert.ok(connects > 0 && escaped + caught_wrongly === 0);
   assert.ok(figures.new_cgroups >= 400 && figures.connects >= figures.new_cgroups);
   assert.ok(figures.agent.kills >= 4 && figures.agent.upgrades === 1);
 });
 
 const breaks: readonly [string, string, (figures: Figures) => number, string?][] = [
-  ['takeover', 'without the connect programs while an agent starts, pods that run escape', ({ cases }) => cases['taken_over']?.escaped ?? 0, 'agent_dead,taken_over'],
-  ['identity', 'without the program at mkdir(), pods are known too late: they escape', ({ escaped }) => escaped, 'agent_dead'],
+  [
+    'takeover',
+    'without the connect programs while an agent starts, pods that run escape',
+    ({ cases }) => cases['taken_over']?.escaped ?? 0,
+    'agent_dead,taken_over',
+  ],
+  [
+    'identity',
+    'without the program at mkdir(), pods are known too late: they escape',
+    ({ escaped }) => escaped,
+    'agent_dead',
+  ],
   ['connect', 'without the connect programs, pods escape', ({ escaped }) => escaped],
   ['handoff', 'without sock_ops, the proxy is not told where to: connections fail', ({ failed }) => failed],
 ];
 for (const [part, sentence, count, only = 'known'] of breaks) {
   test(`${sentence}, and the exit code is 3`, async () => {
-    const { code, stdout, figures } = await leaktest('--count', '20', '--only', only, '--break', part, '--seed', '1');
+    const { code, stdout, figures } = await leaktest(
+      '--count',
+      '20',
+      '--only',
+      only,
+      '--break',
+      part,
+      '--seed',
+      '1',
+    );
     assert.equal(code, 3, stdout);
     assert.ok(count(figures) > 0, stdout);
     assert.match(stdout, /\n✗ .*\n?$/);

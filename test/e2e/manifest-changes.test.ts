@@ -41,19 +41,31 @@ describe('a change of the manifest', () => {
     assert.equal(await node.travel(pod.place), 'redirected');
     node.manifest.namespace('demo');
     await node.apply();
-    assert.deepEqual([await node.travel(pod.place), await node.travel(other.place), await inbound()], ['direct', 'direct', 'direct']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(other.place), await inbound()],
+      ['direct', 'direct', 'direct'],
+    );
     assert.equal((await node.podStatus(pod)).reason, 'not-enrolled');
     node.manifest.namespace('demo', { [MODE]: 'kmesh' });
     await node.apply();
-    assert.deepEqual([await node.travel(pod.place), await node.travel(other.place), await inbound()], ['redirected', 'redirected', 'inbound']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(other.place), await inbound()],
+      ['redirected', 'redirected', 'inbound'],
+    );
   });
 
   test("lets the pod's label beat the namespace's, both ways, and only for that pod", async () => {
     await labels({ [MODE]: 'none' });
-    assert.deepEqual([await node.travel(pod.place), await node.travel(other.place)], ['direct', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(other.place)],
+      ['direct', 'redirected'],
+    );
     node.manifest.namespace('demo');
     await labels({ [MODE]: 'ambient' });
-    assert.deepEqual([await node.travel(pod.place), await node.travel(other.place)], ['redirected', 'direct']);
+    assert.deepEqual(
+      [await node.travel(pod.place), await node.travel(other.place)],
+      ['redirected', 'direct'],
+    );
     await labels({});
     assert.equal(await node.travel(pod.place), 'direct');
   });
@@ -62,7 +74,9 @@ describe('a change of the manifest', () => {
     const seen: string[] = [];
     for (const value of ['enabled', 'outbound', 'inbound', undefined]) {
       await labels(value === undefined ? {} : { [BYPASS]: value });
-      seen.push(`${value ?? 'no label'}: ${await node.travel(pod.place)} ${await inbound()} ${(await node.podStatus(pod)).reason}`);
+      seen.push(
+        `${value ?? 'no label'}: ${await node.travel(pod.place)} ${await inbound()} ${(await node.podStatus(pod)).reason}`,
+      );
     }
     assert.deepEqual(seen, [
       'enabled: direct direct bypass',
@@ -73,7 +87,11 @@ describe('a change of the manifest', () => {
   });
 
   test('keeps the connection that is open when the verdict flips', async () => {
-    const held = node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', '--hold', node.server.ip4, '8080'] });
+    const held = node.sandbox.spawn({
+      ...pod.place,
+      cmd: SOCK,
+      args: ['connect', '--hold', node.server.ip4, '8080'],
+    });
     await held.line();
     node.manifest.namespace('demo');
     await node.apply();
@@ -127,10 +145,23 @@ describe('a change of the manifest', () => {
     const good = node.manifest.text();
     const at = good.split('\n').length;
     replaceFile(node.manifest.path, `${good}---\nkind: Pod\nmetadata: {name: broken, uid: 17}\n`);
-    const report = await eventually('it is reported', () => node.agent.log().find(({ level, msg }) => level === 'error' && /what stood before goes on/.test(String(msg))));
-    assert.match(String(report.msg), new RegExp(`pods\\.yaml:${at + 2}: .*metadata\\.uid: expected a text.*got the number 17`));
-    const status = await node.until('status says so', ({ sources }) => sources.find(({ name }) => name === 'manifest')?.state === 'degraded');
-    assert.match(status.sources[0]?.detail ?? '', new RegExp(`pods\\.yaml:${at + 2}: .*what stood before goes on`));
+    const report = await eventually('it is reported', () =>
+      node.agent
+        .log()
+        .find(({ level, msg }) => level === 'error' && /what stood before goes on/.test(String(msg))),
+    );
+    assert.match(
+      String(report.msg),
+      new RegExp(`pods\\.yaml:${at + 2}: .*metadata\\.uid: expected a text.*got the number 17`),
+    );
+    const status = await node.until(
+      'status says so',
+      ({ sources }) => sources.find(({ name }) => name === 'manifest')?.state === 'degraded',
+    );
+    assert.match(
+      status.sources[0]?.detail ?? '',
+      new RegExp(`pods\\.yaml:${at + 2}: .*what stood before goes on`),
+    );
     assert.equal(status.pods.find(({ uid }) => uid === pod.uid)?.reason, 'namespace-label');
     assert.deepEqual([await node.travel(pod.place), await inbound()], ['redirected', 'inbound']);
 
@@ -142,25 +173,36 @@ describe('a change of the manifest', () => {
 
   test('that is no YAML at all is reported with file and line', async () => {
     replaceFile(node.manifest.path, 'kind: Namespace\nmetadata: {name: demo\n');
-    await eventually('it is reported', () => node.agent.log().find(({ msg }) => /pods\.yaml:\d: this is not YAML/.test(String(msg))));
+    await eventually('it is reported', () =>
+      node.agent.log().find(({ msg }) => /pods\.yaml:\d: this is not YAML/.test(String(msg))),
+    );
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
   test('may be written in place, and the file may be gone for a moment', async () => {
     node.manifest.namespace('demo');
     writeFileSync(node.manifest.path, node.manifest.text());
-    await node.until('the pod is out', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === 'out');
+    await node.until(
+      'the pod is out',
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === 'out',
+    );
     unlinkSync(node.manifest.path);
     assert.equal(await node.travel(pod.place), 'direct');
     node.manifest.namespace('demo', ENROLLED);
     node.manifest.write();
-    await node.until('the pod is in', ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === 'in');
+    await node.until(
+      'the pod is in',
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === 'in',
+    );
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
   test('of a file that is gone for long leaves everything as it was, and status says so', async () => {
     renameSync(node.manifest.path, `${node.manifest.path}.away`);
-    const { sources, pods } = await node.until('status says so', (now) => now.sources.find(({ name }) => name === 'manifest')?.state === 'degraded');
+    const { sources, pods } = await node.until(
+      'status says so',
+      (now) => now.sources.find(({ name }) => name === 'manifest')?.state === 'degraded',
+    );
     assert.match(sources[0]?.detail ?? '', /ENOENT.*what stood before goes on/);
     assert.equal(pods.find(({ uid }) => uid === pod.uid)?.verdict, 'in');
     assert.equal(await node.travel(pod.place), 'redirected');
@@ -188,10 +230,16 @@ test('a manifest in a ConfigMap is followed when the kubelet swaps its link', as
   symlinkSync('..data/pods.yaml', join(volume, 'pods.yaml'));
   await node.startAgent({ manifest: join(volume, 'pods.yaml') });
   assert.equal(await node.travel(pod.place), 'redirected');
-  for (const [labels, verdict, travel] of [[{}, 'out', 'direct'], [ENROLLED, 'in', 'redirected']] as const) {
+  for (const [labels, verdict, travel] of [
+    [{}, 'out', 'direct'],
+    [ENROLLED, 'in', 'redirected'],
+  ] as const) {
     node.manifest.namespace('demo', labels);
     publish();
-    await node.until(`the pod is ${verdict}`, ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === verdict);
+    await node.until(
+      `the pod is ${verdict}`,
+      ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.verdict === verdict,
+    );
     assert.equal(await node.travel(pod.place), travel);
   }
   assert.match(readFileSync(join(volume, 'pods.yaml'), 'utf8'), /ambient/);

@@ -17,7 +17,12 @@ async function scrape(node: TestNode): Promise<Map<string, number>> {
   assert.equal(response.status, 200);
   assert.match(response.headers.get('content-type') ?? '', /^text\/plain; version=0\.0\.4/);
   const lines = (await response.text()).split('\n').filter((line) => line !== '' && !line.startsWith('#'));
-  return new Map(lines.map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.slice(line.lastIndexOf(' ') + 1))]));
+  return new Map(
+    lines.map((line) => [
+      line.slice(0, line.lastIndexOf(' ')),
+      Number(line.slice(line.lastIndexOf(' ') + 1)),
+    ]),
+  );
 }
 
 test('metrics tell of pods, maps, sources and connections', async () => {
@@ -30,17 +35,30 @@ test('metrics tell of pods, maps, sources and connections', async () => {
     assert.deepEqual(Object.fromEntries(Object.keys(wanted).map((name) => [name, values.get(name)])), wanted);
   // The harness's marker pod is listed and does not run.
   is(before, {
-    cgroute_ready: 1, cgroute_proxy_known: 1, cgroute_cgroups_tracked: 4, cgroute_cgroups_unresolved: 0, cgroute_drift_repaired_total: 0,
-    'cgroute_pods_intended{verdict="in"}': 2, 'cgroute_pods_intended{verdict="out"}': 2,
-    'cgroute_pods_mapped{verdict="in"}': 1, 'cgroute_pods_mapped{verdict="out"}': 1,
-    'cgroute_map_entries{map="cgroup_info_map"}': 4, 'cgroute_map_capacity{map="pod_info_map"}': 4096,
+    cgroute_ready: 1,
+    cgroute_proxy_known: 1,
+    cgroute_cgroups_tracked: 4,
+    cgroute_cgroups_unresolved: 0,
+    cgroute_drift_repaired_total: 0,
+    'cgroute_pods_intended{verdict="in"}': 2,
+    'cgroute_pods_intended{verdict="out"}': 2,
+    'cgroute_pods_mapped{verdict="in"}': 1,
+    'cgroute_pods_mapped{verdict="out"}': 1,
+    'cgroute_map_entries{map="cgroup_info_map"}': 4,
+    'cgroute_map_capacity{map="pod_info_map"}': 4096,
     'cgroute_source_state{source="sweep",state="ok"}': 1,
-    'cgroute_connections_total{branch="redirected"}': 0, cgroute_pods_failed: 0,
-    'cgroute_pods_unmapped{verdict="in"}': 1, 'cgroute_cgroups_unresolved_age_seconds': 0,
-    'cgroute_map_entries{map="connection_overflow_map"}': 0, 'cgroute_map_capacity{map="connection_overflow_map"}': 131_072,
+    'cgroute_connections_total{branch="redirected"}': 0,
+    cgroute_pods_failed: 0,
+    'cgroute_pods_unmapped{verdict="in"}': 1,
+    cgroute_cgroups_unresolved_age_seconds: 0,
+    'cgroute_map_entries{map="connection_overflow_map"}': 0,
+    'cgroute_map_capacity{map="connection_overflow_map"}': 131_072,
     'cgroute_map_errors_total{errno="E2BIG"}': 0,
   });
-  assert.equal([...before.keys()].some((name) => name.includes('secret-name')), false);
+  assert.equal(
+    [...before.keys()].some((name) => name.includes('secret-name')),
+    false,
+  );
 
   assert.equal(await node.travel(pod.place), 'redirected');
   is(await scrape(node), { 'cgroute_connections_total{branch="redirected"}': 1 });
@@ -48,17 +66,36 @@ test('metrics tell of pods, maps, sources and connections', async () => {
   const told = (await scrape(node)).get('cgroute_enrolment_latency_seconds_count') ?? NaN;
   node.manifest.change(pod.uid, { labels: { 'istio.io/dataplane-mode': 'none' } });
   await node.apply();
-  await eventually('the change is in the metrics', async () => (await scrape(node)).get('cgroute_pods_mapped{verdict="out"}') === 2, 2000);
-  is(await scrape(node), { cgroute_enrolment_latency_seconds_count: told + 1, 'cgroute_pods_intended{verdict="in"}': 1 });
+  await eventually(
+    'the change is in the metrics',
+    async () => (await scrape(node)).get('cgroute_pods_mapped{verdict="out"}') === 2,
+    2000,
+  );
+  is(await scrape(node), {
+    cgroute_enrolment_latency_seconds_count: told + 1,
+    'cgroute_pods_intended{verdict="in"}': 1,
+  });
 
   node.sandbox.cgroup('kubepods/burstable/pod99999999-9999-4999-8999-999999999999');
-  await eventually('a pod that nobody knows is counted', async () => (await scrape(node)).get('cgroute_cgroups_unresolved') === 1, 5000);
-  const age = await eventually('and for how long', async () => (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') || undefined, 2000);
+  await eventually(
+    'a pod that nobody knows is counted',
+    async () => (await scrape(node)).get('cgroute_cgroups_unresolved') === 1,
+    5000,
+  );
+  const age = await eventually(
+    'and for how long',
+    async () => (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') || undefined,
+    2000,
+  );
   assert.ok(age < 10);
-  const older = await eventually('which grows', async () => {
-    const now = (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') ?? NaN;
-    return now > age ? now : undefined;
-  }, 2000);
+  const older = await eventually(
+    'which grows',
+    async () => {
+      const now = (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') ?? NaN;
+      return now > age ? now : undefined;
+    },
+    2000,
+  );
   assert.ok(older < 10);
 });
 
@@ -69,12 +106,16 @@ test('what cannot be written is counted by errno, for pods and for the proxy', a
   await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
   for (let n = 0; n < 16; n++) await node.addPod({ name: `many-${n}`, host });
   node.manifest.write();
-  const errors = async (errno: string): Promise<number> => (await scrape(node)).get(`cgroute_map_errors_total{errno="${errno}"}`) ?? NaN;
+  const errors = async (errno: string): Promise<number> =>
+    (await scrape(node)).get(`cgroute_map_errors_total{errno="${errno}"}`) ?? NaN;
   await eventually('the map is full', async () => (await errors('E2BIG')) > 0, 5000);
   const values = await scrape(node);
   assert.equal(values.get('cgroute_map_entries{map="pod_info_map"}'), 16);
   // The proxy and the first are mapped, too.
-  assert.deepEqual([values.get('cgroute_pods_failed'), values.get('cgroute_pods_unmapped{verdict="in"}')], [2, 2]);
+  assert.deepEqual(
+    [values.get('cgroute_pods_failed'), values.get('cgroute_pods_unmapped{verdict="in"}')],
+    [2, 2],
+  );
 
   assert.equal(await errors('EPERM'), 0);
   const [settings = ''] = globSync(`${node.sandbox.bpffs}/cgroute/*/maps/settings`);

@@ -18,11 +18,21 @@ describe('what a host process sends', () => {
     node.manifest.namespace('plain');
     pod = await node.addPod({ name: 'pod' });
     plain = await node.addPod({ name: 'plain', namespace: 'plain' });
-    for (const { host } of [pod, plain]) await listen(node.sandbox, { netns: host.netns }, 'serve', '*', [80, 15008, 15020, 15021, 15090], '--dual');
+    for (const { host } of [pod, plain])
+      await listen(
+        node.sandbox,
+        { netns: host.netns },
+        'serve',
+        '*',
+        [80, 15008, 15020, 15021, 15090],
+        '--dual',
+      );
     await node.apply();
   });
   after(() => node?.[Symbol.asyncDispose]());
-  const to = ({ host }: NodePod, port = 80): { to: { ip: string; port: number } } => ({ to: { ip: host.ip4, port } });
+  const to = ({ host }: NodePod, port = 80): { to: { ip: string; port: number } } => ({
+    to: { ip: host.ip4, port },
+  });
 
   test("goes to the proxy's 15006 if the pod is enrolled, and is counted there", async () => {
     assert.equal(await node.travel(node.hostPlace, to(pod)), 'inbound');
@@ -33,20 +43,33 @@ describe('what a host process sends', () => {
 
   test('reaches the pod itself if it is a kubelet of any kind', async () => {
     for (const comm of ['kubelet', 'kubelite', 'k3s', 'k3s-server', 'k3s-agent']) {
-      assert.equal(await node.travel(node.hostPlace, { ...to(pod), flags: ['--comm', comm] }), 'direct', comm);
+      assert.equal(
+        await node.travel(node.hostPlace, { ...to(pod), flags: ['--comm', comm] }),
+        'direct',
+        comm,
+      );
     }
     for (const comm of ['kubelets', 'kube', 'k3sx', 'curl']) {
-      assert.equal(await node.travel(node.hostPlace, { ...to(pod), flags: ['--comm', comm] }), 'inbound', comm);
+      assert.equal(
+        await node.travel(node.hostPlace, { ...to(pod), flags: ['--comm', comm] }),
+        'inbound',
+        comm,
+      );
     }
     assert.equal((await node.podStatus(pod)).connections['inboundExempt'], 5);
   });
 
   test("reaches the proxy's own ports of the pod", async () => {
-    for (const port of [15008, 15020, 15021, 15090]) assert.equal(await node.travel(node.hostPlace, to(pod, port)), 'direct', String(port));
+    for (const port of [15008, 15020, 15021, 15090])
+      assert.equal(await node.travel(node.hostPlace, to(pod, port)), 'direct', String(port));
   });
 
   test('reaches a pod itself that is bypassed inbound', async () => {
-    for (const [value, travel] of [['inbound', 'direct'], ['outbound', 'inbound'], ['enabled', 'direct']] as const) {
+    for (const [value, travel] of [
+      ['inbound', 'direct'],
+      ['outbound', 'inbound'],
+      ['enabled', 'direct'],
+    ] as const) {
       node.manifest.change(pod.uid, { labels: { [BYPASS]: value } });
       await node.apply();
       assert.equal(await node.travel(node.hostPlace, to(pod)), travel, value);
@@ -82,7 +105,11 @@ describe('the proxy', () => {
   });
   const extra: NodePod[] = [];
   /** Another pod of a proxy, with a HAProxy that {@link TestNode.travel} asks from now on. */
-  async function another(name: string, created: string, fields: { readonly ready?: boolean; readonly terminating?: boolean } = {}): Promise<NodePod> {
+  async function another(
+    name: string,
+    created: string,
+    fields: { readonly ready?: boolean; readonly terminating?: boolean } = {},
+  ): Promise<NodePod> {
     const proxy = await node.addPod({ ...PROXY, name, created, ...fields });
     extra.push(proxy);
     await node.proxy.stop();
@@ -93,7 +120,14 @@ describe('the proxy', () => {
   test('that is not ready has connections refused, and those of others pass', async () => {
     node.manifest.change(node.proxyPod.uid, { ready: false });
     await node.apply();
-    assert.deepEqual([await node.travel(pod.place), await node.travel(node.proxyPod.place), await node.travel(node.hostPlace)], ['EPERM', 'direct', 'direct']);
+    assert.deepEqual(
+      [
+        await node.travel(pod.place),
+        await node.travel(node.proxyPod.place),
+        await node.travel(node.hostPlace),
+      ],
+      ['EPERM', 'direct', 'direct'],
+    );
     const { proxy, pods } = await node.status();
     assert.deepEqual([proxy.address, proxy.pod, proxy.ready], [null, null, false]);
     assert.equal(pods.find(({ uid }) => uid === pod.uid)?.connections['noProxyDenied'], 1);
@@ -195,7 +229,11 @@ test('where the configuration allows it, connections pass untouched while no pro
   await node.apply();
   assert.equal(await node.travel(pod.place), 'direct');
   assert.equal((await node.podStatus(pod)).connections['noProxyAllowed'], 1);
-  assert.equal((await node.podStatus(impostor)).reason, 'namespace-label', 'it carries the label in another namespace');
+  assert.equal(
+    (await node.podStatus(impostor)).reason,
+    'namespace-label',
+    'it carries the label in another namespace',
+  );
   node.manifest.change(node.proxyPod.uid, { ready: true });
   await node.apply();
   assert.equal(await node.travel(pod.place), 'redirected');

@@ -24,10 +24,13 @@ interface Totals {
 
 /** Programs that are attached anywhere below a node's root. */
 async function attached(node: TestNode): Promise<unknown[]> {
-  return JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'tree', node.sandbox.cgroupRoot] })) as unknown[];
+  return JSON.parse(
+    await must({ cmd: 'bpftool', args: ['-j', 'cgroup', 'tree', node.sandbox.cgroupRoot] }),
+  ) as unknown[];
 }
 
-const pins = (node: TestNode): string[] => readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
+const pins = (node: TestNode): string[] =>
+  readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
 
 /** The ids in cgroup_info_map, and those that belong there: each pod's own cgroup and its containers'. */
 async function knownCgroups(node: TestNode): Promise<string[]> {
@@ -51,7 +54,11 @@ describe('an agent that comes and goes', () => {
   after(() => node?.[Symbol.asyncDispose]());
 
   function loop(from: NodePod): Running {
-    return node.sandbox.spawn({ ...from.place, cmd: SOCK, args: ['loop', '--every', '300', node.server.ip4, '8080', '0'] });
+    return node.sandbox.spawn({
+      ...from.place,
+      cmd: SOCK,
+      args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
+    });
   }
   async function totals(running: Running): Promise<Totals> {
     running.end();
@@ -61,7 +68,11 @@ describe('an agent that comes and goes', () => {
   /** Who answered: `proxy` or `server`. */
   async function answers(from: NodePod): Promise<string> {
     const line = await must({ ...from.place, cmd: SOCK, args: ['connect', node.server.ip4, '8080'] });
-    const result = JSON.parse(line) as { readonly ok: boolean; readonly reply?: string; readonly errno?: string };
+    const result = JSON.parse(line) as {
+      readonly ok: boolean;
+      readonly reply?: string;
+      readonly errno?: string;
+    };
     return result.reply?.split(' ')[0] ?? result.errno ?? '';
   }
 
@@ -86,7 +97,10 @@ describe('an agent that comes and goes', () => {
     assert.equal((await node.podStatus(pod)).connections['redirected'], before + 1);
   });
 
-  for (const [what, end] of [['SIGTERM', (agent: Agent) => agent.stop()], ['SIGKILL', (agent: Agent) => agent.kill9()]] as const) {
+  for (const [what, end] of [
+    ['SIGTERM', (agent: Agent) => agent.stop()],
+    ['SIGKILL', (agent: Agent) => agent.kill9()],
+  ] as const) {
     test(`is replaced after ${what}, as in an upgrade with the same map layout, without one connection that is not redirected`, async () => {
       const [redirected, untouched] = [loop(pod), loop(plain)];
       for (let round = 0; round < 2; round++) {
@@ -98,8 +112,14 @@ describe('an agent that comes and goes', () => {
       await delay(50);
       const [inMesh, outside] = [await totals(redirected), await totals(untouched)];
       assert.ok(inMesh.total > 100, `only ${inMesh.total} connections were made`);
-      assert.deepEqual({ ...inMesh, total: 0, proxy: 0 }, { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} });
-      assert.deepEqual({ ...outside, total: 0, server: 0 }, { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} });
+      assert.deepEqual(
+        { ...inMesh, total: 0, proxy: 0 },
+        { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} },
+      );
+      assert.deepEqual(
+        { ...outside, total: 0, server: 0 },
+        { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} },
+      );
     });
   }
 
@@ -119,11 +139,20 @@ describe('an agent that comes and goes', () => {
     node.manifest.write();
     await node.startAgent();
 
-    assert.deepEqual([await answers(pod), await answers(plain), await answers(newcomer), await answers(unlisted)], ['server', 'proxy', 'proxy', 'proxy']);
+    assert.deepEqual(
+      [await answers(pod), await answers(plain), await answers(newcomer), await answers(unlisted)],
+      ['server', 'proxy', 'proxy', 'proxy'],
+    );
     const inbound = await connect(node.hostPlace, unlisted.host.ip4, 9999);
-    assert.ok(inbound.ok && inbound.reply.startsWith('proxy '), 'what it had, it keeps in both directions until its cgroup goes');
+    assert.ok(
+      inbound.ok && inbound.reply.startsWith('proxy '),
+      'what it had, it keeps in both directions until its cgroup goes',
+    );
     const { pods } = await node.status();
-    assert.equal(pods.find(({ uid }) => uid === leaver.uid), undefined);
+    assert.equal(
+      pods.find(({ uid }) => uid === leaver.uid),
+      undefined,
+    );
     const wanted = [pod, plain, newcomer, unlisted, node.proxyPod].flatMap(({ cgroup }) => {
       const parent = node.sandbox.cgroup(dirname(cgroup.path));
       return [String(cgroup.id), String(parent.id)];
@@ -137,10 +166,16 @@ describe('an agent that comes and goes', () => {
   });
 
   test('refuses to be one started twice on the same root (refused), and the first goes on', async () => {
-    const second = startAgent(node.sandbox, { manifest: node.manifest.path, bpffsRoot: `${node.sandbox.bpffs}/second` });
+    const second = startAgent(node.sandbox, {
+      manifest: node.manifest.path,
+      bpffsRoot: `${node.sandbox.bpffs}/second`,
+    });
     const { code } = await second.running.exit;
     assert.equal(code, 1);
-    assert.match(second.running.stderr.join('\n'), /^cgroute: another cgroute agent runs with --cgroup-root \S+: expected to be the only one[^\n]*$/);
+    assert.match(
+      second.running.stderr.join('\n'),
+      /^cgroute: another cgroute agent runs with --cgroup-root \S+: expected to be the only one[^\n]*$/,
+    );
     assert.deepEqual(pins(node), ['bypass', 'cgroute']);
     assert.equal(await answers(pod), 'proxy');
     assert.equal((await node.status()).agent.pid, node.agent.running.pid);
@@ -148,9 +183,15 @@ describe('an agent that comes and goes', () => {
 
   test('refuses to be attached beside the programs that another one has left', async () => {
     await node.agent.kill9();
-    const beside = startAgent(node.sandbox, { manifest: node.manifest.path, bpffsRoot: `${node.sandbox.bpffs}/third` });
+    const beside = startAgent(node.sandbox, {
+      manifest: node.manifest.path,
+      bpffsRoot: `${node.sandbox.bpffs}/third`,
+    });
     assert.equal((await beside.running.exit).code, 1);
-    assert.match(beside.running.stderr.join('\n'), /^cgroute: programs of another cgroute are attached at \S+: expected none [^\n]*`cgroute cleanup`[^\n]*$/);
+    assert.match(
+      beside.running.stderr.join('\n'),
+      /^cgroute: programs of another cgroute are attached at \S+: expected none [^\n]*`cgroute cleanup`[^\n]*$/,
+    );
     assert.equal(await answers(pod), 'proxy');
     await node.startAgent();
   });
@@ -159,10 +200,19 @@ describe('an agent that comes and goes', () => {
     await node.agent.stop();
     // The process that took the lock ends; what it has started holds it.
     const script = 'exec 9<"$1"; flock -n 9 && echo locked; exec sleep 60';
-    await using user = spawnIn({ cmd: 'setpriv', args: ['--reuid=65534', '--clear-groups', 'sh', '-c', script, 'sh', node.sandbox.cgroupRoot] });
+    await using user = spawnIn({
+      cmd: 'setpriv',
+      args: ['--reuid=65534', '--clear-groups', 'sh', '-c', script, 'sh', node.sandbox.cgroupRoot],
+    });
     await user.line(/locked/);
     const agent = await node.startAgent();
-    assert.match(agent.log().map(({ msg }) => msg).join('\n'), /--cgroup-root \S+ is locked by a process that has ended, which is no agent/);
+    assert.match(
+      agent
+        .log()
+        .map(({ msg }) => msg)
+        .join('\n'),
+      /--cgroup-root \S+ is locked by a process that has ended, which is no agent/,
+    );
     assert.equal(await answers(pod), 'proxy');
   });
 
@@ -171,7 +221,10 @@ describe('an agent that comes and goes', () => {
     const second = startAgent(node.sandbox, { manifest: node.manifest.path, cgroupRoot: root.absolute });
     const { code } = await second.running.exit;
     assert.equal(code, 1);
-    assert.match(second.running.stderr.join('\n'), /^cgroute: another cgroute agent runs with --bpffs-root \S+: expected to be the only one[^\n]*$/);
+    assert.match(
+      second.running.stderr.join('\n'),
+      /^cgroute: another cgroute agent runs with --bpffs-root \S+: expected to be the only one[^\n]*$/,
+    );
     assert.equal(await answers(pod), 'proxy');
     assert.equal((await node.status()).agent.pid, node.agent.running.pid);
   });
@@ -189,9 +242,18 @@ test('an agent that waits for a cleanup locks the directory of pins that is ther
   await using sandbox = await makeSandbox('lock');
   const root = `${sandbox.bpffs}/cgroute`;
   mkdirSync(root);
-  await using cleanup = spawnIn({ cmd: 'flock', args: [root, 'sh', '-c', 'echo held; sleep 0.06; exec rmdir "$1"', 'sh', root] });
+  await using cleanup = spawnIn({
+    cmd: 'flock',
+    args: [root, 'sh', '-c', 'echo held; sleep 0.06; exec rmdir "$1"', 'sh', root],
+  });
   await cleanup.line(/held/);
-  const attempt = (): Disposable | undefined => { try { return lockPinDirectory(root); } catch { return undefined; } };
+  const attempt = (): Disposable | undefined => {
+    try {
+      return lockPinDirectory(root);
+    } catch {
+      return undefined;
+    }
+  };
   using _lock = await eventually('it has the lock', attempt);
   assert.equal(isLocked(root), true);
 });
@@ -199,13 +261,21 @@ test('an agent that waits for a cleanup locks the directory of pins that is ther
 test('two agents on one host under different cgroup roots do not touch each other, with equal addresses and ports', async () => {
   await using first = await startNode('first');
   await using second = await startNode('second');
-  const [one, two] = [await first.addPod({ name: 'pod' }), await second.addPod({ name: 'pod', style: 'systemd' })];
+  const [one, two] = [
+    await first.addPod({ name: 'pod' }),
+    await second.addPod({ name: 'pod', style: 'systemd' }),
+  ];
   await first.apply();
   await second.apply();
   assert.equal(one.host.ip4, two.host.ip4);
   // The same connection in both, at the same time.
   const held = [[first, one] as const, [second, two] as const].map(([node, pod]) =>
-    node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', '--hold', '--bind', `${pod.host.ip4}:40000`, node.server.ip4, '8080'] }));
+    node.sandbox.spawn({
+      ...pod.place,
+      cmd: SOCK,
+      args: ['connect', '--hold', '--bind', `${pod.host.ip4}:40000`, node.server.ip4, '8080'],
+    }),
+  );
   for (const [index, node] of [first, second].entries()) {
     await held[index]?.line();
     const seen = await node.proxy.connection(`${node.server.ip4}:8080`);

@@ -10,8 +10,12 @@ import { must } from '../../deploy/stage/process.ts';
 const root = resolve(import.meta.dirname, '../..');
 const CONNECT = resolve(root, 'dist/bpf/connect.bpf.o');
 /** Without the capability to look at what belongs to others, as the chart has it. */
-const UNPRIVILEGED = (args: readonly string[]) => ({ cmd: 'setpriv', args: ['--bounding-set=-sys_admin', '--inh-caps=-all', resolve(root, 'dist/cgroute'), ...args] });
-const REFUSED = /^cgroute: programs of another cgroute are attached at (\S+): expected none at --cgroup-root, above it or below; stop that agent and run `cgroute cleanup` with its --bpffs-root$/m;
+const UNPRIVILEGED = (args: readonly string[]) => ({
+  cmd: 'setpriv',
+  args: ['--bounding-set=-sys_admin', '--inh-caps=-all', resolve(root, 'dist/cgroute'), ...args],
+});
+const REFUSED =
+  /^cgroute: programs of another cgroute are attached at (\S+): expected none at --cgroup-root, above it or below; stop that agent and run `cgroute cleanup` with its --bpffs-root$/m;
 
 describe('an agent', () => {
   let node: TestNode;
@@ -25,7 +29,12 @@ describe('an agent', () => {
 
   /** With pins of its own, at a place of its own. */
   const another = (cgroupRoot: string, start?: typeof UNPRIVILEGED): Agent =>
-    startAgent(node.sandbox, { manifest: node.manifest.path, bpffsRoot: `${node.sandbox.bpffs}/another`, cgroupRoot, ...(start === undefined ? {} : { start }) });
+    startAgent(node.sandbox, {
+      manifest: node.manifest.path,
+      bpffsRoot: `${node.sandbox.bpffs}/another`,
+      cgroupRoot,
+      ...(start === undefined ? {} : { start }),
+    });
   /** The place that it names, by the end of its path. */
   async function refusal({ running }: Agent): Promise<string | undefined> {
     const { code } = await running.exit;
@@ -35,7 +44,10 @@ describe('an agent', () => {
     return place?.slice(node.sandbox.cgroupRoot.length) ?? said;
   }
 
-  for (const [what, start] of [['', undefined], [', without the capability to look at others\'', UNPRIVILEGED]] as const) {
+  for (const [what, start] of [
+    ['', undefined],
+    [", without the capability to look at others'", UNPRIVILEGED],
+  ] as const) {
     test(`beside or below the programs that another one has left, refuses to start${what}`, async () => {
       const inner = node.sandbox.cgroup('inner');
       await node.agent.kill9();
@@ -51,7 +63,8 @@ describe('an agent', () => {
       const inner = node.sandbox.cgroup('inner/deeper');
       const nested = another(inner.absolute);
       await nested.ready();
-      const outer = (): Agent => startAgent(node.sandbox, { manifest: node.manifest.path, ...(start === undefined ? {} : { start }) });
+      const outer = (): Agent =>
+        startAgent(node.sandbox, { manifest: node.manifest.path, ...(start === undefined ? {} : { start }) });
       assert.equal(await refusal(outer()), '/inner/deeper');
       assert.equal(await node.travel(pod.place), 'direct', 'nothing of it is attached');
       await nested.kill9();
@@ -67,7 +80,18 @@ describe('an agent', () => {
     const pins = `${node.sandbox.bpffs}/leaving`;
     await must({ cmd: 'bpftool', args: ['prog', 'loadall', CONNECT, pins] });
     const bpftool = (what: string, ...more: readonly string[]): Promise<string> =>
-      must({ cmd: 'bpftool', args: ['cgroup', what, node.sandbox.cgroupRoot, 'connect4', 'pinned', `${pins}/root_connect4`, ...more] });
+      must({
+        cmd: 'bpftool',
+        args: [
+          'cgroup',
+          what,
+          node.sandbox.cgroupRoot,
+          'connect4',
+          'pinned',
+          `${pins}/root_connect4`,
+          ...more,
+        ],
+      });
     await bpftool('attach', 'multi');
     try {
       assert.equal(await refusal(startAgent(node.sandbox, { manifest: node.manifest.path })), '');

@@ -9,7 +9,14 @@ import { killBelow, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { Haproxy } from '../../deploy/stage/haproxy.ts';
 import { type NodePod, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
-import { type Backend, SIDECAR_USER, installSidecarRules, natRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
+import {
+  type Backend,
+  SIDECAR_USER,
+  installSidecarRules,
+  natRules,
+  ownRules,
+  startSidecar,
+} from '../../deploy/stage/sidecar.ts';
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
 
 const PORT = 8080;
@@ -25,7 +32,9 @@ interface SidecarPod extends NodePod {
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 
 /** A command that becomes the agent. */
-const wrapped = (cmd: string, ...before: readonly string[]) => (args: readonly string[]) => ({ cmd, args: [...before, PROGRAM, ...args] });
+const wrapped =
+  (cmd: string, ...before: readonly string[]) =>
+  (args: readonly string[]) => ({ cmd, args: [...before, PROGRAM, ...args] });
 
 /** The application of a pod, and its sidecar with its rules. */
 async function run(node: TestNode, pod: NodePod, backend: Backend = 'nft'): Promise<SidecarPod> {
@@ -42,31 +51,49 @@ async function addSidecarPod(node: TestNode, options: PodOptions, backend?: Back
 const ipOf = (address: string): string => address.replace(/:\d+$/, '').replace(/^\[::ffff:(.*)\]$/, '$1');
 
 /** Who handled a connection on its way, from what each of them saw: nobody is asked twice. */
-async function handlers(node: TestNode, from: NodePod, to: { readonly ip: string; readonly sidecar?: Haproxy }): Promise<string[]> {
+async function handlers(
+  node: TestNode,
+  from: NodePod,
+  to: { readonly ip: string; readonly sidecar?: Haproxy },
+): Promise<string[]> {
   const result = await connect(from.place, to.ip, PORT, '--timeout', 4000);
   if (!result.ok) return [result.errno];
   const [, , seen = ''] = result.reply.split(' ');
   const port = (address: string): string => address.slice(address.lastIndexOf(':') + 1);
   const who = (peer: string): string[] => {
-    if (ipOf(peer) === from.host.ip4) return port(peer) === port(result.local) ? [] : ['sidecar of the client'];
+    if (ipOf(peer) === from.host.ip4)
+      return port(peer) === port(result.local) ? [] : ['sidecar of the client'];
     return ipOf(peer) === node.proxyPod.host.ip4 ? ["the node's proxy"] : [`somebody at ${peer}`];
   };
   if (ipOf(seen) !== '127.0.0.6') return who(seen);
-  const line = await eventually('the sidecar of the server has logged it', () => to.sidecar?.connections().at(-1));
+  const line = await eventually('the sidecar of the server has logged it', () =>
+    to.sidecar?.connections().at(-1),
+  );
   return [...who(line.client), 'sidecar of the server'];
 }
 
 const out = (node: TestNode, pod: NodePod): Promise<string[]> => handlers(node, pod, { ip: node.server.ip4 });
-const toPod = (node: TestNode, from: NodePod, pod: SidecarPod): Promise<string[]> => handlers(node, from, { ip: pod.host.ip4, sidecar: pod.sidecar });
+const toPod = (node: TestNode, from: NodePod, pod: SidecarPod): Promise<string[]> =>
+  handlers(node, from, { ip: pod.host.ip4, sidecar: pod.sidecar });
 
 /** Waits until a pod's rules are of one kind, or none. */
 const rulesAre = (pod: NodePod, kind: 'bypass' | 'short-circuit' | 'none'): Promise<unknown> =>
-  eventually(`the rules of ${pod.name} are: ${kind}`, async () => {
-    const rules = await ownRules(pod.host.netns);
-    return kind === 'none' ? rules.length === 0 : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
-  }, 5000);
+  eventually(
+    `the rules of ${pod.name} are: ${kind}`,
+    async () => {
+      const rules = await ownRules(pod.host.netns);
+      return kind === 'none'
+        ? rules.length === 0
+        : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
+    },
+    5000,
+  );
 
-const label = async (node: TestNode, pod: NodePod, labels: Readonly<Record<string, string>>): Promise<void> => {
+const label = async (
+  node: TestNode,
+  pod: NodePod,
+  labels: Readonly<Record<string, string>>,
+): Promise<void> => {
   node.manifest.change(pod.uid, { labels });
   await node.apply();
 };
@@ -78,19 +105,30 @@ const fastSweep = (node: TestNode): readonly string[] => {
 };
 
 const metric = async (node: TestNode, name: string): Promise<number> => {
-  const { http = '' } = await node.agent.logged('serving') as { http?: string };
+  const { http = '' } = (await node.agent.logged('serving')) as { http?: string };
   const text = await (await fetch(`http://${http}/metrics`)).text();
-  return Number(text.split('\n').find((line) => line.startsWith(`${name} `))?.slice(name.length));
+  return Number(
+    text
+      .split('\n')
+      .find((line) => line.startsWith(`${name} `))
+      ?.slice(name.length),
+  );
 };
 const drift = (node: TestNode): Promise<number> => metric(node, 'cgroute_drift_repaired_total');
 
 const notes = async (node: TestNode, pod: NodePod): Promise<string> => {
-  const { code, stdout, stderr } = await cgroute(node.sandbox, ['explain', `${pod.namespace}/${pod.name}`, '-o', 'json']);
+  const { code, stdout, stderr } = await cgroute(node.sandbox, [
+    'explain',
+    `${pod.namespace}/${pod.name}`,
+    '-o',
+    'json',
+  ]);
   assert.equal(code, 0, stderr);
   return (JSON.parse(stdout) as { notes: string[] }).notes.join('\n');
 };
 
-const source = async (node: TestNode) => (await node.status()).sources.find(({ name }) => name === 'sidecars');
+const source = async (node: TestNode) =>
+  (await node.status()).sources.find(({ name }) => name === 'sidecars');
 
 describe('bypass of a pod with a sidecar', () => {
   for (const backend of ['nft', 'legacy'] as const) {
@@ -100,17 +138,30 @@ describe('bypass of a pod with a sidecar', () => {
       const client = await node.addPod({ name: 'client' });
       await node.apply();
       const ways = async () => [await out(node, pod), await toPod(node, client, pod)];
-      const [around, through] = [[[], []], [['sidecar of the client'], ['sidecar of the server']]];
+      const [around, through] = [
+        [[], []],
+        [['sidecar of the client'], ['sidecar of the server']],
+      ];
       assert.deepEqual(await ways(), through);
       // HAProxy asks for the original destination on IPv4 alone, so IPv6 has a sidecar that answers by itself.
       await listen(node.sandbox, pod.place, 'proxy', '::', [15001, 15006], '-6');
       node.manifest.change(pod.uid, { ips: [pod.host.ip4, pod.host.ip6] });
-      const ways6 = async () => Promise.all([{ from: pod, to: node.server.ip6 }, { from: client, to: pod.host.ip6 }].map(async ({ from, to }) => {
-        const result = await connect(from.place, to, PORT);
-        return result.ok ? result.reply.split(' ')[0] : result.errno;
-      }));
+      const ways6 = async () =>
+        Promise.all(
+          [
+            { from: pod, to: node.server.ip6 },
+            { from: client, to: pod.host.ip6 },
+          ].map(async ({ from, to }) => {
+            const result = await connect(from.place, to, PORT);
+            return result.ok ? result.reply.split(' ')[0] : result.errno;
+          }),
+        );
       assert.deepEqual(await ways6(), ['proxy', 'proxy']);
-      const held = node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', '--hold', node.server.ip4, String(PORT)] });
+      const held = node.sandbox.spawn({
+        ...pod.place,
+        cmd: SOCK,
+        args: ['connect', '--hold', node.server.ip4, String(PORT)],
+      });
       await held.line();
       await label(node, pod, { [BYPASS]: 'enabled' });
       await rulesAre(pod, 'bypass');
@@ -118,7 +169,13 @@ describe('bypass of a pod with a sidecar', () => {
       const [first = ''] = await natRules(pod.host.netns, 'OUTPUT', `iptables-${backend}`);
       assert.match(first, new RegExp(`^-m bpf --object-pinned ${node.sandbox.bpffs}/bypass .*-j RETURN$`));
       await label(node, pod, { [BYPASS]: 'outbound' });
-      assert.deepEqual([await ways(), await ways6()], [[[], ['sidecar of the server']], ['server', 'proxy']]);
+      assert.deepEqual(
+        [await ways(), await ways6()],
+        [
+          [[], ['sidecar of the server']],
+          ['server', 'proxy'],
+        ],
+      );
       await label(node, pod, { [BYPASS]: 'inbound' });
       assert.deepEqual(await ways(), [['sidecar of the client'], []]);
       await label(node, pod, {});
@@ -152,19 +209,41 @@ describe('bypass of a pod with a sidecar', () => {
     await node.startAgent({ args });
     await rulesAre(pod, 'none');
     await rulesAre(other, 'bypass');
-    assert.deepEqual([(await node.entries('bypass_filter_map')).length, (await node.entries('bypass_filter6_map')).length], [1, 0], 'the manifest has no IPv6 addresses');
+    assert.deepEqual(
+      [(await node.entries('bypass_filter_map')).length, (await node.entries('bypass_filter6_map')).length],
+      [1, 0],
+      'the manifest has no IPv6 addresses',
+    );
     assert.deepEqual([await out(node, pod), await out(node, other)], [['sidecar of the client'], []]);
 
-    const iptables = (...what: readonly string[]) => must({ cmd: 'iptables-nft', args: ['-t', 'nat', ...what], netns: other.host.netns });
-    const foreign = ['-p', 'tcp', '--dport', '9', '-m', 'comment', '--comment', 'not of cgroute', '-j', 'RETURN'];
+    const iptables = (...what: readonly string[]) =>
+      must({ cmd: 'iptables-nft', args: ['-t', 'nat', ...what], netns: other.host.netns });
+    const foreign = [
+      '-p',
+      'tcp',
+      '--dport',
+      '9',
+      '-m',
+      'comment',
+      '--comment',
+      'not of cgroute',
+      '-j',
+      'RETURN',
+    ];
     const before = await drift(node);
     await iptables('-D', 'OUTPUT', '1');
     await iptables('-I', 'PREROUTING', '1', ...foreign);
-    await eventually('they are first again', async () => {
-      const firsts = await Promise.all(['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''));
-      return firsts.every((rule) => rule.includes('cgroute:bypass'));
-    }, 6000);
-    await eventually('it is counted', async () => await drift(node) > before, 6000);
+    await eventually(
+      'they are first again',
+      async () => {
+        const firsts = await Promise.all(
+          ['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''),
+        );
+        return firsts.every((rule) => rule.includes('cgroute:bypass'));
+      },
+      6000,
+    );
+    await eventually('it is counted', async () => (await drift(node)) > before, 6000);
     assert.match((await natRules(other.host.netns, 'PREROUTING'))[1] ?? '', /not of cgroute/);
     assert.deepEqual(await out(node, other), []);
 
@@ -173,7 +252,13 @@ describe('bypass of a pod with a sidecar', () => {
     const { code, stdout, stderr } = await cgroute(node.sandbox, ['cleanup']);
     assert.equal(code, 0, stderr);
     assert.match(stdout, /removed 4 rules/);
-    assert.deepEqual([await ownRules(pod.host.netns), (await ownRules(other.host.netns)).filter((rule) => !/PREROUTING cgroute$/.test(rule))], [[], []]);
+    assert.deepEqual(
+      [
+        await ownRules(pod.host.netns),
+        (await ownRules(other.host.netns)).filter((rule) => !/PREROUTING cgroute$/.test(rule)),
+      ],
+      [[], []],
+    );
     assert.match((await natRules(other.host.netns, 'PREROUTING'))[0] ?? '', /not of cgroute/);
     assert.deepEqual(await out(node, other), ['sidecar of the client']);
     assert.equal((await cgroute(node.sandbox, ['cleanup'])).code, 0, 'twice is fine');
@@ -200,14 +285,23 @@ describe('bypass of a pod with a sidecar', () => {
     await using node = await startNode('failing', { demo: {}, agent: false });
     const pod = await addSidecarPod(node, { name: 'pod', labels: { [BYPASS]: 'enabled' } }, 'legacy');
     const lock = node.sandbox.file('xtables.lock');
-    const holder = node.sandbox.spawn({ cmd: 'flock', args: ['--close', lock, 'sh', '-c', 'echo held; exec sleep 60'] });
+    const holder = node.sandbox.spawn({
+      cmd: 'flock',
+      args: ['--close', lock, 'sh', '-c', 'echo held; exec sleep 60'],
+    });
     await holder.line(/held/);
     const agent = await node.startAgent({ env: { XTABLES_LOCKFILE: lock } });
     const locked = /iptables-legacy failed with exit code 4: another program has held its lock for 5 s/;
     await eventually('it is said', () => agent.log().some(({ msg = '' }) => locked.test(msg)), 9000);
     assert.match(await notes(node, pod), locked);
     assert.equal((await source(node))?.state, 'degraded');
-    assert.deepEqual([await metric(node, 'cgroute_sidecar_pods{state="failing"}'), await metric(node, 'cgroute_sidecar_failures_total')], [1, 1]);
+    assert.deepEqual(
+      [
+        await metric(node, 'cgroute_sidecar_pods{state="failing"}'),
+        await metric(node, 'cgroute_sidecar_failures_total'),
+      ],
+      [1, 1],
+    );
     assert.deepEqual(await out(node, pod), ['sidecar of the client']);
     await holder.stop('SIGKILL');
     await rulesAre(pod, 'bypass');
@@ -216,11 +310,19 @@ describe('bypass of a pod with a sidecar', () => {
     await agent.stop();
 
     await cgroute(node.sandbox, ['cleanup']);
-    const without = await node.startAgent({ start: wrapped('unshare', '-m', 'sh', '-c', 'mount -t tmpfs none /usr/sbin && exec "$@"', 'sh') });
+    const without = await node.startAgent({
+      start: wrapped('unshare', '-m', 'sh', '-c', 'mount -t tmpfs none /usr/sbin && exec "$@"', 'sh'),
+    });
     const missing = /iptables-nft is not installed|iptables-nft-save is not installed/;
     await eventually('it is said', () => without.log().some(({ msg = '' }) => missing.test(msg)), 5000);
     await delay(1500);
-    assert.equal(without.log().filter(({ msg = '', level }) => level === 'warn' && missing.test(msg) && msg.startsWith('the rules')).length, 1);
+    assert.equal(
+      without
+        .log()
+        .filter(({ msg = '', level }) => level === 'warn' && missing.test(msg) && msg.startsWith('the rules'))
+        .length,
+      1,
+    );
     await must({ cmd: 'nsenter', args: ['-m', '-t', String(without.running.pid), 'umount', '/usr/sbin'] });
     await eventually('it is tried again', async () => (await out(node, pod)).length === 0, 10_000);
   });
@@ -235,14 +337,23 @@ describe('two data planes on one pod', () => {
     node.manifest.namespace('demo', { [MODE]: 'kmesh' });
     await node.apply();
     await rulesAre(old, 'short-circuit');
-    await node.until('it is redirected', ({ pods }) => pods.some(({ uid, reason }) => uid === old.uid && reason === 'sidecar-short-circuited'));
+    await node.until('it is redirected', ({ pods }) =>
+      pods.some(({ uid, reason }) => uid === old.uid && reason === 'sidecar-short-circuited'),
+    );
     assert.deepEqual(await out(node, old), ["the node's proxy"]);
     const young = await addSidecarPod(node, { name: 'young' });
     await node.apply();
     await rulesAre(young, 'short-circuit');
-    await eventually('it is redirected', async () => (await out(node, young))[0] === "the node's proxy", 3000);
+    await eventually(
+      'it is redirected',
+      async () => (await out(node, young))[0] === "the node's proxy",
+      3000,
+    );
     const own = await connect(young.place, node.server.ip4, PORT, '--uid', SIDECAR_USER);
-    assert.ok(own.ok && own.reply.endsWith(own.local.replace(/.*:/, ':')), 'what the sidecar itself opens is left alone');
+    assert.ok(
+      own.ok && own.reply.endsWith(own.local.replace(/.*:/, ':')),
+      'what the sidecar itself opens is left alone',
+    );
     assert.deepEqual(await toPod(node, young, old), ["the node's proxy"]);
 
     await label(node, young, { [BYPASS]: 'enabled' });
@@ -264,7 +375,11 @@ describe('two data planes on one pod', () => {
     const [trouble, calls] = [node.sandbox.file('trouble'), node.sandbox.file('calls')];
     mkdirSync(directory);
     for (const tool of ['iptables-nft', 'ip6tables-nft']) {
-      writeFileSync(`${directory}/${tool}`, `#!/bin/sh\necho ${tool} >> '${calls}'\ngrep -qs '^${tool}$' '${trouble}' && { echo 'some trouble' >&2; exit 4; }\nexec /usr/sbin/${tool} "$@"\n`, { mode: 0o755 });
+      writeFileSync(
+        `${directory}/${tool}`,
+        `#!/bin/sh\necho ${tool} >> '${calls}'\ngrep -qs '^${tool}$' '${trouble}' && { echo 'some trouble' >&2; exit 4; }\nexec /usr/sbin/${tool} "$@"\n`,
+        { mode: 0o755 },
+      );
     }
     writeFileSync(trouble, 'ip6tables-nft\n');
     const pod = await addSidecarPod(node, { name: 'pod' });
@@ -273,7 +388,10 @@ describe('two data planes on one pod', () => {
     const failed = /cannot be short-circuited: ip6tables-nft failed with exit code 4: some trouble/;
     await eventually('it is said', async () => failed.test(await notes(node, pod)));
     assert.deepEqual([await out(node, pod), await ownRules(pod.host.netns)], [['sidecar of the client'], []]);
-    const called = (tool: string): number => readFileSync(calls, 'utf8').split('\n').filter((line) => line === tool).length;
+    const called = (tool: string): number =>
+      readFileSync(calls, 'utf8')
+        .split('\n')
+        .filter((line) => line === tool).length;
     const [other, tries] = [called('iptables-nft'), called('ip6tables-nft')];
     await eventually('it is tried again', () => called('ip6tables-nft') > tries);
     assert.equal(called('iptables-nft'), other, 'the other family is not touched for that');
@@ -293,27 +411,44 @@ describe('two data planes on one pod', () => {
     rmSync(trouble);
     await rulesAre(pod, 'none');
     assert.deepEqual(await out(node, pod), ['sidecar of the client']);
-    await eventually('nothing is said any more', async () => await notes(node, pod) === '');
+    await eventually('nothing is said any more', async () => (await notes(node, pod)) === '');
   });
 
   test('without CAP_SYS_ADMIN sidecars stay in the path, which is said', async () => {
     await using node = await startNode('capability', { demo: { [MODE]: 'kmesh' }, agent: false });
     const pod = await addSidecarPod(node, { name: 'pod' });
-    const bypassed = await addSidecarPod(node, { name: 'bypassed', namespace: 'plain', labels: { [BYPASS]: 'enabled' } });
+    const bypassed = await addSidecarPod(node, {
+      name: 'bypassed',
+      namespace: 'plain',
+      labels: { [BYPASS]: 'enabled' },
+    });
     node.manifest.namespace('plain');
-    await node.startAgent({ start: wrapped('setpriv', '--bounding-set', '-sys_admin', '--inh-caps', '-sys_admin') });
-    assert.deepEqual([await out(node, pod), await out(node, bypassed)], [['sidecar of the client'], ['sidecar of the client']]);
+    await node.startAgent({
+      start: wrapped('setpriv', '--bounding-set', '-sys_admin', '--inh-caps', '-sys_admin'),
+    });
+    assert.deepEqual(
+      [await out(node, pod), await out(node, bypassed)],
+      [['sidecar of the client'], ['sidecar of the client']],
+    );
     const { verdict, reason } = await node.podStatus(pod);
     assert.deepEqual([verdict, reason], ['out', 'sidecar']);
-    for (const each of [pod, bypassed]) assert.match(await notes(node, each), /cannot be (?:short-circuited|bypassed): the agent lacks CAP_SYS_ADMIN/);
+    for (const each of [pod, bypassed])
+      assert.match(
+        await notes(node, each),
+        /cannot be (?:short-circuited|bypassed): the agent lacks CAP_SYS_ADMIN/,
+      );
     assert.equal((await source(node))?.state, 'off');
   });
 
-  test('sidecars: false later on leaves a short-circuited pod with the node\'s proxy, and gives a bypassed one back to its sidecar', async () => {
+  test("sidecars: false later on leaves a short-circuited pod with the node's proxy, and gives a bypassed one back to its sidecar", async () => {
     await using node = await startNode('switched-off', { demo: { [MODE]: 'kmesh' } });
     node.manifest.namespace('plain');
     const pod = await addSidecarPod(node, { name: 'pod' });
-    const bypassed = await addSidecarPod(node, { name: 'bypassed', namespace: 'plain', labels: { [BYPASS]: 'enabled' } });
+    const bypassed = await addSidecarPod(node, {
+      name: 'bypassed',
+      namespace: 'plain',
+      labels: { [BYPASS]: 'enabled' },
+    });
     await node.apply();
     await rulesAre(pod, 'short-circuit');
     await rulesAre(bypassed, 'bypass');
@@ -322,7 +457,10 @@ describe('two data planes on one pod', () => {
     const file = node.sandbox.file('config.yaml');
     writeFileSync(file, 'sidecars: false\n');
     await node.startAgent({ args: ['--config', file] });
-    assert.deepEqual([await out(node, pod), await out(node, bypassed)], [["the node's proxy"], ['sidecar of the client']]);
+    assert.deepEqual(
+      [await out(node, pod), await out(node, bypassed)],
+      [["the node's proxy"], ['sidecar of the client']],
+    );
     assert.match(await notes(node, pod), /is kept out of its path by rules that an earlier agent left/);
     assert.match(await notes(node, bypassed), /cannot be bypassed: the agent runs with sidecars: false/);
     await node.agent.stop();
@@ -347,13 +485,17 @@ describe('two data planes on one pod', () => {
       enrolled: await node.addPod({ name: 'server-enrolled', labels: { [MODE]: 'ambient' } }),
       'enrolled, with a sidecar': both,
     };
-    for (const name of ['plain', 'enrolled']) await listen(node.sandbox, servers[name]!.place, 'serve', '*', [PORT], '--dual', '--quiet');
+    for (const name of ['plain', 'enrolled'])
+      await listen(node.sandbox, servers[name]!.place, 'serve', '*', [PORT], '--dual', '--quiet');
     await node.apply();
     await rulesAre(both, 'short-circuit');
     const rows: string[] = [];
     for (const [client, from] of Object.entries(clients)) {
       for (const [server, to] of Object.entries(servers)) {
-        const by = await handlers(node, from, { ip: to.host.ip4, ...(to.sidecar && { sidecar: to.sidecar }) });
+        const by = await handlers(node, from, {
+          ip: to.host.ip4,
+          ...(to.sidecar && { sidecar: to.sidecar }),
+        });
         rows.push(`| ${client} | ${server} | ${by.join(', then the ') || 'nobody'} |`);
       }
     }

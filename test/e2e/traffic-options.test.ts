@@ -23,7 +23,11 @@ describe('traffic annotations', () => {
   after(() => node?.[Symbol.asyncDispose]());
 
   async function annotate(annotations: Readonly<Record<string, string>>): Promise<void> {
-    node.manifest.change(pod.uid, { annotations: Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])) });
+    node.manifest.change(pod.uid, {
+      annotations: Object.fromEntries(
+        Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value]),
+      ),
+    });
     await node.apply();
   }
   const fromHost = () => node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 8080 } });
@@ -70,7 +74,11 @@ describe('traffic annotations', () => {
     const text = `pod demo/pod: ${TRAFFIC}excludeOutboundPorts has "http", expected each to be a port from 1 to 65535 or "*"; the rest of the list counts; ${TRAFFIC}includeOutboundIPRanges has "10.0.0.0/99", expected each to be an address, a range such as 10.0.0.0/8 or fd00::/8, or "*"; the annotation counts as absent`;
     assert.match(await notes(), /outbound ports but 8080/);
     assert.ok((await notes()).includes(text));
-    await annotate({ excludeOutboundPorts: '8080,http', includeOutboundIPRanges: '10.0.0.0/99', excludeInboundPorts: '9' });
+    await annotate({
+      excludeOutboundPorts: '8080,http',
+      includeOutboundIPRanges: '10.0.0.0/99',
+      excludeInboundPorts: '9',
+    });
     assert.equal(node.agent.log().filter(({ msg }) => msg === text).length, 1);
     await annotate({});
   });
@@ -87,7 +95,10 @@ describe('traffic annotations', () => {
   });
 
   test('go with their pod', async () => {
-    const first = await node.addPod({ name: 'first', annotations: { [`${TRAFFIC}excludeOutboundPorts`]: '8080,8081' } });
+    const first = await node.addPod({
+      name: 'first',
+      annotations: { [`${TRAFFIC}excludeOutboundPorts`]: '8080,8081' },
+    });
     await node.apply();
     assert.equal(await node.travel(first.place), 'direct');
     assert.equal((await node.entries('pod_port_map')).length, 2);
@@ -102,7 +113,11 @@ describe('traffic annotations', () => {
 
   test("a sidecar's own connections are left alone where the sidecar is short-circuited", async () => {
     node.manifest.namespace('both', { 'istio.io/dataplane-mode': 'kmesh' });
-    const both = await node.addPod({ name: 'both', namespace: 'both', annotations: { 'sidecar.istio.io/status': '{}' } });
+    const both = await node.addPod({
+      name: 'both',
+      namespace: 'both',
+      annotations: { 'sidecar.istio.io/status': '{}' },
+    });
     await node.apply();
     assert.equal(await node.travel(both.place), 'redirected');
     const own = await connect(both.place, node.server.ip4, 8080, '--uid', '1337');
@@ -115,7 +130,9 @@ test('a pod whose annotations find no room in the maps is redirected all the sam
   const config = node.sandbox.file('config.yaml');
   writeFileSync(config, 'maxTrafficEntries: 1024\nsweepSeconds: 1\n');
   await node.startAgent({ args: ['--config', config] });
-  const ports = (count: number) => ({ [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: count }, (_, at) => 8080 + at).join() });
+  const ports = (count: number) => ({
+    [`${TRAFFIC}excludeOutboundPorts`]: Array.from({ length: count }, (_, at) => 8080 + at).join(),
+  });
   const hog = await node.addPod({ name: 'hog', annotations: ports(2000) });
   const pod = await node.addPod({ name: 'pod', annotations: ports(1) });
   await node.apply();

@@ -34,9 +34,15 @@ describe('an agent with a short sweep', () => {
     assert.deepEqual(await get(address, '/healthz'), [200, 'ok\n']);
     assert.deepEqual(await get(address, '/readyz'), [200, 'ok\n']);
     const [code, text] = await get(address, '/status');
-    const status = JSON.parse(text) as { readonly ready: boolean; readonly sources: readonly { readonly name: string; readonly state: string }[] };
+    const status = JSON.parse(text) as {
+      readonly ready: boolean;
+      readonly sources: readonly { readonly name: string; readonly state: string }[];
+    };
     assert.deepEqual([code, status.ready], [200, true]);
-    assert.deepEqual(status.sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars ok']);
+    assert.deepEqual(
+      status.sources.map(({ name, state }) => `${name} ${state}`),
+      ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars ok'],
+    );
     assert.equal((await get(address, '/nothing'))[0], 404);
   });
 
@@ -50,7 +56,9 @@ describe('an agent with a short sweep', () => {
     removeCgroup(dirname(next.cgroup.absolute));
     node.manifest.remove(next.uid);
     await node.apply();
-    await eventually('their links are gone', () => pinned().length === before.length, 4000).catch(() => assert.deepEqual(pinned(), before));
+    await eventually('their links are gone', () => pinned().length === before.length, 4000).catch(() =>
+      assert.deepEqual(pinned(), before),
+    );
     assert.deepEqual(pinned(), before);
     assert.equal(await node.travel(pod.place), 'redirected');
   });
@@ -60,7 +68,15 @@ describe('an agent with a short sweep', () => {
     const pods: NodePod[] = [];
     for (let n = 0; n < 50; n++) {
       const style = styles[n % styles.length] ?? 'cgroupfs';
-      pods.push(await node.addPod({ name: `churn-${n}`, style, host: pod.host, ips: [`10.99.0.${n + 1}`], labels: n % 3 === 0 ? { 'istio.io/dataplane-mode': 'none' } : {} }));
+      pods.push(
+        await node.addPod({
+          name: `churn-${n}`,
+          style,
+          host: pod.host,
+          ips: [`10.99.0.${n + 1}`],
+          labels: n % 3 === 0 ? { 'istio.io/dataplane-mode': 'none' } : {},
+        }),
+      );
     }
     await node.apply();
     const staying = new Set([node.proxyPod, pod, ...pods]);
@@ -76,22 +92,37 @@ describe('an agent with a short sweep', () => {
     node.manifest.namespace('demo', ENROLLED);
     await node.apply();
 
-    const wanted = new Map([...staying].flatMap((each) => {
-      const own = node.sandbox.cgroup(dirname(each.cgroup.path));
-      const containers = readdirSync(own.absolute, { withFileTypes: true }).filter((entry) => entry.isDirectory());
-      return [own, ...containers.map(({ name }) => node.sandbox.cgroup(`${own.path}/${name}`))].map(({ id }) => [String(id), each] as const);
-    }));
-    await eventually('every entry is there', async () => (await node.entries('cgroup_info_map')).length === wanted.size, 5000).catch(() => undefined);
+    const wanted = new Map(
+      [...staying].flatMap((each) => {
+        const own = node.sandbox.cgroup(dirname(each.cgroup.path));
+        const containers = readdirSync(own.absolute, { withFileTypes: true }).filter((entry) =>
+          entry.isDirectory(),
+        );
+        return [own, ...containers.map(({ name }) => node.sandbox.cgroup(`${own.path}/${name}`))].map(
+          ({ id }) => [String(id), each] as const,
+        );
+      }),
+    );
+    await eventually(
+      'every entry is there',
+      async () => (await node.entries('cgroup_info_map')).length === wanted.size,
+      5000,
+    ).catch(() => undefined);
     const entries = await node.entries('cgroup_info_map');
     assert.deepEqual(entries.map(({ key }) => String(key)).toSorted(), [...wanted.keys()].toSorted());
 
     const status = await node.status();
-    assert.deepEqual(status.pods.map(({ uid }) => uid).toSorted(), [...staying].map(({ uid }) => uid).toSorted());
+    assert.deepEqual(
+      status.pods.map(({ uid }) => uid).toSorted(),
+      [...staying].map(({ uid }) => uid).toSorted(),
+    );
     assert.deepEqual(status.unknown, []);
     for (const { verdict, uid, cgroups } of status.pods) {
       const mine = [...wanted].filter(([, owner]) => owner.uid === uid).map(([id]) => id);
       assert.deepEqual(cgroups.map(({ id }) => id).toSorted(), mine.toSorted());
-      const inMesh = entries.filter(({ key }) => mine.includes(String(key))).map(({ value }) => value['is_in_mesh']);
+      const inMesh = entries
+        .filter(({ key }) => mine.includes(String(key)))
+        .map(({ value }) => value['is_in_mesh']);
       assert.deepEqual(new Set(inMesh), new Set([verdict === 'out' ? 0 : 1]), `${uid} is ${verdict}`);
     }
     const slots = new Set((await node.entries('pod_info_map')).map(({ value }) => value['slot']));
@@ -102,16 +133,31 @@ describe('an agent with a short sweep', () => {
       node.manifest.remove(each.uid);
     }
     await node.apply();
-    await eventually('the pods are gone', async () => (await node.entries('cgroup_info_map')).length === 4, 5000);
+    await eventually(
+      'the pods are gone',
+      async () => (await node.entries('cgroup_info_map')).length === 4,
+      5000,
+    );
     const addresses = await node.entries('pod_ip_map');
     assert.equal(addresses.length, 1, 'the address of the one enrolled pod');
-    assert.equal((await node.entries('pod_info_map')).length, 3, 'it, the proxy, and the marker of the last change');
+    assert.equal(
+      (await node.entries('pod_info_map')).length,
+      3,
+      'it, the proxy, and the marker of the last change',
+    );
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
   test('keeps no original destination of connections that have ended', async () => {
     for (let n = 0; n < 20; n++) assert.ok((await connect(pod.place, node.server.ip4, 8080)).ok);
-    await eventually('the connections are forgotten', async () => (await node.entries('connection_map')).length + (await node.entries('connection_overflow_map')).length === 0, 4000);
+    await eventually(
+      'the connections are forgotten',
+      async () =>
+        (await node.entries('connection_map')).length +
+          (await node.entries('connection_overflow_map')).length ===
+        0,
+      4000,
+    );
     assert.deepEqual(await node.entries('original_dst_map'), []);
   });
 });
@@ -127,11 +173,21 @@ test('a pod that no map has room for is said, counted, treated as unknown, and t
   await eventually('the map is full', async () => (await node.entries('pod_info_map')).length === 16, 5000);
   const late = await node.addPod({ name: 'late', host: first.host });
   node.manifest.write();
-  const report = await eventually('it is said', () => node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))), 5000);
+  const report = await eventually(
+    'it is said',
+    () => node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))),
+    5000,
+  );
   assert.equal(report['podUid'], late.uid);
   const [, metrics] = await get(String((await node.agent.logged('serving'))['http']), '/metrics');
-  assert.ok(Number(/^cgroute_map_errors_total\{errno="E2BIG"\} (\d+)$/m.exec(metrics)?.[1]) >= 1, 'it is counted');
-  assert.ok((await node.status()).unknown.some(({ id }) => id === String(late.cgroup.id)), 'it is in status');
+  assert.ok(
+    Number(/^cgroute_map_errors_total\{errno="E2BIG"\} (\d+)$/m.exec(metrics)?.[1]) >= 1,
+    'it is counted',
+  );
+  assert.ok(
+    (await node.status()).unknown.some(({ id }) => id === String(late.cgroup.id)),
+    'it is in status',
+  );
   assert.deepEqual([await node.travel(first.place), await node.travel(late.place)], ['redirected', 'EPERM']);
   for (const each of many.splice(0, 5)) {
     removeCgroup(dirname(each.cgroup.absolute));
@@ -144,13 +200,24 @@ test('a pod that no map has room for is said, counted, treated as unknown, and t
 test('is alive and not ready while it starts', async () => {
   await using node = await startNode('starting', { agent: false, proxy: false });
   // So many cgroups that the first look at them takes a while.
-  await must({ cmd: 'sh', args: ['-c', 'cd "$1" && for a in 0 1 2 3 4 5 6 7 8 9; do mkdir -p $(seq -f "many-$a/%g" 300); done', 'sh', node.sandbox.cgroupRoot] });
+  await must({
+    cmd: 'sh',
+    args: [
+      '-c',
+      'cd "$1" && for a in 0 1 2 3 4 5 6 7 8 9; do mkdir -p $(seq -f "many-$a/%g" 300); done',
+      'sh',
+      node.sandbox.cgroupRoot,
+    ],
+  });
   node.manifest.write();
   const http = '127.0.0.1:15271';
   const agent = startAgent(node.sandbox, { manifest: node.manifest.path, http });
   const seen = new Set<string>();
   await eventually('it is ready', async () => {
-    const [health, ready] = await Promise.all([get(http, '/healthz'), get(http, '/readyz')]).catch(() => [undefined, undefined]);
+    const [health, ready] = await Promise.all([get(http, '/healthz'), get(http, '/readyz')]).catch(() => [
+      undefined,
+      undefined,
+    ]);
     if (health === undefined || ready === undefined) return false;
     seen.add(`healthz ${health[0]}, readyz ${ready[0]}`);
     return ready[0] === 200;

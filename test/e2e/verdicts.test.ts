@@ -2,7 +2,14 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
-import { ENROLLED, type NodePod, type NodeStatus, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import {
+  ENROLLED,
+  type NodePod,
+  type NodeStatus,
+  type PodOptions,
+  type TestNode,
+  startNode,
+} from '../harness/node.ts';
 import { listen } from '../../deploy/stage/sock.ts';
 
 const MODE = 'istio.io/dataplane-mode';
@@ -26,15 +33,39 @@ const out = { verdict: 'out', outbound: 'direct', inbound: 'direct', counter: 'o
 const bypass = { verdict: 'bypass', outbound: 'direct', inbound: 'direct', counter: 'bypassed' } as const;
 
 const ROWS: readonly Row[] = [
-  { pod: { name: 'host-network', hostNetwork: true, labels: { [MODE]: 'ambient' } }, ...out, reason: 'host-network' },
+  {
+    pod: { name: 'host-network', hostNetwork: true, labels: { [MODE]: 'ambient' } },
+    ...out,
+    reason: 'host-network',
+  },
   { pod: { name: 'succeeded', phase: 'Succeeded' }, ...out, reason: 'terminal' },
   { pod: { name: 'failed', phase: 'Failed' }, ...out, reason: 'terminal' },
   { pod: { name: 'terminating', terminating: true }, ...inMesh, reason: 'namespace-label' },
-  { pod: { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } }, ...out, reason: 'excluded-namespace' },
-  { pod: { name: 'waypoint', labels: { 'gateway.istio.io/managed': 'istio.io-mesh-controller' } }, ...out, reason: 'gateway' },
-  { pod: { name: 'other-gateway', labels: { 'gateway.istio.io/managed': 'example.com-controller' } }, ...inMesh, reason: 'namespace-label' },
-  { pod: { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } }, ...inMesh, reason: 'pod-label' },
-  { pod: { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } }, ...inMesh, reason: 'pod-label' },
+  {
+    pod: { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } },
+    ...out,
+    reason: 'excluded-namespace',
+  },
+  {
+    pod: { name: 'waypoint', labels: { 'gateway.istio.io/managed': 'istio.io-mesh-controller' } },
+    ...out,
+    reason: 'gateway',
+  },
+  {
+    pod: { name: 'other-gateway', labels: { 'gateway.istio.io/managed': 'example.com-controller' } },
+    ...inMesh,
+    reason: 'namespace-label',
+  },
+  {
+    pod: { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } },
+    ...inMesh,
+    reason: 'pod-label',
+  },
+  {
+    pod: { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } },
+    ...inMesh,
+    reason: 'pod-label',
+  },
   { pod: { name: 'opted-out', labels: { [MODE]: 'None' } }, ...out, reason: 'pod-opt-out' },
   { pod: { name: 'in-namespace' }, ...inMesh, reason: 'namespace-label' },
   { pod: { name: 'unknown-mode', labels: { [MODE]: 'ambiant' } }, ...inMesh, reason: 'namespace-label' },
@@ -42,11 +73,30 @@ const ROWS: readonly Row[] = [
   { pod: { name: 'opted-out-namespace', namespace: 'none' }, ...out, reason: 'not-enrolled' },
   { pod: { name: 'no-namespace', namespace: 'nowhere' }, ...out, reason: 'not-enrolled' },
   { pod: { name: 'sidecar', annotations: SIDECAR }, ...out, reason: 'sidecar' },
-  { pod: { name: 'sidecar-kmesh', namespace: 'kmesh', annotations: SIDECAR }, ...inMesh, reason: 'sidecar-short-circuited' },
+  {
+    pod: { name: 'sidecar-kmesh', namespace: 'kmesh', annotations: SIDECAR },
+    ...inMesh,
+    reason: 'sidecar-short-circuited',
+  },
   { pod: { name: 'bypassed', labels: { [BYPASS]: 'enabled' } }, ...bypass, reason: 'bypass' },
-  { pod: { name: 'bypassed-outbound', labels: { [BYPASS]: 'outbound' } }, ...bypass, inbound: 'inbound', reason: 'bypass-outbound' },
-  { pod: { name: 'bypassed-inbound', labels: { [BYPASS]: 'inbound' } }, ...bypass, outbound: 'redirected', counter: 'redirected', reason: 'bypass-inbound' },
-  { pod: { name: 'bypassed-outside', namespace: 'plain', labels: { [BYPASS]: 'enabled' } }, ...out, reason: 'not-enrolled' },
+  {
+    pod: { name: 'bypassed-outbound', labels: { [BYPASS]: 'outbound' } },
+    ...bypass,
+    inbound: 'inbound',
+    reason: 'bypass-outbound',
+  },
+  {
+    pod: { name: 'bypassed-inbound', labels: { [BYPASS]: 'inbound' } },
+    ...bypass,
+    outbound: 'redirected',
+    counter: 'redirected',
+    reason: 'bypass-inbound',
+  },
+  {
+    pod: { name: 'bypassed-outside', namespace: 'plain', labels: { [BYPASS]: 'enabled' } },
+    ...out,
+    reason: 'not-enrolled',
+  },
 ];
 
 describe('each rule', () => {
@@ -74,16 +124,31 @@ describe('each rule', () => {
       const pod = pods.get(row);
       assert.ok(pod);
       assert.equal(await node.travel(pod.place), row.outbound, 'from the pod');
-      assert.equal(await node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } }), row.inbound, 'from the host');
+      assert.equal(
+        await node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } }),
+        row.inbound,
+        'from the host',
+      );
       const { verdict, reason, ips, cgroups, connections } = await node.podStatus(pod);
-      assert.deepEqual({ verdict, reason, ips }, {
-        verdict: row.verdict, reason: row.reason, ips: row.pod.hostNetwork === true ? [] : [pod.host.ip4],
-      });
+      assert.deepEqual(
+        { verdict, reason, ips },
+        {
+          verdict: row.verdict,
+          reason: row.reason,
+          ips: row.pod.hostNetwork === true ? [] : [pod.host.ip4],
+        },
+      );
       const container = { id: String(pod.cgroup.id), path: pod.cgroup.path };
-      assert.deepEqual(cgroups.find(({ path }) => path === container.path), container);
+      assert.deepEqual(
+        cgroups.find(({ path }) => path === container.path),
+        container,
+      );
       assert.equal(cgroups.length, 2, "the pod's own cgroup and its container's");
       const counted = Object.entries(connections).filter(([, count]) => count > 0);
-      assert.deepEqual(Object.fromEntries(counted), { [row.counter]: 1, ...(row.inbound === 'inbound' ? { inboundRedirected: 1 } : {}) });
+      assert.deepEqual(Object.fromEntries(counted), {
+        [row.counter]: 1,
+        ...(row.inbound === 'inbound' ? { inboundRedirected: 1 } : {}),
+      });
     });
   }
 
@@ -105,17 +170,36 @@ describe('each rule', () => {
     const status = await node.status();
     checkShape(status);
     assert.equal(status.node, 'node-a');
-    assert.deepEqual({ running: status.agent.running, ready: status.agent.ready, pid: status.agent.pid }, { running: true, ready: true, pid: node.agent.running.pid });
-    assert.deepEqual({ address: status.proxy.address, pod: status.proxy.pod, ready: status.proxy.ready }, { address: node.proxyPod.host.ip4, pod: 'mesh/ztunnel', ready: true });
-    assert.deepEqual(status.sources.map(({ state }) => state), status.sources.map(() => 'ok'), JSON.stringify(status.sources));
-    assert.deepEqual(status.pods.map(({ uid }) => uid).toSorted(), [node.proxyPod, ...pods.values()].map(({ uid }) => uid).toSorted());
+    assert.deepEqual(
+      { running: status.agent.running, ready: status.agent.ready, pid: status.agent.pid },
+      { running: true, ready: true, pid: node.agent.running.pid },
+    );
+    assert.deepEqual(
+      { address: status.proxy.address, pod: status.proxy.pod, ready: status.proxy.ready },
+      { address: node.proxyPod.host.ip4, pod: 'mesh/ztunnel', ready: true },
+    );
+    assert.deepEqual(
+      status.sources.map(({ state }) => state),
+      status.sources.map(() => 'ok'),
+      JSON.stringify(status.sources),
+    );
+    assert.deepEqual(
+      status.pods.map(({ uid }) => uid).toSorted(),
+      [node.proxyPod, ...pods.values()].map(({ uid }) => uid).toSorted(),
+    );
   });
 
   test('status as a table and as YAML says the same', async () => {
-    const [table, yaml] = [await cgroute(node.sandbox, ['status']), await cgroute(node.sandbox, ['status', '-o', 'yaml'])];
+    const [table, yaml] = [
+      await cgroute(node.sandbox, ['status']),
+      await cgroute(node.sandbox, ['status', '-o', 'yaml']),
+    ];
     assert.equal(table.code, 0);
     for (const row of ROWS) {
-      const cells = table.stdout.split('\n').map((line) => line.split(/ {2,}/)).find((line) => line[1] === row.pod.name);
+      const cells = table.stdout
+        .split('\n')
+        .map((line) => line.split(/ {2,}/))
+        .find((line) => line[1] === row.pod.name);
       assert.deepEqual(cells?.slice(2, 4), [row.verdict, row.reason]);
     }
     assert.match(yaml.stdout, /^node: node-a$/m);
@@ -133,18 +217,36 @@ test('status is of that shape too where nothing of cgroute is', async () => {
 });
 
 const BRANCHES = [
-  'inboundRedirected', 'inboundExempt', 'hostUntouched', 'out', 'bypassed', 'proxy', 'unknownAllowed', 'unknownDenied', 'local',
-  'excluded', 'noProxyAllowed', 'noProxyDenied', 'redirected', 'loopDenied', 'errorDenied', 'handoffLost',
+  'inboundRedirected',
+  'inboundExempt',
+  'hostUntouched',
+  'out',
+  'bypassed',
+  'proxy',
+  'unknownAllowed',
+  'unknownDenied',
+  'local',
+  'excluded',
+  'noProxyAllowed',
+  'noProxyDenied',
+  'redirected',
+  'loopDenied',
+  'errorDenied',
+  'handoffLost',
 ].toSorted();
 
 /** Section 8: what there is at least. */
 function checkShape(status: NodeStatus): void {
   const typed = (value: unknown, ...types: readonly string[]): void =>
-    assert.ok(types.includes(value === null ? 'null' : typeof value), `${JSON.stringify(value)} is no ${types.join(' or ')}`);
-  const cgroups = (list: NodeStatus['unknown']): void => list.forEach(({ id, path }) => {
-    assert.match(id, /^\d+$/);
-    typed(path, 'string', 'null');
-  });
+    assert.ok(
+      types.includes(value === null ? 'null' : typeof value),
+      `${JSON.stringify(value)} is no ${types.join(' or ')}`,
+    );
+  const cgroups = (list: NodeStatus['unknown']): void =>
+    list.forEach(({ id, path }) => {
+      assert.match(id, /^\d+$/);
+      typed(path, 'string', 'null');
+    });
   typed(status.node, 'string', 'null');
   typed(status.agent.running, 'boolean');
   typed(status.agent.pid, 'number', 'null');

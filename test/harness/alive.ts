@@ -26,7 +26,10 @@ export async function watchAgent<T>(agent: Agent, run: () => Promise<T>): Promis
   const asking = (async () => {
     while (!isOver) {
       const began = performance.now();
-      const ok = await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(5000) }).then(({ status }) => status === 200, () => false);
+      const ok = await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(5000) }).then(
+        ({ status }) => status === 200,
+        () => false,
+      );
       if (!ok) bad++;
       slowestMs = Math.max(slowestMs, performance.now() - began);
       await delay(20);

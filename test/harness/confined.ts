@@ -6,7 +6,15 @@
  *
  * The node is a sandbox: of the BPF file system the container sees the sandbox's.
  */
-import { existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { type Program, run } from '../../deploy/stage/process.ts';
@@ -45,8 +53,17 @@ const project = resolve(import.meta.dirname, '../..');
 export const PROJECT = '/opt/cgroute';
 
 const MASKED = [
-  '/proc/acpi', '/proc/asound', '/proc/kcore', '/proc/keys', '/proc/latency_stats', '/proc/timer_list', '/proc/timer_stats',
-  '/proc/sched_debug', '/sys/firmware', '/sys/devices/virtual/powercap', '/proc/scsi',
+  '/proc/acpi',
+  '/proc/asound',
+  '/proc/kcore',
+  '/proc/keys',
+  '/proc/latency_stats',
+  '/proc/timer_list',
+  '/proc/timer_stats',
+  '/proc/sched_debug',
+  '/sys/firmware',
+  '/sys/devices/virtual/powercap',
+  '/proc/scsi',
 ];
 const READ_ONLY = ['/proc/bus', '/proc/fs', '/proc/irq', '/proc/sys', '/proc/sysrq-trigger'];
 /** Where programs and libraries are, on this machine too. */
@@ -61,9 +78,14 @@ interface Profile {
 
 /** containerd's default for a container with these capabilities. */
 function seccomp(capabilities: readonly string[]): unknown {
-  const { defaultAction, syscalls, byCapability } = JSON.parse(readFileSync(join(import.meta.dirname, 'seccomp.json'), 'utf8')) as Profile;
+  const { defaultAction, syscalls, byCapability } = JSON.parse(
+    readFileSync(join(import.meta.dirname, 'seccomp.json'), 'utf8'),
+  ) as Profile;
   const names = capabilities.flatMap((capability) => byCapability[capability] ?? []);
-  return { defaultAction, syscalls: [...syscalls, ...(names.length === 0 ? [] : [{ names, action: 'SCMP_ACT_ALLOW' }])] };
+  return {
+    defaultAction,
+    syscalls: [...syscalls, ...(names.length === 0 ? [] : [{ names, action: 'SCMP_ACT_ALLOW' }])],
+  };
 }
 
 interface Mount {
@@ -74,8 +96,12 @@ interface Mount {
 }
 
 /** Without what is mounted further down in it. */
-const bind = (source: string, destination: string, writable = false): Mount =>
-  ({ destination, type: 'bind', source, options: ['bind', writable ? 'rw' : 'ro', 'rprivate'] });
+const bind = (source: string, destination: string, writable = false): Mount => ({
+  destination,
+  type: 'bind',
+  source,
+  options: ['bind', writable ? 'rw' : 'ro', 'rprivate'],
+});
 
 /** A directory with what a link of this machine's root needs, and the mounts that fill the rest. */
 function machineRoot(root: string): { readonly root: string; readonly mounts: readonly Mount[] } {
@@ -101,7 +127,8 @@ export function confine(sandbox: Sandbox, cgroupPath: string, options: Confineme
   const id = `confined-${++made}`;
   const bundle = sandbox.file(`bundle-${id}`);
   mkdirSync(bundle, { recursive: true });
-  const own = options.root === undefined ? machineRoot(sandbox.file(`root-${id}`)) : { root: options.root, mounts: [] };
+  const own =
+    options.root === undefined ? machineRoot(sandbox.file(`root-${id}`)) : { root: options.root, mounts: [] };
   for (const place of PLACES) mkdirSync(join(own.root, place), { recursive: true });
   const extra = Object.entries(options.mounts ?? {}).map(([place, { source, writable }]) => {
     // runc would make it, but not where the root is a read-only mount.
@@ -120,7 +147,10 @@ export function confine(sandbox: Sandbox, cgroupPath: string, options: Confineme
     process: {
       cwd: '/',
       args,
-      env: ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', ...Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}`)],
+      env: [
+        'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+        ...Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}`),
+      ],
       user: { uid: 0, gid: 0 },
       noNewPrivileges: true,
       capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
@@ -129,7 +159,12 @@ export function confine(sandbox: Sandbox, cgroupPath: string, options: Confineme
     hostname: id,
     mounts: [
       { destination: '/proc', type: 'proc', source: 'proc', options: ['nosuid', 'noexec', 'nodev'] },
-      { destination: '/dev', type: 'tmpfs', source: 'tmpfs', options: ['nosuid', 'strictatime', 'mode=755', 'size=65536k'] },
+      {
+        destination: '/dev',
+        type: 'tmpfs',
+        source: 'tmpfs',
+        options: ['nosuid', 'strictatime', 'mode=755', 'size=65536k'],
+      },
       { destination: '/sys', type: 'sysfs', source: 'sysfs', options: ['nosuid', 'noexec', 'nodev', 'ro'] },
       ...own.mounts,
       bind('/sys/fs/cgroup', '/sys/fs/cgroup'), // where runc() has cgroup2, whatever this machine's way
@@ -140,7 +175,10 @@ export function confine(sandbox: Sandbox, cgroupPath: string, options: Confineme
       cgroupsPath: join(sandbox.cgroupRoot.slice(mount.length), cgroupPath),
       namespaces: [
         ...(options.hostPid === false ? [{ type: 'pid' }] : []),
-        { type: 'mount' }, { type: 'ipc' }, { type: 'uts' }, { type: 'cgroup' },
+        { type: 'mount' },
+        { type: 'ipc' },
+        { type: 'uts' },
+        { type: 'cgroup' },
         ...(options.netns === undefined ? [] : [{ type: 'network', path: `/run/netns/${options.netns}` }]),
       ],
       maskedPaths: MASKED,

@@ -25,8 +25,16 @@ export interface SecurityContext {
 }
 
 function podSpec(): PodSpec {
-  const documents = parseAllDocuments(readFileSync(resolve(import.meta.dirname, '../../deploy/cgroute.yaml'), 'utf8'));
-  const objects = documents.map((document) => document.toJS() as { readonly kind?: string; readonly spec: { readonly template: { readonly spec: PodSpec } } } | null);
+  const documents = parseAllDocuments(
+    readFileSync(resolve(import.meta.dirname, '../../deploy/cgroute.yaml'), 'utf8'),
+  );
+  const objects = documents.map(
+    (document) =>
+      document.toJS() as {
+        readonly kind?: string;
+        readonly spec: { readonly template: { readonly spec: PodSpec } };
+      } | null,
+  );
   const daemonSet = objects.find((object) => object?.kind === 'DaemonSet');
   if (daemonSet == null) throw new Error('deploy/cgroute.yaml has no DaemonSet');
   return daemonSet.spec.template.spec;

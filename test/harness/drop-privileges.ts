@@ -5,7 +5,10 @@
  */
 import koffi from 'koffi';
 
-const capset = koffi.load('libc.so.6').func('int capset(const void *header, const void *data)') as (header: Buffer, data: Buffer) => number;
+const capset = koffi.load('libc.so.6').func('int capset(const void *header, const void *data)') as (
+  header: Buffer,
+  data: Buffer,
+) => number;
 
 process.on('SIGUSR2', () => {
   // struct __user_cap_header_struct and two __user_cap_data_struct of <linux/capability.h>.

@@ -61,20 +61,35 @@ export async function startFaultProxy(target: number, initial: Faults = {}): Pro
         server.destroy();
       });
     }
-    relay(client, server, () => 0, (chunk) => chunk);
-    relay(server, client, () => faults.delayMs ?? 0, (chunk) => {
-      received += chunk.length;
-      bytes += chunk.length;
-      const over = received - (faults.cutAfterBytes ?? Infinity);
-      if (over < 0) return chunk;
-      // What is written is not sent yet; a reset would take it back.
-      client.write(chunk.subarray(0, Math.max(0, chunk.length - over)), cut);
-      return undefined;
-    });
+    relay(
+      client,
+      server,
+      () => 0,
+      (chunk) => chunk,
+    );
+    relay(
+      server,
+      client,
+      () => faults.delayMs ?? 0,
+      (chunk) => {
+        received += chunk.length;
+        bytes += chunk.length;
+        const over = received - (faults.cutAfterBytes ?? Infinity);
+        if (over < 0) return chunk;
+        // What is written is not sent yet; a reset would take it back.
+        client.write(chunk.subarray(0, Math.max(0, chunk.length - over)), cut);
+        return undefined;
+      },
+    );
   }
 
   /** Passes chunks on one after the other, each as late as the faults of the moment say. */
-  function relay(from: Socket, to: Socket, delay: () => number, pass: (chunk: Buffer) => Buffer | undefined): void {
+  function relay(
+    from: Socket,
+    to: Socket,
+    delay: () => number,
+    pass: (chunk: Buffer) => Buffer | undefined,
+  ): void {
     let turn: Promise<unknown> = Promise.resolve();
     const step = async (due: number, last: () => void): Promise<void> => {
       while (faults.silent) await new Promise<void>((resolve) => wakes.add(resolve));
@@ -84,10 +99,12 @@ export async function startFaultProxy(target: number, initial: Faults = {}): Pro
     };
     from.on('data', (chunk: Buffer) => {
       const due = performance.now() + delay();
-      turn = turn.then(() => step(due, () => {
-        const part = pass(chunk);
-        if (part !== undefined) to.write(part);
-      }));
+      turn = turn.then(() =>
+        step(due, () => {
+          const part = pass(chunk);
+          if (part !== undefined) to.write(part);
+        }),
+      );
     });
     from.once('end', () => (turn = turn.then(() => step(0, () => void to.end()))));
   }
@@ -102,10 +119,18 @@ export async function startFaultProxy(target: number, initial: Faults = {}): Pro
     wakes.clear();
   };
   return {
-    port, cut, set,
-    get accepted() { return accepted; },
-    get open() { return cuts.size; },
-    get bytes() { return bytes; },
+    port,
+    cut,
+    set,
+    get accepted() {
+      return accepted;
+    },
+    get open() {
+      return cuts.size;
+    },
+    get bytes() {
+      return bytes;
+    },
     async [Symbol.asyncDispose]() {
       set({});
       cut();

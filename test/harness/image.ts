@@ -14,19 +14,28 @@ const project = resolve(import.meta.dirname, '../..');
 const CONTAINERFILE = join(project, 'deploy/Containerfile');
 const cache = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'cgroute/image');
 
-const lacking = ['buildah', 'mmdebstrap'].filter((command) => spawnSync('sh', ['-c', `command -v ${command}`]).status !== 0);
+const lacking = ['buildah', 'mmdebstrap'].filter(
+  (command) => spawnSync('sh', ['-c', `command -v ${command}`]).status !== 0,
+);
 
 /**
  * Why no image can be built on this machine, for the option `skip`; false when it
  * can. In CI nothing is skipped: it fails instead.
  */
 export const IMAGE_MISSING: string | false =
-  lacking.length === 0 || process.env['CI'] ? false : `no image can be built: install the Debian packages ${lacking.join(' and ')}`;
+  lacking.length === 0 || process.env['CI']
+    ? false
+    : `no image can be built: install the Debian packages ${lacking.join(' and ')}`;
 
 /** What an image says of itself, as in the OCI image specification, config.md. */
 export interface ImageConfig {
   readonly architecture: string;
-  readonly config: { readonly Entrypoint?: readonly string[]; readonly Cmd?: readonly string[]; readonly Env?: readonly string[]; readonly User?: string };
+  readonly config: {
+    readonly Entrypoint?: readonly string[];
+    readonly Cmd?: readonly string[];
+    readonly Env?: readonly string[];
+    readonly User?: string;
+  };
 }
 
 export interface Image {
@@ -79,15 +88,41 @@ if [ -n "$archive" ]; then "$@" push --quiet "$image" "$archive" >&2; fi
  * Gathers the image's files from dist/ and builds it as the Containerfile says, but for the base.
  * `archive` is a file to write it to as well, for `ctr images import`, and the name that it has there.
  */
-export async function buildImage(sandbox: Sandbox, { archive }: { readonly archive?: { readonly file: string; readonly name: string } } = {}): Promise<Image> {
+export async function buildImage(
+  sandbox: Sandbox,
+  { archive }: { readonly archive?: { readonly file: string; readonly name: string } } = {},
+): Promise<Image> {
   const started = performance.now();
   mkdirSync(cache, { recursive: true });
   const root = sandbox.file('image');
   mkdirSync(root);
-  const places = [cache, BASE, IMAGE, CONTAINERFILE, join(project, 'dist/image'), root, String(MOST_LAYERS), process.execPath, join(project, 'deploy/build/image.ts'), archive === undefined ? '' : `docker-archive:${archive.file}:${archive.name}`];
-  const buildah = ['buildah', '--root', join(cache, driver), '--runroot', sandbox.file('buildah'), '--storage-driver', driver];
-  const built = await run({ cmd: 'unshare', args: ['--mount', '--propagation', 'private', 'sh', '-c', SCRIPT, 'sh', ...places, ...buildah] });
-  if (built.code !== 0) throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);
+  const places = [
+    cache,
+    BASE,
+    IMAGE,
+    CONTAINERFILE,
+    join(project, 'dist/image'),
+    root,
+    String(MOST_LAYERS),
+    process.execPath,
+    join(project, 'deploy/build/image.ts'),
+    archive === undefined ? '' : `docker-archive:${archive.file}:${archive.name}`,
+  ];
+  const buildah = [
+    'buildah',
+    '--root',
+    join(cache, driver),
+    '--runroot',
+    sandbox.file('buildah'),
+    '--storage-driver',
+    driver,
+  ];
+  const built = await run({
+    cmd: 'unshare',
+    args: ['--mount', '--propagation', 'private', 'sh', '-c', SCRIPT, 'sh', ...places, ...buildah],
+  });
+  if (built.code !== 0)
+    throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);
   const { OCIv1: config } = JSON.parse(built.stdout) as { readonly OCIv1: ImageConfig };
   return { config, root, took: performance.now() - started };
 }

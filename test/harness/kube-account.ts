@@ -42,14 +42,20 @@ export interface ServiceAccount {
 }
 
 /** Writes a kubeconfig file (JSON, which is YAML too) with one context; returns its path. */
-export function writeKubeconfig(file: string, endpoint: Endpoint, user: Readonly<Record<string, string>>): string {
+export function writeKubeconfig(
+  file: string,
+  endpoint: Endpoint,
+  user: Readonly<Record<string, string>>,
+): string {
   const certificate = Buffer.from(endpoint.ca).toString('base64');
   const config = {
     apiVersion: 'v1',
     kind: 'Config',
     'current-context': 'test',
     contexts: [{ name: 'test', context: { cluster: 'test', user: 'test' } }],
-    clusters: [{ name: 'test', cluster: { server: endpoint.url, 'certificate-authority-data': certificate } }],
+    clusters: [
+      { name: 'test', cluster: { server: endpoint.url, 'certificate-authority-data': certificate } },
+    ],
     users: [{ name: 'test', user }],
   };
   writeFileSync(file, `${JSON.stringify(config, undefined, 2)}\n`, { mode: 0o600 });
@@ -58,7 +64,10 @@ export function writeKubeconfig(file: string, endpoint: Endpoint, user: Readonly
 
 /** Makes the account, its role and binding, and its first token. `directory` is for its files. */
 export async function makeServiceAccount(
-  api: KubeApi, endpoint: Endpoint, directory: string, options: ServiceAccountOptions,
+  api: KubeApi,
+  endpoint: Endpoint,
+  directory: string,
+  options: ServiceAccountOptions,
 ): Promise<ServiceAccount> {
   const { name, namespace = 'kube-system', rules, tokenSeconds = 3600, pod } = options;
   const rbac = 'rbac.authorization.k8s.io';
@@ -71,7 +80,12 @@ export async function makeServiceAccount(
     roleRef: { apiGroup: rbac, kind: 'ClusterRole', name: role },
     subjects: [{ kind: 'ServiceAccount', name, namespace }],
   };
-  const clusterRole: KubeObject = { apiVersion: `${rbac}/v1`, kind: 'ClusterRole', metadata: { name: role }, rules };
+  const clusterRole: KubeObject = {
+    apiVersion: `${rbac}/v1`,
+    kind: 'ClusterRole',
+    metadata: { name: role },
+    rules,
+  };
   await api.apply([{ apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } }]);
   await api.apply([account, ...(rules === undefined ? [] : [clusterRole, binding])]);
 
@@ -84,7 +98,11 @@ export async function makeServiceAccount(
 
   async function renewToken(): Promise<string> {
     const boundObjectRef = pod === undefined ? undefined : { apiVersion: 'v1', kind: 'Pod', ...pod };
-    const body = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: tokenSeconds, boundObjectRef } };
+    const body = {
+      apiVersion: 'authentication.k8s.io/v1',
+      kind: 'TokenRequest',
+      spec: { expirationSeconds: tokenSeconds, boundObjectRef },
+    };
     const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${name}/token`;
     const { status } = await api.request<{ status: { token: string } }>('POST', path, body);
     replaceFile(tokenFile, status.token);
@@ -95,7 +113,9 @@ export async function makeServiceAccount(
   return {
     user: `system:serviceaccount:${namespace}:${name}`,
     directory,
-    get identity() { return { token }; },
+    get identity() {
+      return { token };
+    },
     kubeconfig: (url = endpoint.url) =>
       writeKubeconfig(join(directory, `kubeconfig-${++kubeconfigs}`), { ...endpoint, url }, { tokenFile }),
     renewToken,

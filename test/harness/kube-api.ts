@@ -38,7 +38,11 @@ export interface ObjectList<T> {
   readonly items: readonly T[];
 }
 
-export type PatchType = 'apply-patch+yaml' | 'merge-patch+json' | 'strategic-merge-patch+json' | 'json-patch+json';
+export type PatchType =
+  | 'apply-patch+yaml'
+  | 'merge-patch+json'
+  | 'strategic-merge-patch+json'
+  | 'json-patch+json';
 
 export interface KubeApi extends Disposable {
   /** One request; the path with its query. Rejects with {@link KubeApiError} when the answer is a failure. */
@@ -92,7 +96,12 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
   const watchAgent = new Agent({ ...tls, maxSockets: Infinity });
   const resources = new Map<string, Promise<readonly Resource[]>>();
 
-  function send(method: string, path: string, options: RequestOptions, body?: string): Promise<IncomingMessage> {
+  function send(
+    method: string,
+    path: string,
+    options: RequestOptions,
+    body?: string,
+  ): Promise<IncomingMessage> {
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
     const headers = {
       accept: 'application/json',
@@ -101,7 +110,11 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
       ...(body === undefined ? {} : { 'content-length': Buffer.byteLength(body) }),
       ...options.headers,
     };
-    const outgoing = httpsRequest(new URL(path, endpoint.url), { agent, ...options, method, headers }, resolve);
+    const outgoing = httpsRequest(
+      new URL(path, endpoint.url),
+      { agent, ...options, method, headers },
+      resolve,
+    );
     outgoing.once('error', (error: NodeJS.ErrnoException) => {
       // The server may close an idle connection in the moment when it is used again.
       if (outgoing.reusedSocket && error.code === 'ECONNRESET') resolve(send(method, path, options, body));
@@ -111,9 +124,19 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
     return promise;
   }
 
-  async function request<T>(method: string, path: string, body?: unknown, contentType = 'application/json'): Promise<T> {
+  async function request<T>(
+    method: string,
+    path: string,
+    body?: unknown,
+    contentType = 'application/json',
+  ): Promise<T> {
     const headers = body === undefined ? {} : { 'content-type': contentType };
-    const response = await send(method, path, { headers }, body === undefined ? undefined : JSON.stringify(body));
+    const response = await send(
+      method,
+      path,
+      { headers },
+      body === undefined ? undefined : JSON.stringify(body),
+    );
     const text = await textOf(response);
     const { statusCode = 0 } = response;
     if (statusCode >= 400) throw failure(statusCode, text);
@@ -121,9 +144,15 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
     return (isJson ? JSON.parse(text) : text) as T;
   }
 
-  async function* watch<T>(path: string, signal?: AbortSignal): AsyncGenerator<WatchEvent<T>, void, undefined> {
+  async function* watch<T>(
+    path: string,
+    signal?: AbortSignal,
+  ): AsyncGenerator<WatchEvent<T>, void, undefined> {
     const query = `${path.includes('?') ? '&' : '?'}watch=true`;
-    const response = await send('GET', path + query, { agent: watchAgent, ...(signal === undefined ? {} : { signal }) });
+    const response = await send('GET', path + query, {
+      agent: watchAgent,
+      ...(signal === undefined ? {} : { signal }),
+    });
     const { statusCode = 0 } = response;
     if (statusCode >= 400) throw failure(statusCode, await textOf(response));
     let rest = '';
@@ -141,7 +170,8 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
 
   async function resourceOf({ apiVersion, kind }: KubeObject): Promise<{ base: string; resource: Resource }> {
     const base = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
-    const known = resources.get(base) ?? request<{ resources: Resource[] }>('GET', base).then((list) => list.resources);
+    const known =
+      resources.get(base) ?? request<{ resources: Resource[] }>('GET', base).then((list) => list.resources);
     resources.set(base, known);
     const resource = (await known).find((each) => each.kind === kind && !each.name.includes('/'));
     if (resource === undefined) throw new Error(`the API server knows no ${kind} in ${apiVersion}`);
@@ -159,16 +189,22 @@ export function makeKubeApi(endpoint: Endpoint, identity: Identity, userAgent = 
   async function apply(objects: readonly KubeObject[]): Promise<void> {
     const queue = new PQueue({ concurrency: 8 });
     for (const namespaced of [false, true]) {
-      await Promise.all(objects.map(async (object) => {
-        if ((await resourceOf(object)).resource.namespaced !== namespaced) return;
-        const path = await pathOf(object);
-        await queue.add(() => patch(`${path}?fieldManager=test&force=true`, 'apply-patch+yaml', object));
-      }));
+      await Promise.all(
+        objects.map(async (object) => {
+          if ((await resourceOf(object)).resource.namespaced !== namespaced) return;
+          const path = await pathOf(object);
+          await queue.add(() => patch(`${path}?fieldManager=test&force=true`, 'apply-patch+yaml', object));
+        }),
+      );
     }
   }
 
   return {
-    request, patch, apply, pathOf, watch,
+    request,
+    patch,
+    apply,
+    pathOf,
+    watch,
     get: (path) => request('GET', path),
     [Symbol.dispose]() {
       agent.destroy();

@@ -39,21 +39,33 @@ export async function makeAuthority(directory: string): Promise<Authority> {
     ...authority,
     issue: (file, subject, names) =>
       makeCertificate(directory, file, [
-        '-subj', subject, '-CA', authority.certFile, '-CAkey', authority.keyFile,
-        '-addext', 'basicConstraints=critical,CA:FALSE',
+        '-subj',
+        subject,
+        '-CA',
+        authority.certFile,
+        '-CAkey',
+        authority.keyFile,
+        '-addext',
+        'basicConstraints=critical,CA:FALSE',
         ...(names === undefined ? [] : ['-addext', `subjectAltName=${names}`]),
       ]),
   };
 }
 
 /** The key pair that signs the tokens of service accounts; returns the two files. */
-export function makeSigningKey(directory: string): { readonly publicFile: string; readonly privateFile: string } {
+export function makeSigningKey(directory: string): {
+  readonly publicFile: string;
+  readonly privateFile: string;
+} {
   const { publicKey, privateKey } = generateKeyPairSync('ec', {
     namedCurve: 'P-256',
     publicKeyEncoding: { type: 'spki', format: 'pem' },
     privateKeyEncoding: { type: 'sec1', format: 'pem' },
   });
-  const [publicFile, privateFile] = [join(directory, 'service-accounts.pub'), join(directory, 'service-accounts.key')];
+  const [publicFile, privateFile] = [
+    join(directory, 'service-accounts.pub'),
+    join(directory, 'service-accounts.key'),
+  ];
   writeFileSync(publicFile, publicKey);
   writeFileSync(privateFile, privateKey);
   return { publicFile, privateFile };

@@ -93,7 +93,10 @@ export interface MeshNodeOptions extends Pick<KubeletOptions, 'range' | 'reuse' 
 
 /** A pod whose one container serves on {@link SERVER_PORT}; its label `runtime` may say `runc` or `none`. */
 export function servingPod(name: string, fields: Parameters<typeof podObject>[1]): Pod {
-  return podObject(name, { command: ['sock', 'serve', '--quiet', '--dual', '*', String(SERVER_PORT)], ...fields });
+  return podObject(name, {
+    command: ['sock', 'serve', '--quiet', '--dual', '*', String(SERVER_PORT)],
+    ...fields,
+  });
 }
 
 /** Starts etcd, the API server, a network and a server; nodes come with {@link Mesh.addNode}. */
@@ -107,7 +110,13 @@ export async function startMesh(name: string, options: ServerOptions = {}): Prom
     await cluster.apply(namespaceObject(PROXY_NAMESPACE));
     const host = await network.addHost('server');
     const listener = await listen(sandbox, { netns: host.netns }, 'serve', '*', [SERVER_PORT], '--dual');
-    const mesh = { sandbox, cluster, network, account, server: { ...host, ip: host.ip4, port: SERVER_PORT, listener } };
+    const mesh = {
+      sandbox,
+      cluster,
+      network,
+      account,
+      server: { ...host, ip: host.ip4, port: SERVER_PORT, listener },
+    };
     return {
       ...mesh,
       addNode: (of) => addNode(mesh, of, stack),
@@ -119,25 +128,43 @@ export async function startMesh(name: string, options: ServerOptions = {}): Prom
   }
 }
 
-async function addNode(mesh: Omit<Mesh, 'addNode' | typeof Symbol.asyncDispose>, of: MeshNodeOptions, stack: AsyncDisposableStack): Promise<MeshNode> {
+async function addNode(
+  mesh: Omit<Mesh, 'addNode' | typeof Symbol.asyncDispose>,
+  of: MeshNodeOptions,
+  stack: AsyncDisposableStack,
+): Promise<MeshNode> {
   const { sandbox, cluster, network, server } = mesh;
   const { name, agent: wanted, proxy, ...options } = of;
   const host = await network.addHost(name);
-  const kubelet = stack.use(await startKubelet(cluster, sandbox, {
-    ...options, node: name, root: name, network, host,
-    runtime: ({ metadata: { labels = {} } }) => (labels['runtime'] === 'runc' || labels['runtime'] === 'none' ? labels['runtime'] : 'process'),
-  }));
+  const kubelet = stack.use(
+    await startKubelet(cluster, sandbox, {
+      ...options,
+      node: name,
+      root: name,
+      network,
+      host,
+      runtime: ({ metadata: { labels = {} } }) =>
+        labels['runtime'] === 'runc' || labels['runtime'] === 'none' ? labels['runtime'] : 'process',
+    }),
+  );
   const roots = { cgroupRoot: `${sandbox.cgroupRoot}/${name}`, bpffsRoot: `${sandbox.bpffs}/${name}` };
   const proxyLog = sandbox.file(`${name}-haproxy.log`);
   writeFileSync(proxyLog, '');
   let agent: Agent | undefined;
   let configs = 0;
 
-  function launchAgent({ config, kubeconfig = mesh.account.kubeconfig(), args = [], ...more }: MeshAgentOptions = {}): Agent {
+  function launchAgent({
+    config,
+    kubeconfig = mesh.account.kubeconfig(),
+    args = [],
+    ...more
+  }: MeshAgentOptions = {}): Agent {
     const file = sandbox.file(`${name}-${++configs}.yaml`);
     if (config !== undefined) writeFileSync(file, config);
     return (agent = startAgent(sandbox, {
-      ...roots, node: name, ...more,
+      ...roots,
+      node: name,
+      ...more,
       args: [...(config === undefined ? [] : ['--config', file]), ...args],
       env: { KUBECONFIG: kubeconfig, ...more.env },
     }));
@@ -160,9 +187,26 @@ async function addNode(mesh: Omit<Mesh, 'addNode' | typeof Symbol.asyncDispose>,
 
   async function startProxy(proxyName: string): Promise<PodOnNode> {
     // Into a file, which holds what all of them said, over all their lives.
-    const command = ['sh', '-c', 'log=$1; shift; exec "$@" >>"$log" 2>&1', 'sh', proxyLog, ...haproxyCommand(sandbox, `${name}-haproxy`)];
-    const container = { name: 'main', image: 'test.invalid/ztunnel', command, readinessProbe: { tcpSocket: { port: HAPROXY_PORTS[0] } } };
-    const fields = { node: name, namespace: PROXY_NAMESPACE, labels: { app: 'ztunnel' }, spec: { containers: [container] } };
+    const command = [
+      'sh',
+      '-c',
+      'log=$1; shift; exec "$@" >>"$log" 2>&1',
+      'sh',
+      proxyLog,
+      ...haproxyCommand(sandbox, `${name}-haproxy`),
+    ];
+    const container = {
+      name: 'main',
+      image: 'test.invalid/ztunnel',
+      command,
+      readinessProbe: { tcpSocket: { port: HAPROXY_PORTS[0] } },
+    };
+    const fields = {
+      node: name,
+      namespace: PROXY_NAMESPACE,
+      labels: { app: 'ztunnel' },
+      spec: { containers: [container] },
+    };
     await cluster.apply(podObject(proxyName, fields));
     const pod = await kubelet.started(PROXY_NAMESPACE, proxyName);
     await probe(pod);
@@ -177,7 +221,9 @@ async function addNode(mesh: Omit<Mesh, 'addNode' | typeof Symbol.asyncDispose>,
 
   async function entries(map: string): Promise<readonly MapEntry[]> {
     const pin = globSync(`${roots.bpffsRoot}/*/maps/${map}`)[0] ?? `${roots.bpffsRoot}/${map}`;
-    const dump = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', 'pinned', pin] })) as readonly { readonly formatted: MapEntry }[];
+    const dump = JSON.parse(
+      await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', 'pinned', pin] }),
+    ) as readonly { readonly formatted: MapEntry }[];
     return dump.map(({ formatted }) => formatted);
   }
 
@@ -198,29 +244,55 @@ async function addNode(mesh: Omit<Mesh, 'addNode' | typeof Symbol.asyncDispose>,
   if (wanted !== false) await startOne(wanted);
   if (proxy !== false) await startProxy(`ztunnel-${name}`);
   return {
-    name, kubelet, startProxy, probe, status, entries, http, launchAgent,
+    name,
+    kubelet,
+    startProxy,
+    probe,
+    status,
+    entries,
+    http,
+    launchAgent,
     async cleanUp() {
       const { code, stderr } = await cgroute(sandbox, ['cleanup'], { bpffsRoot: roots.bpffsRoot });
       if (code !== 0) throw new Error(`cgroute cleanup exited with ${code}\n${stderr}`);
     },
     startAgent: startOne,
-    get agent() { return running(); },
+    get agent() {
+      return running();
+    },
     hostPlace: { cgroup: sandbox.cgroup(`${name}/host`), netns: host.netns },
     async until(what, check, timeoutMs = 10_000) {
       let now = await status();
-      await eventually(`${name}: ${what}`, async () => check(now) || check((now = await status())), timeoutMs).catch((error: unknown) => {
-        const text = JSON.stringify({ ...now, capabilities: undefined, host: undefined }, (key, value: unknown) => (key === 'connections' ? undefined : value), 1);
+      await eventually(
+        `${name}: ${what}`,
+        async () => check(now) || check((now = await status())),
+        timeoutMs,
+      ).catch((error: unknown) => {
+        const text = JSON.stringify(
+          { ...now, capabilities: undefined, host: undefined },
+          (key, value: unknown) => (key === 'connections' ? undefined : value),
+          1,
+        );
         throw new Error(`${String(error)}\n${text}\n${running().running.stdout.slice(-10).join('\n')}`);
       });
       return now;
     },
     async metrics() {
-      const lines = (await http('metrics')).text.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
-      return new Map(lines.map((line) => [line.slice(0, line.lastIndexOf(' ')), Number(line.slice(line.lastIndexOf(' ') + 1))]));
+      const lines = (await http('metrics')).text
+        .split('\n')
+        .filter((line) => line !== '' && !line.startsWith('#'));
+      return new Map(
+        lines.map((line) => [
+          line.slice(0, line.lastIndexOf(' ')),
+          Number(line.slice(line.lastIndexOf(' ') + 1)),
+        ]),
+      );
     },
     async travel(from, to = server) {
       const connected: Connected = await connect(from, to.ip, to.port);
-      return travelOf(connected, to, { connections: () => proxiedConnections(readFileSync(proxyLog, 'utf8').split('\n')) });
+      return travelOf(connected, to, {
+        connections: () => proxiedConnections(readFileSync(proxyLog, 'utf8').split('\n')),
+      });
     },
   };
 }

@@ -105,7 +105,9 @@ export function podObject(name: string, fields: PodFields): Pod {
     spec: {
       nodeName: node,
       terminationGracePeriodSeconds: 1,
-      containers: [{ name: 'main', image: 'test.invalid/main', ...(command === undefined ? {} : { command }) }],
+      containers: [
+        { name: 'main', image: 'test.invalid/main', ...(command === undefined ? {} : { command }) },
+      ],
       ...spec,
     },
   };

@@ -53,8 +53,18 @@ const AUDIT_POLICY = {
 export function requestsIn(directory: string): RecordedRequest[] {
   const lines = readFileSync(join(directory, 'audit.log'), 'utf8').split('\n').slice(0, -1);
   return lines.map((line) => {
-    const event = JSON.parse(line) as { user: { username: string }; verb: string; requestURI: string; userAgent?: string };
-    return { user: event.user.username, verb: event.verb, uri: event.requestURI, userAgent: event.userAgent ?? '' };
+    const event = JSON.parse(line) as {
+      user: { username: string };
+      verb: string;
+      requestURI: string;
+      userAgent?: string;
+    };
+    return {
+      user: event.user.username,
+      verb: event.verb,
+      uri: event.requestURI,
+      userAgent: event.userAgent ?? '',
+    };
   });
 }
 
@@ -65,7 +75,10 @@ function writeLogs(code: number): void {
   if (code === 0) return;
   mkdirSync(LOGS, { recursive: true });
   for (const [at, { name, running }] of kept.entries()) {
-    writeFileSync(join(LOGS, `${process.pid}-${at + 1}-${name}.log`), `${running.stderr.slice(-LOG_LINES).join('\n')}\n`);
+    writeFileSync(
+      join(LOGS, `${process.pid}-${at + 1}-${name}.log`),
+      `${running.stderr.slice(-LOG_LINES).join('\n')}\n`,
+    );
   }
   console.error(`logs of etcd and kube-apiserver: ${LOGS}/${process.pid}-*.log`);
 }
@@ -107,18 +120,26 @@ async function untilReady(what: string, running: Running, check: () => Promise<b
 }
 
 /** Starts etcd with an empty store, without fsync; returns its address for clients. */
-export async function startEtcd(sandbox: Sandbox, tools: KubeTools): Promise<{ readonly running: Running; readonly url: string }> {
+export async function startEtcd(
+  sandbox: Sandbox,
+  tools: KubeTools,
+): Promise<{ readonly running: Running; readonly url: string }> {
   const url = `http://127.0.0.1:${await freePort()}`;
   const running = sandbox.spawn({
     cmd: tools.etcd,
     cgroup: sandbox.cgroup('cluster'),
     args: [
-      '--data-dir', sandbox.file('etcd'),
-      '--listen-client-urls', url,
-      '--advertise-client-urls', url,
-      '--listen-peer-urls', 'http://127.0.0.1:0',
+      '--data-dir',
+      sandbox.file('etcd'),
+      '--listen-client-urls',
+      url,
+      '--advertise-client-urls',
+      url,
+      '--listen-peer-urls',
+      'http://127.0.0.1:0',
       '--unsafe-no-fsync',
-      '--log-level', 'warn',
+      '--log-level',
+      'warn',
     ],
   });
   keepLog('etcd', running);
@@ -150,7 +171,10 @@ function flagsOf(port: number, etcd: string, files: ServerFiles, options: Server
     '--shutdown-watch-termination-grace-period=2s',
     `--watch-cache=${options.watchCache ?? true}`,
     ...(options.audit === true
-      ? [`--audit-log-path=${join(files.directory, 'audit.log')}`, `--audit-policy-file=${join(files.directory, 'audit-policy.yaml')}`]
+      ? [
+          `--audit-log-path=${join(files.directory, 'audit.log')}`,
+          `--audit-policy-file=${join(files.directory, 'audit-policy.yaml')}`,
+        ]
       : []),
     ...(options.flags ?? []),
   ];
@@ -168,7 +192,11 @@ export interface ApiServerProcess {
 
 /** kube-apiserver on a port that stays its own when it is stopped and started. */
 export async function makeApiServer(
-  sandbox: Sandbox, tools: KubeTools, etcd: string, files: ServerFiles, options: ServerOptions,
+  sandbox: Sandbox,
+  tools: KubeTools,
+  etcd: string,
+  files: ServerFiles,
+  options: ServerOptions,
   isReady: () => Promise<boolean>,
 ): Promise<ApiServerProcess> {
   const port = await freePort();
@@ -192,6 +220,10 @@ export async function makeApiServer(
       await running?.stop(signal);
       running = undefined;
     },
-    log: (lines = 50) => lives.flatMap(({ stderr }) => stderr).slice(-lines).join('\n'),
+    log: (lines = 50) =>
+      lives
+        .flatMap(({ stderr }) => stderr)
+        .slice(-lines)
+        .join('\n'),
   };
 }

@@ -13,7 +13,8 @@ export interface KubeTools {
 }
 
 const ASSETS = process.env['KUBEBUILDER_ASSETS'] ?? '';
-const MISSING = 'no API server to test with: set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver and kubectl, or install Go';
+const MISSING =
+  'no API server to test with: set KUBEBUILDER_ASSETS to a directory with etcd, kube-apiserver and kubectl, or install Go';
 
 /**
  * Why a test with an API server is skipped on this machine, for the option
@@ -35,5 +36,10 @@ export async function kubeTools(say?: Say): Promise<KubeTools> {
     }
     return path;
   };
-  return { directory, etcd: program('etcd'), apiServer: program('kube-apiserver'), kubectl: program('kubectl') };
+  return {
+    directory,
+    etcd: program('etcd'),
+    apiServer: program('kube-apiserver'),
+    kubectl: program('kubectl'),
+  };
 }

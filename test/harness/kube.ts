@@ -6,11 +6,22 @@
 import { mkdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type FaultProxy, type Faults, startFaultProxy } from './fault-proxy.ts';
-import { type ServiceAccount, type ServiceAccountOptions, makeServiceAccount, writeKubeconfig } from './kube-account.ts';
+import {
+  type ServiceAccount,
+  type ServiceAccountOptions,
+  makeServiceAccount,
+  writeKubeconfig,
+} from './kube-account.ts';
 import { type Endpoint, type KubeApi, KubeApiError, makeKubeApi } from './kube-api.ts';
 import { type KeyPair, makeAuthority, makeSigningKey } from './kube-certificates.ts';
 import type { KubeObject, Pod } from './kube-objects.ts';
-import { type RecordedRequest, type ServerOptions, makeApiServer, requestsIn, startEtcd } from './kube-server.ts';
+import {
+  type RecordedRequest,
+  type ServerOptions,
+  makeApiServer,
+  requestsIn,
+  startEtcd,
+} from './kube-server.ts';
 import { kubeTools } from './kube-tools.ts';
 import { type Finished, eventually, run } from '../../deploy/stage/process.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
@@ -24,7 +35,10 @@ export interface Cluster extends AsyncDisposable {
   /** Runs kubectl as the admin; an exit code other than 0 is an error. Returns its standard output. */
   kubectl(...args: readonly string[]): Promise<string>;
   /** Runs kubectl as the admin, or with another kubeconfig, whatever comes of it. */
-  tryKubectl(args: readonly string[], options?: { readonly kubeconfig?: string; readonly stdin?: string }): Promise<Finished>;
+  tryKubectl(
+    args: readonly string[],
+    options?: { readonly kubeconfig?: string; readonly stdin?: string },
+  ): Promise<Finished>;
   /** Server-side apply, without the start of a program. */
   apply(...objects: readonly KubeObject[]): Promise<void>;
   /** One pod as it is now; undefined when there is none. */
@@ -70,7 +84,11 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
   const [etcd, { authority, server, admin }] = await Promise.all([startEtcd(sandbox, tools), files()]);
   const signing = makeSigningKey(directory);
   const apiServer = await makeApiServer(
-    sandbox, tools, etcd.url, { ca: authority.certFile, server, signing, directory }, options,
+    sandbox,
+    tools,
+    etcd.url,
+    { ca: authority.certFile, server, signing, directory },
+    options,
     async () => (await api.get('/readyz')) === 'ok',
   );
   const endpoint: Endpoint = { url: `https://127.0.0.1:${apiServer.port}`, ca: authority.cert };
@@ -94,8 +112,14 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
   const tryKubectl: Cluster['tryKubectl'] = (args, { kubeconfig: config = kubeconfig, stdin = '' } = {}) =>
     // By the environment, as a plugin's name must be the first argument.
     run({
-      cmd: tools.kubectl, args, stdin,
-      env: { KUBECONFIG: config, KUBECACHEDIR: join(directory, 'kubectl'), PATH: `${dirname(tools.kubectl)}:${process.env['PATH'] ?? ''}` },
+      cmd: tools.kubectl,
+      args,
+      stdin,
+      env: {
+        KUBECONFIG: config,
+        KUBECACHEDIR: join(directory, 'kubectl'),
+        PATH: `${dirname(tools.kubectl)}:${process.env['PATH'] ?? ''}`,
+      },
     });
 
   async function kubectl(...args: readonly string[]): Promise<string> {
@@ -108,15 +132,21 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
     const path = `/api/v1/namespaces/${name}`;
     await api.request('DELETE', path);
     await api.request('DELETE', `${path}/pods`);
-    await eventually(`no pod is left in namespace ${name}`, async () =>
-      (await api.get<{ items: unknown[] }>(`${path}/pods`)).items.length === 0, 60_000);
+    await eventually(
+      `no pod is left in namespace ${name}`,
+      async () => (await api.get<{ items: unknown[] }>(`${path}/pods`)).items.length === 0,
+      60_000,
+    );
     const now = await api.get<KubeObject>(path);
     await api.request('PUT', `${path}/finalize`, { ...now, spec: { finalizers: [] } });
   }
 
   /** One call of etcd's gateway for JSON; the revision after it. */
   async function etcdCall(method: string, body: unknown): Promise<number> {
-    const response = await fetch(`${etcd.url}/v3/kv/${method}`, { method: 'POST', body: JSON.stringify(body) });
+    const response = await fetch(`${etcd.url}/v3/kv/${method}`, {
+      method: 'POST',
+      body: JSON.stringify(body),
+    });
     if (!response.ok) throw new Error(`etcd ${method}: ${response.status} ${await response.text()}`);
     const { header } = (await response.json()) as { header: { revision: string } };
     return Number(header.revision);
@@ -135,7 +165,9 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
   async function proxied(faults?: Faults): Promise<FaultProxy & { readonly url: string }> {
     const proxy = await startFaultProxy(apiServer.port, faults);
     proxies.push(proxy);
-    return Object.defineProperty(proxy, 'url', { value: `https://127.0.0.1:${proxy.port}` }) as FaultProxy & { readonly url: string };
+    return Object.defineProperty(proxy, 'url', { value: `https://127.0.0.1:${proxy.port}` }) as FaultProxy & {
+      readonly url: string;
+    };
   }
 
   await apiServer.start();
@@ -144,7 +176,15 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
     return ['default', 'kube-system'].every((name) => items.some(({ metadata }) => metadata.name === name));
   });
   return {
-    endpoint, api, kubeconfig, kubectl, tryKubectl, pod, removeNamespace, compact, proxied,
+    endpoint,
+    api,
+    kubeconfig,
+    kubectl,
+    tryKubectl,
+    pod,
+    removeNamespace,
+    compact,
+    proxied,
     apply: (...objects) => api.apply(objects),
     stopApiServer: (signal) => apiServer.stop(signal),
     startApiServer: () => apiServer.start(),
@@ -152,10 +192,12 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
       await apiServer.stop(signal);
       await apiServer.start();
     },
-    serviceAccount: (account) => makeServiceAccount(api, endpoint, join(directory, `account-${account.name}`), account),
+    serviceAccount: (account) =>
+      makeServiceAccount(api, endpoint, join(directory, `account-${account.name}`), account),
     certificate: (user, ...groups) =>
       authority.issue(`client-${++issued}`, `/${groups.map((group) => `O=${group}/`).join('')}CN=${user}`),
-    serverCertificate: () => authority.issue(`kube-apiserver-${++issued}`, '/CN=kube-apiserver', SERVER_NAMES),
+    serverCertificate: () =>
+      authority.issue(`kube-apiserver-${++issued}`, '/CN=kube-apiserver', SERVER_NAMES),
     requests: () => requestsIn(directory),
     log: (lines) => apiServer.log(lines),
     async [Symbol.asyncDispose]() {

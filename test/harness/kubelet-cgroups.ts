@@ -12,7 +12,9 @@ export function qosOf(spec: PodSpec): QosClass {
     const names = ['cpu', 'memory'];
     return {
       some: names.some((name) => limits[name] !== undefined || requests[name] !== undefined),
-      all: names.every((name) => limits[name] !== undefined && (requests[name] ?? limits[name]) === limits[name]),
+      all: names.every(
+        (name) => limits[name] !== undefined && (requests[name] ?? limits[name]) === limits[name],
+      ),
     };
   });
   if (!asks.some(({ some }) => some)) return 'besteffort';
@@ -23,7 +25,8 @@ export function qosOf(spec: PodSpec): QosClass {
 export function podTrees(driver: CgroupDriver): string[] {
   const tree = driver === 'systemd' ? 'kubepods.slice' : 'kubepods';
   return (['burstable', 'besteffort'] as const).map((qos) =>
-    driver === 'systemd' ? `${tree}/kubepods-${qos}.slice` : `${tree}/${qos}`);
+    driver === 'systemd' ? `${tree}/kubepods-${qos}.slice` : `${tree}/${qos}`,
+  );
 }
 
 /** @param uid the pod's, or the hash of a static pod's configuration */

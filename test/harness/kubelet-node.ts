@@ -6,8 +6,14 @@ import type { NetworkHost } from '../../deploy/stage/netns.ts';
 export function nodeObject(name: string, host: NetworkHost): KubeObject {
   const now = new Date().toISOString();
   const capacity = { cpu: '64', memory: '256Gi', 'ephemeral-storage': '100Gi', pods: '250' };
-  const condition = (type: string, status: string, reason: string) =>
-    ({ type, status, reason, message: '', lastHeartbeatTime: now, lastTransitionTime: now });
+  const condition = (type: string, status: string, reason: string) => ({
+    type,
+    status,
+    reason,
+    message: '',
+    lastHeartbeatTime: now,
+    lastTransitionTime: now,
+  });
   return {
     apiVersion: 'v1',
     kind: 'Node',
@@ -37,8 +43,14 @@ export function nodeObject(name: string, host: NetworkHost): KubeObject {
       nodeInfo: {
         architecture: process.arch === 'x64' ? 'amd64' : process.arch,
         operatingSystem: 'linux',
-        bootID: '', kernelVersion: '', machineID: '', osImage: '', systemUUID: '',
-        kubeletVersion: 'v1.36.0', kubeProxyVersion: '', containerRuntimeVersion: 'containerd://2.2.0',
+        bootID: '',
+        kernelVersion: '',
+        machineID: '',
+        osImage: '',
+        systemUUID: '',
+        kubeletVersion: 'v1.36.0',
+        kubeProxyVersion: '',
+        containerRuntimeVersion: 'containerd://2.2.0',
       },
     },
   };

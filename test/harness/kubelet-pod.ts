@@ -5,7 +5,12 @@
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { ContainerSpec, PodSpec, PodStatus } from './kube-objects.ts';
 import { type CgroupDriver, containerCgroupPath, podCgroupPath, qosOf } from './kubelet-cgroups.ts';
-import { type PodNetwork, type Runtime, type RuntimeContainer, startRuntimeContainer } from './kubelet-runtime.ts';
+import {
+  type PodNetwork,
+  type Runtime,
+  type RuntimeContainer,
+  startRuntimeContainer,
+} from './kubelet-runtime.ts';
 import { type ContainerFacts, isPassed, isRunning, isSidecar, podStatus } from './kubelet-status.ts';
 import type { NetworkHost } from '../../deploy/stage/netns.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
@@ -71,7 +76,12 @@ interface Slot {
 /** Starts a pod. `changed` is called whenever its status is another; `failed` with what could not be done (it is tried again). */
 export function startPodWorker(
   place: PodPlace,
-  pod: { readonly namespace: string; readonly name: string; readonly cgroupUid: string; readonly spec: PodSpec },
+  pod: {
+    readonly namespace: string;
+    readonly name: string;
+    readonly cgroupUid: string;
+    readonly spec: PodSpec;
+  },
   changed: () => void,
   failed: (error: unknown) => void,
 ): PodWorker {
@@ -94,11 +104,22 @@ export function startPodWorker(
   const policy = (): string => spec.restartPolicy ?? 'Always';
 
   function addSlots(): void {
-    const kinds = [['init', spec.initContainers], ['main', spec.containers], ['ephemeral', spec.ephemeralContainers]] as const;
+    const kinds = [
+      ['init', spec.initContainers],
+      ['main', spec.containers],
+      ['ephemeral', spec.ephemeralContainers],
+    ] as const;
     for (const [kind, containers] of kinds) {
       for (const container of containers ?? []) {
         if (slots.has(container.name)) continue;
-        slots.set(container.name, { spec: container, kind, current: undefined, restarts: 0, probed: container.readinessProbe === undefined, starting: false });
+        slots.set(container.name, {
+          spec: container,
+          kind,
+          current: undefined,
+          restarts: 0,
+          probed: container.readinessProbe === undefined,
+          starting: false,
+        });
       }
     }
   }
@@ -112,7 +133,8 @@ export function startPodWorker(
   async function prepare(): Promise<void> {
     cgroup ??= sandbox.cgroup(place.root + path);
     if (pause !== undefined) return;
-    network ??= spec.hostNetwork === true ? place.host : await podNetwork.attach(pod.name, runtime === 'none');
+    network ??=
+      spec.hostNetwork === true ? place.host : await podNetwork.attach(pod.name, runtime === 'none');
     pause = await startContainer(undefined);
     ips = [network.ip4, network.ip6];
     changed();
@@ -187,8 +209,17 @@ export function startPodWorker(
 
   /** A pod whose containers have all ended for good gives back its network and its cgroup, and stays listed. */
   async function finishWhenOver(): Promise<void> {
-    const stuck = of('init').some((slot) => !isSidecar(slot) && slot.ended !== undefined && slot.ended.exitCode !== 0 && !wantsStart(slot) && !slot.starting);
-    const finished = of('main').every((slot) => slot.ended !== undefined && !slot.starting && !wantsStart(slot));
+    const stuck = of('init').some(
+      (slot) =>
+        !isSidecar(slot) &&
+        slot.ended !== undefined &&
+        slot.ended.exitCode !== 0 &&
+        !wantsStart(slot) &&
+        !slot.starting,
+    );
+    const finished = of('main').every(
+      (slot) => slot.ended !== undefined && !slot.starting && !wantsStart(slot),
+    );
     if (!stuck && !finished) return;
     await tearDown();
     dropCgroup();
@@ -221,13 +252,19 @@ export function startPodWorker(
   async function end(): Promise<void> {
     await turn;
     if (over) return;
-    const running = [...slots.values()].flatMap(({ current, ended: at }) => (current === undefined || at !== undefined ? [] : [current]));
+    const running = [...slots.values()].flatMap(({ current, ended: at }) =>
+      current === undefined || at !== undefined ? [] : [current],
+    );
     const exits = Promise.all(running.map(({ exit }) => exit));
     let done = false;
     void exits.then(() => (done = true));
-    if (performance.now() < deadline.at) await Promise.all(running.map((container) => container.kill('TERM')));
+    if (performance.now() < deadline.at)
+      await Promise.all(running.map((container) => container.kill('TERM')));
     while (!done && performance.now() < deadline.at) {
-      await Promise.race([exits, new Promise((wake) => setTimeout(wake, Math.min(50, Math.max(0, deadline.at - performance.now()))))]);
+      await Promise.race([
+        exits,
+        new Promise((wake) => setTimeout(wake, Math.min(50, Math.max(0, deadline.at - performance.now())))),
+      ]);
     }
     if (!done) await Promise.all(running.map((container) => container.kill('KILL')));
     await exits;
@@ -241,9 +278,15 @@ export function startPodWorker(
     name: pod.name,
     namespace: pod.namespace,
     cgroupUid,
-    get cgroup() { return cgroup; },
-    get network() { return network; },
-    get over() { return over; },
+    get cgroup() {
+      return cgroup;
+    },
+    get network() {
+      return network;
+    },
+    get over() {
+      return over;
+    },
     containers: slots,
     update(next) {
       spec = next;
@@ -259,9 +302,10 @@ export function startPodWorker(
     },
     removeCgroup: dropCgroup,
     abandon: () => void (terminating ??= Promise.resolve()),
-    status: (before) => podStatus(
-      { spec, containers: [...slots.values()], hostIp: place.host.ip4, ips, startedAt, terminal: over },
-      before?.conditions,
-    ),
+    status: (before) =>
+      podStatus(
+        { spec, containers: [...slots.values()], hostIp: place.host.ip4, ips, startedAt, terminal: over },
+        before?.conditions,
+      ),
   };
 }

@@ -50,7 +50,10 @@ export function newContainerId(): string {
 }
 
 /** Starts a container; its first process runs in its cgroup and namespace when this settles. */
-export function startRuntimeContainer(sandbox: Sandbox, request: ContainerRequest): Promise<RuntimeContainer> {
+export function startRuntimeContainer(
+  sandbox: Sandbox,
+  request: ContainerRequest,
+): Promise<RuntimeContainer> {
   return { runc: startInRunc, process: startProcess, none: startEmpty }[request.runtime](sandbox, request);
 }
 
@@ -72,23 +75,35 @@ async function startRuncAfterFirst(sandbox: Sandbox, options: ContainerOptions):
   return container;
 }
 
-async function startInRunc(sandbox: Sandbox, { cgroupPath, netns, args = ENTRYPOINT }: ContainerRequest): Promise<RuntimeContainer> {
+async function startInRunc(
+  sandbox: Sandbox,
+  { cgroupPath, netns, args = ENTRYPOINT }: ContainerRequest,
+): Promise<RuntimeContainer> {
   const id = newContainerId();
   const path = cgroupPath(id);
-  const container = await startRuncAfterFirst(sandbox, { id, cgroupPath: path, netns, args: [...WAIT_FOR_START, ...args] });
+  const container = await startRuncAfterFirst(sandbox, {
+    id,
+    cgroupPath: path,
+    netns,
+    args: [...WAIT_FOR_START, ...args],
+  });
   const { running, pid } = container;
   const cgroup = sandbox.cgroup(path);
   running.write('\n');
   let over = false;
   void running.exit.then(() => (over = true));
   return {
-    id, pid, running, cgroup,
+    id,
+    pid,
+    running,
+    cgroup,
     exit: exitCode(running),
     exec: (...command) => container.exec(...command),
     // It may end at the same moment.
-    kill: (signal) => container.kill(signal).catch((error: unknown) => {
-      if (!over) throw error;
-    }),
+    kill: (signal) =>
+      container.kill(signal).catch((error: unknown) => {
+        if (!over) throw error;
+      }),
     async remove() {
       await container.delete();
       removeCgroup(cgroup.absolute);
@@ -106,15 +121,21 @@ function hasArrived(pid: number, netns: string): boolean {
   }
 }
 
-async function startProcess(sandbox: Sandbox, { cgroupPath, netns, args = ENTRYPOINT }: ContainerRequest): Promise<RuntimeContainer> {
+async function startProcess(
+  sandbox: Sandbox,
+  { cgroupPath, netns, args = ENTRYPOINT }: ContainerRequest,
+): Promise<RuntimeContainer> {
   const id = newContainerId();
   const cgroup = sandbox.cgroup(cgroupPath(id));
   const env = { PATH: `${dirname(SOCK)}:${process.env['PATH'] ?? ''}` };
-  const start = ([cmd = '', ...rest]: readonly string[]): Running => sandbox.spawn({ cmd, args: rest, cgroup, netns, env });
+  const start = ([cmd = '', ...rest]: readonly string[]): Running =>
+    sandbox.spawn({ cmd, args: rest, cgroup, netns, env });
   const running = start(args);
   await eventually(`process ${running.pid} is in ${netns}`, () => hasArrived(running.pid, netns));
   return {
-    id, cgroup, running,
+    id,
+    cgroup,
+    running,
     pid: running.pid,
     exit: exitCode(running),
     exec: (...command) => start(command),
@@ -131,7 +152,8 @@ async function startEmpty(sandbox: Sandbox, { cgroupPath }: ContainerRequest): P
   const cgroup = sandbox.cgroup(cgroupPath(id));
   const { promise, resolve } = Promise.withResolvers<number>();
   return {
-    id, cgroup,
+    id,
+    cgroup,
     pid: undefined,
     running: undefined,
     exit: promise,
@@ -161,7 +183,10 @@ export interface PoolOptions {
 }
 
 /** Gives pods addresses of a network out of a pool, as an IPAM plugin does. */
-export function makePodNetwork(network: Network, { range: [from, to] = [10, 249], reuse = 'late' }: PoolOptions = {}): PodNetwork {
+export function makePodNetwork(
+  network: Network,
+  { range: [from, to] = [10, 249], reuse = 'late' }: PoolOptions = {},
+): PodNetwork {
   const free = Array.from({ length: to - from + 1 }, (_, index) => from + index);
   const numbers = new Map<NetworkHost, number>();
   const bareHosts = new Set<NetworkHost>();

@@ -9,8 +9,14 @@ export const MIRROR = 'kubernetes.io/config.mirror';
  * The hash that stands in the place of a UID, 32 hex digits, and the mirror pod
  * by which the API server knows it. A mirror pod belongs to its node.
  */
-export function staticPod(manifest: Pod, node: string, nodeUid: string): { readonly hash: string; readonly pod: Pod } {
-  const hash = createHash('md5').update(JSON.stringify([node, manifest])).digest('hex');
+export function staticPod(
+  manifest: Pod,
+  node: string,
+  nodeUid: string,
+): { readonly hash: string; readonly pod: Pod } {
+  const hash = createHash('md5')
+    .update(JSON.stringify([node, manifest]))
+    .digest('hex');
   const { annotations, name, namespace = 'default' } = manifest.metadata;
   const configuration = {
     'kubernetes.io/config.hash': hash,

@@ -69,7 +69,9 @@ function containerStatus(facts: ContainerFacts): ContainerStatus {
 function phaseOf({ containers, terminal }: PodFacts): string {
   const main = containers.filter(({ kind }) => kind === 'main');
   if (terminal) {
-    const failed = containers.some((each) => each.kind !== 'ephemeral' && !isSidecar(each) && (each.ended?.exitCode ?? 0) !== 0);
+    const failed = containers.some(
+      (each) => each.kind !== 'ephemeral' && !isSidecar(each) && (each.ended?.exitCode ?? 0) !== 0,
+    );
     return failed ? 'Failed' : 'Succeeded';
   }
   const started = main.some(({ id }) => id !== undefined);
@@ -79,7 +81,8 @@ function phaseOf({ containers, terminal }: PodFacts): string {
 /** The whole of what a kubelet owns in a pod's status. */
 export function podStatus(facts: PodFacts, before: readonly PodCondition[] = []): PodStatus {
   const { containers, hostIp, ips, startedAt } = facts;
-  const of = (kind: ContainerFacts['kind']): ContainerStatus[] => containers.filter((each) => each.kind === kind).map(containerStatus);
+  const of = (kind: ContainerFacts['kind']): ContainerStatus[] =>
+    containers.filter((each) => each.kind === kind).map(containerStatus);
   const [main, init, ephemeral] = [of('main'), of('init'), of('ephemeral')];
   const initialized = containers.every((each) => each.kind !== 'init' || isPassed(each));
   const ready = initialized && !facts.terminal && main.every((each) => each.ready);
@@ -93,8 +96,12 @@ export function podStatus(facts: PodFacts, before: readonly PodCondition[] = [])
   }).map(([type, is]): PodCondition => {
     const status = is ? 'True' : 'False';
     const last = before.find((each) => each.type === type);
-    const reason = is || type === 'PodReadyToStartContainers' ? {} : { reason: facts.terminal ? 'PodCompleted' : 'ContainersNotReady' };
-    const lastTransitionTime = last?.status === status && last.lastTransitionTime !== undefined ? last.lastTransitionTime : now;
+    const reason =
+      is || type === 'PodReadyToStartContainers'
+        ? {}
+        : { reason: facts.terminal ? 'PodCompleted' : 'ContainersNotReady' };
+    const lastTransitionTime =
+      last?.status === status && last.lastTransitionTime !== undefined ? last.lastTransitionTime : now;
     return { type, status, lastTransitionTime, ...reason };
   });
   const [podIP] = ips;

@@ -28,19 +28,25 @@ export function podOnNode(of: { readonly worker: PodWorker; readonly object: Pod
   const { worker } = of;
   const container = (name: string): RuntimeContainer => {
     const found = worker.containers.get(name);
-    if (found?.current === undefined) throw new Error(`no container ${name} runs in ${worker.namespace}/${worker.name}`);
+    if (found?.current === undefined)
+      throw new Error(`no container ${name} runs in ${worker.namespace}/${worker.name}`);
     return found.current;
   };
   return {
     worker,
     name: worker.name,
     namespace: worker.namespace,
-    get uid() { return of.object?.metadata.uid; },
+    get uid() {
+      return of.object?.metadata.uid;
+    },
     place(name) {
-      const main = [...worker.containers.values()].find(({ kind, current }) => kind === 'main' && current !== undefined);
+      const main = [...worker.containers.values()].find(
+        ({ kind, current }) => kind === 'main' && current !== undefined,
+      );
       const cgroup = name === undefined ? (main?.current?.cgroup ?? worker.cgroup) : container(name).cgroup;
       const { network } = worker;
-      if (cgroup === undefined || network === undefined) throw new Error(`${worker.namespace}/${worker.name} does not run`);
+      if (cgroup === undefined || network === undefined)
+        throw new Error(`${worker.namespace}/${worker.name} does not run`);
       return network.netns === '' ? { cgroup } : { cgroup, netns: network.netns };
     },
     exec: (name, ...args) => container(name).exec(...args),
@@ -48,10 +54,14 @@ export function podOnNode(of: { readonly worker: PodWorker; readonly object: Pod
     async restart(name) {
       const before = container(name);
       await before.kill('KILL');
-      await eventually(`container ${name} of ${worker.name} runs again`, () => {
-        const now = worker.containers.get(name);
-        return now !== undefined && isRunning(now) && now.id !== before.id;
-      }, 40_000);
+      await eventually(
+        `container ${name} of ${worker.name} runs again`,
+        () => {
+          const now = worker.containers.get(name);
+          return now !== undefined && isRunning(now) && now.id !== before.id;
+        },
+        40_000,
+      );
     },
   };
 }

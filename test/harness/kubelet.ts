@@ -73,7 +73,11 @@ function isStatus(error: unknown, ...codes: readonly number[]): boolean {
 }
 
 /** Starts a kubelet. When it is disposed of, its containers run on until the sandbox ends. */
-export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: KubeletOptions): Promise<Kubelet> {
+export async function startKubelet(
+  cluster: Cluster,
+  sandbox: Sandbox,
+  options: KubeletOptions,
+): Promise<Kubelet> {
   const { node, driver = 'systemd', runtime = 'runc', network = await makeNetwork(sandbox) } = options;
   const { host = network.gateway } = options;
   const root = options.root === undefined ? '' : `${options.root}/`;
@@ -90,13 +94,17 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   for (const tree of podTrees(driver)) sandbox.cgroup(root + tree);
   const self = await api.request<KubeObject>('POST', '/api/v1/nodes', nodeObject(node, host));
 
-  const pathOf = ({ metadata }: Pod): string => `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
-  const problem = (what: string, error: unknown): void => void (closed.aborted || problems.push(`${what}: ${String(error)}`));
+  const pathOf = ({ metadata }: Pod): string =>
+    `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
+  const problem = (what: string, error: unknown): void =>
+    void (closed.aborted || problems.push(`${what}: ${String(error)}`));
 
   /** Whether this node has this very pod no more. Asked by a list: a pod may not be read once its name is another node's, and for a moment none may be when the server has just started. */
   async function isGone({ metadata: { namespace, uid } }: Pod): Promise<boolean> {
     try {
-      const { items } = await api.get<{ readonly items: readonly Pod[] }>(`/api/v1/namespaces/${namespace}/pods?fieldSelector=spec.nodeName%3D${node}`);
+      const { items } = await api.get<{ readonly items: readonly Pod[] }>(
+        `/api/v1/namespaces/${namespace}/pods?fieldSelector=spec.nodeName%3D${node}`,
+      );
       return !items.some(({ metadata }) => metadata.uid === uid);
     } catch {
       return false;
@@ -108,14 +116,19 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
    * `codes`, which means that it is done too. About a pod that is there such an
    * answer may be wrong: what the server remembers of a name can be a moment old.
    */
-  async function persist<T>(what: string, codes: readonly number[], request: () => Promise<T>, about?: Pod): Promise<T | undefined> {
+  async function persist<T>(
+    what: string,
+    codes: readonly number[],
+    request: () => Promise<T>,
+    about?: Pod,
+  ): Promise<T | undefined> {
     for (let tries = 1; ; tries++) {
       if (closed.aborted) return undefined;
       try {
         return await request();
       } catch (error) {
         if (isStatus(error, ...codes)) {
-          if (about === undefined || (tries > 3 && await isGone(about))) return undefined;
+          if (about === undefined || (tries > 3 && (await isGone(about)))) return undefined;
         } else {
           problem(what, error);
         }
@@ -125,16 +138,29 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   }
 
   function start(pod: Pod, cgroupUid: string, staticHash?: string): Entry {
-    const place = { sandbox, driver, root, podNetwork, host, runtime: typeof runtime === 'string' ? runtime : runtime(pod) };
+    const place = {
+      sandbox,
+      driver,
+      root,
+      podNetwork,
+      host,
+      runtime: typeof runtime === 'string' ? runtime : runtime(pod),
+    };
     const { name, namespace = 'default' } = pod.metadata;
     const worker = startPodWorker(
-      place, { name, namespace, cgroupUid, spec: pod.spec },
-      () => void markDirty(entry), (error) => problem(`${namespace}/${name}`, error),
+      place,
+      { name, namespace, cgroupUid, spec: pod.spec },
+      () => void markDirty(entry),
+      (error) => problem(`${namespace}/${name}`, error),
     );
     const entry: Entry = {
-      worker, staticHash,
+      worker,
+      staticHash,
       object: staticHash === undefined ? pod : undefined,
-      reported: undefined, dirty: false, timer: undefined, ending: undefined,
+      reported: undefined,
+      dirty: false,
+      timer: undefined,
+      ending: undefined,
     };
     entries.set(cgroupUid, entry);
     markDirty(entry);
@@ -144,10 +170,14 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
   function markDirty(entry: Entry): void {
     entry.dirty = true;
     if (entry.timer !== undefined || statusDelay === Infinity || entry.ending !== undefined) return;
-    entry.timer = setTimeout(() => void report(entry).finally(() => {
-      entry.timer = undefined;
-      if (entry.dirty && entry.object !== undefined) markDirty(entry);
-    }), statusDelay);
+    entry.timer = setTimeout(
+      () =>
+        void report(entry).finally(() => {
+          entry.timer = undefined;
+          if (entry.dirty && entry.object !== undefined) markDirty(entry);
+        }),
+      statusDelay,
+    );
     entry.timer.unref();
   }
 
@@ -158,25 +188,42 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
     const status = entry.worker.status(entry.reported ?? object.status);
     const body = { metadata: { uid: object.metadata.uid }, status };
     // 404: deleted meanwhile. The others: another pod of that name, here or on another node.
-    await persist(`status of ${object.metadata.name}`, [403, 404, 409, 422], () => api.patch(`${pathOf(object)}/status`, 'strategic-merge-patch+json', body), object);
+    await persist(
+      `status of ${object.metadata.name}`,
+      [403, 404, 409, 422],
+      () => api.patch(`${pathOf(object)}/status`, 'strategic-merge-patch+json', body),
+      object,
+    );
     entry.reported = status;
   }
 
   function deleteObject(pod: Pod): Promise<unknown> {
-    const body = { kind: 'DeleteOptions', apiVersion: 'v1', gracePeriodSeconds: 0, preconditions: { uid: pod.metadata.uid } };
-    return persist(`deletion of ${pod.metadata.name}`, [403, 404, 409], () => api.request('DELETE', pathOf(pod), body), pod);
+    const body = {
+      kind: 'DeleteOptions',
+      apiVersion: 'v1',
+      gracePeriodSeconds: 0,
+      preconditions: { uid: pod.metadata.uid },
+    };
+    return persist(
+      `deletion of ${pod.metadata.name}`,
+      [403, 404, 409],
+      () => api.request('DELETE', pathOf(pod), body),
+      pod,
+    );
   }
 
   /** Containers first, then the last report, then the cgroup, then the API's object. */
   function end(entry: Entry, graceSeconds: number): Promise<void> {
     const ended = entry.worker.terminate(graceSeconds);
-    return (entry.ending ??= ended.then(async () => {
-      clearTimeout(entry.timer);
-      if (statusDelay !== Infinity) await report(entry);
-      entry.worker.removeCgroup();
-      if (entry.object !== undefined) await deleteObject(entry.object);
-      entries.delete(entry.worker.cgroupUid);
-    }).catch((error: unknown) => problem(`end of ${entry.worker.name}`, error)));
+    return (entry.ending ??= ended
+      .then(async () => {
+        clearTimeout(entry.timer);
+        if (statusDelay !== Infinity) await report(entry);
+        entry.worker.removeCgroup();
+        if (entry.object !== undefined) await deleteObject(entry.object);
+        entries.delete(entry.worker.cgroupUid);
+      })
+      .catch((error: unknown) => problem(`end of ${entry.worker.name}`, error)));
   }
 
   function see(pod: Pod): void {
@@ -198,7 +245,8 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
 
   function seeMirror(mirror: Pod, hash: string): void {
     const entry = entries.get(hash);
-    if (entry === undefined || entry.ending !== undefined || mirror.metadata.deletionTimestamp !== undefined) return void deleteObject(mirror);
+    if (entry === undefined || entry.ending !== undefined || mirror.metadata.deletionTimestamp !== undefined)
+      return void deleteObject(mirror);
     if (entry.object?.metadata.uid !== mirror.metadata.uid) markDirty(entry);
     entry.object = mirror;
   }
@@ -218,7 +266,9 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
     const mirror = mirrors.get(entry);
     if (mirror === undefined) return;
     const path = `/api/v1/namespaces/${mirror.metadata.namespace}/pods`;
-    const made = await persist(`mirror pod ${mirror.metadata.name}`, [409], () => api.request<Pod>('POST', path, mirror));
+    const made = await persist(`mirror pod ${mirror.metadata.name}`, [409], () =>
+      api.request<Pod>('POST', path, mirror),
+    );
     if (made !== undefined && entry.object === undefined) seeMirror(made, entry.worker.cgroupUid);
   }
 
@@ -229,9 +279,13 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
       try {
         const { items, metadata } = await api.get<ObjectList<Pod>>(list);
         const uids = new Set(items.map((pod) => pod.metadata.uid));
-        for (const { object } of entries.values()) if (object !== undefined && !uids.has(object.metadata.uid)) lose(object);
+        for (const { object } of entries.values())
+          if (object !== undefined && !uids.has(object.metadata.uid)) lose(object);
         for (const pod of items) see(pod);
-        for await (const { type, object } of api.watch<Pod>(`${list}&resourceVersion=${metadata.resourceVersion}`, closed)) {
+        for await (const { type, object } of api.watch<Pod>(
+          `${list}&resourceVersion=${metadata.resourceVersion}`,
+          closed,
+        )) {
           if (type === 'DELETED') lose(object);
           else if (type !== 'BOOKMARK') see(object);
         }
@@ -242,25 +296,52 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
     }
   }
 
-  async function until(namespace: string, name: string, what: string, check: (entry: Entry) => boolean, timeoutMs = 20_000): Promise<PodOnNode> {
+  async function until(
+    namespace: string,
+    name: string,
+    what: string,
+    check: (entry: Entry) => boolean,
+    timeoutMs = 20_000,
+  ): Promise<PodOnNode> {
     const find = (): Entry | undefined =>
-      [...entries.values()].find((entry) => entry.worker.name === name && entry.worker.namespace === namespace && entry.ending === undefined && check(entry));
-    const entry = await eventually(`${namespace}/${name} ${what} on ${node}`, find, timeoutMs).catch((error: unknown) => {
-      throw new Error(`${String(error)}\n${problems.slice(-5).join('\n')}`);
-    });
+      [...entries.values()].find(
+        (entry) =>
+          entry.worker.name === name &&
+          entry.worker.namespace === namespace &&
+          entry.ending === undefined &&
+          check(entry),
+      );
+    const entry = await eventually(`${namespace}/${name} ${what} on ${node}`, find, timeoutMs).catch(
+      (error: unknown) => {
+        throw new Error(`${String(error)}\n${problems.slice(-5).join('\n')}`);
+      },
+    );
     return podOnNode(entry);
   }
 
   const runs = ({ worker }: Entry): boolean =>
-    worker.network !== undefined && [...worker.containers.values()].every((each) => each.kind !== 'main' || isRunning(each));
+    worker.network !== undefined &&
+    [...worker.containers.values()].every((each) => each.kind !== 'main' || isRunning(each));
 
   void follow();
   return {
-    node, network, host, problems,
+    node,
+    network,
+    host,
+    problems,
     pods: () => [...entries.values()].map(podOnNode),
     started: (namespace, name, timeoutMs) => until(namespace, name, 'has started', runs, timeoutMs),
-    running: (namespace, name, timeoutMs) => until(namespace, name, 'runs', (entry) =>
-      runs(entry) && entry.reported?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') === true, timeoutMs),
+    running: (namespace, name, timeoutMs) =>
+      until(
+        namespace,
+        name,
+        'runs',
+        (entry) =>
+          runs(entry) &&
+          entry.reported?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ===
+            true,
+        timeoutMs,
+      ),
     setStatusDelay(milliseconds) {
       statusDelay = milliseconds;
       for (const entry of entries.values()) if (entry.dirty) markDirty(entry);
@@ -273,7 +354,9 @@ export async function startKubelet(cluster: Cluster, sandbox: Sandbox, options: 
       return Object.assign(podOnNode(entry), { hash });
     },
     async removeStaticPod(namespace, name) {
-      const entry = [...mirrors.keys()].find(({ worker }) => worker.namespace === namespace && worker.name === `${name}-${node}`);
+      const entry = [...mirrors.keys()].find(
+        ({ worker }) => worker.namespace === namespace && worker.name === `${name}-${node}`,
+      );
       if (entry === undefined) throw new Error(`${node} has no static pod ${namespace}/${name}`);
       mirrors.delete(entry);
       await end(entry, 1);

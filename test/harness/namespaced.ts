@@ -69,13 +69,15 @@ export async function bootNode(sandbox: Sandbox, netns: string): Promise<Namespa
     args: ['--target', String(pid), '--cgroup', '--mount', '--pid', '--', cmd, ...args],
   });
   return {
-    init, inside,
+    init,
+    inside,
     cgroupRoot: CGROUP2,
     bpffs: BPFFS,
     hostCgroup: HOST_CGROUP,
     inContainer(cgroup, { cmd, args = [], ...program }) {
       return inside({
-        ...program, cgroup,
+        ...program,
+        cgroup,
         cmd: 'unshare',
         args: ['--cgroup', '--mount', '--propagation', 'private', 'sh', '-c', CONTAINER, 'sh', cmd, ...args],
       });

@@ -18,10 +18,13 @@ import { type Connected, type Listener, type Place, connect, listen } from '../.
 const STYLES = {
   cgroupfs: (uid: string, id: string) => `kubepods/burstable/pod${uid}/${id}`,
   'cgroupfs-guaranteed': (uid: string, id: string) => `kubepods/pod${uid}/${id}`,
-  systemd: (uid: string, id: string) => `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${slice(uid)}.slice/cri-containerd-${id}.scope`,
+  systemd: (uid: string, id: string) =>
+    `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${slice(uid)}.slice/cri-containerd-${id}.scope`,
   crio: (uid: string, id: string) => `kubepods.slice/kubepods-pod${slice(uid)}.slice/crio-${id}.scope`,
-  docker: (uid: string, id: string) => `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${slice(uid)}.slice/docker-${id}.scope`,
-  'kind-cgroupfs': (uid: string, id: string) => `docker/${containerId('kind')}/kubepods/besteffort/pod${uid}/${id}`,
+  docker: (uid: string, id: string) =>
+    `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${slice(uid)}.slice/docker-${id}.scope`,
+  'kind-cgroupfs': (uid: string, id: string) =>
+    `docker/${containerId('kind')}/kubepods/besteffort/pod${uid}/${id}`,
   'kind-systemd': (uid: string, id: string) =>
     `system.slice/docker-${containerId('kind')}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod${slice(uid)}.slice/cri-containerd-${id}.scope`,
   joined: (uid: string, id: string) => `kubepods-besteffort-pod${slice(uid)}.slice:cri-containerd:${id}`,
@@ -79,7 +82,12 @@ export type Travel = 'redirected' | 'inbound' | 'direct' | (string & {});
 /** `cgroute status -o json`, as section 8 of the behaviour says. */
 export interface NodeStatus {
   readonly node: string | null;
-  readonly agent: { readonly running: boolean; readonly ready: boolean; readonly pid: number | null; readonly version: string | null };
+  readonly agent: {
+    readonly running: boolean;
+    readonly ready: boolean;
+    readonly pid: number | null;
+    readonly version: string | null;
+  };
   readonly proxy: { readonly address: string | null; readonly pod: string | null; readonly ready: boolean };
   readonly sources: readonly { readonly name: string; readonly state: string; readonly detail: string }[];
   readonly pods: readonly PodStatus[];
@@ -127,7 +135,13 @@ export interface TestNode extends AsyncDisposable {
   /** Waits until the status is so. */
   until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
   /** Connects and tells how the connection travelled, as client, proxy and server saw it. Default: to the server. */
-  travel(place: Place, options?: { readonly to?: { readonly ip: string; readonly port: number }; readonly flags?: readonly string[] }): Promise<Travel>;
+  travel(
+    place: Place,
+    options?: {
+      readonly to?: { readonly ip: string; readonly port: number };
+      readonly flags?: readonly string[];
+    },
+  ): Promise<Travel>;
   startAgent(options?: Partial<AgentOptions>): Promise<Agent>;
   startProxy(pod?: NodePod): Promise<Haproxy>;
 }
@@ -147,7 +161,10 @@ const MARKER = 'applied';
 const SERVER_PORT = 8080;
 /** What kubelets of both drivers make when they start, before any pod. */
 const KUBELET_TREES = ['kubepods', 'kubepods.slice'].flatMap((tree) =>
-  ['burstable', 'besteffort'].map((qos) => (tree === 'kubepods' ? `${tree}/${qos}` : `${tree}/kubepods-${qos}.slice`)));
+  ['burstable', 'besteffort'].map((qos) =>
+    tree === 'kubepods' ? `${tree}/${qos}` : `${tree}/kubepods-${qos}.slice`,
+  ),
+);
 
 let uids = 0;
 
@@ -180,19 +197,37 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
   let revision = 0;
 
   async function addPod(of: PodOptions): Promise<NodePod> {
-    const { style = 'cgroupfs', cgroupUid, host = await network.addHost(of.name), listed = true, running = true, ...rest } = of;
+    const {
+      style = 'cgroupfs',
+      cgroupUid,
+      host = await network.addHost(of.name),
+      listed = true,
+      running = true,
+      ...rest
+    } = of;
     const object: PodObject = { namespace: 'demo', uid: newUid(), ips: [host.ip4], ...rest };
     let containers = 0;
     let latest: Cgroup | undefined;
     const startContainer = (): Cgroup =>
-      (latest = sandbox.cgroup(containerPath(style, cgroupUid ?? object.uid, containerId(`${object.uid} ${++containers}`))));
+      (latest = sandbox.cgroup(
+        containerPath(style, cgroupUid ?? object.uid, containerId(`${object.uid} ${++containers}`)),
+      ));
     if (running) startContainer();
     if (listed) manifest.pod(object);
     const cgroup = (): Cgroup => latest ?? startContainer();
     return {
-      name: object.name, namespace: object.namespace, uid: object.uid, host, object, startContainer,
-      get cgroup() { return cgroup(); },
-      get place() { return { cgroup: cgroup(), netns: host.netns }; },
+      name: object.name,
+      namespace: object.namespace,
+      uid: object.uid,
+      host,
+      object,
+      startContainer,
+      get cgroup() {
+        return cgroup();
+      },
+      get place() {
+        return { cgroup: cgroup(), netns: host.netns };
+      },
     };
   }
 
@@ -210,16 +245,23 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
 
   const until: TestNode['until'] = async (what, check, timeoutMs = 5000) => {
     let now = await shownStatus();
-    await eventually(what, async () => check(now) || check((now = await shownStatus())), timeoutMs).catch((error: unknown) => {
-      throw new Error(`${String(error)}\n${JSON.stringify({ ...now, host: undefined }, (key, value: unknown) => (key === 'connections' ? undefined : value), 1)}`);
-    });
+    await eventually(what, async () => check(now) || check((now = await shownStatus())), timeoutMs).catch(
+      (error: unknown) => {
+        throw new Error(
+          `${String(error)}\n${JSON.stringify({ ...now, host: undefined }, (key, value: unknown) => (key === 'connections' ? undefined : value), 1)}`,
+        );
+      },
+    );
     return now;
   };
 
-  const pinOf = (map: string): string => globSync(`${sandbox.bpffs}/cgroute/*/maps/${map}`)[0] ?? `${sandbox.bpffs}/${map}`;
+  const pinOf = (map: string): string =>
+    globSync(`${sandbox.bpffs}/cgroute/*/maps/${map}`)[0] ?? `${sandbox.bpffs}/${map}`;
 
   async function entries(map: string): Promise<readonly MapEntry[]> {
-    const dump = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', 'pinned', pinOf(map)] })) as readonly { readonly formatted: MapEntry }[];
+    const dump = JSON.parse(
+      await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', 'pinned', pinOf(map)] }),
+    ) as readonly { readonly formatted: MapEntry }[];
     return dump.map(({ formatted }) => formatted);
   }
 
@@ -228,7 +270,10 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     const key = Buffer.alloc(40);
     key.write(uid);
     const map = pinOf('pod_info_map');
-    const { code } = await run({ cmd: 'bpftool', args: ['map', 'lookup', 'pinned', map, 'key', ...[...key].map(String)] });
+    const { code } = await run({
+      cmd: 'bpftool',
+      args: ['map', 'lookup', 'pinned', map, 'key', ...[...key].map(String)],
+    });
     return code === 0;
   }
 
@@ -239,7 +284,13 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     manifest.write();
     await eventually('the agent has acted on the manifest', () => knows(uid), 5000).catch(
       (error: unknown) => {
-        throw new Error(`${String(error)}\n${agent?.log().slice(-10).map((line) => JSON.stringify(line)).join('\n')}`);
+        throw new Error(
+          `${String(error)}\n${agent
+            ?.log()
+            .slice(-10)
+            .map((line) => JSON.stringify(line))
+            .join('\n')}`,
+        );
       },
     );
   }
@@ -265,16 +316,31 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     return value;
   };
   return {
-    sandbox, network, manifest, proxyPod, addPod, apply, entries, until, startProxy,
+    sandbox,
+    network,
+    manifest,
+    proxyPod,
+    addPod,
+    apply,
+    entries,
+    until,
+    startProxy,
     status: shownStatus,
     startAgent: start,
     server: { ...serverHost, listener },
     hostPlace: { cgroup: sandbox.hostCgroup, netns: network.gateway.netns },
-    get proxy() { return of(haproxy, 'proxy'); },
-    get agent() { return of(agent, 'agent'); },
+    get proxy() {
+      return of(haproxy, 'proxy');
+    },
+    get agent() {
+      return of(agent, 'agent');
+    },
     async podStatus({ uid }) {
       const { pods } = await shownStatus();
-      return of(pods.find((pod) => pod.uid === uid), `pod ${uid} in its status`);
+      return of(
+        pods.find((pod) => pod.uid === uid),
+        `pod ${uid} in its status`,
+      );
     },
     async travel(place, { to = { ip: serverHost.ip4, port: SERVER_PORT }, flags = [] } = {}) {
       return travelOf(await connect(place, to.ip, to.port, ...flags), to, haproxy);
@@ -290,19 +356,25 @@ function plain(address: string): string {
 
 /** Tells how a connection travelled, and refuses one of which client, proxy and server do not say the same. */
 export async function travelOf(
-  result: Connected, to: { readonly ip: string; readonly port: number }, proxy: Pick<Haproxy, 'connections'> | undefined,
+  result: Connected,
+  to: { readonly ip: string; readonly port: number },
+  proxy: Pick<Haproxy, 'connections'> | undefined,
 ): Promise<Travel> {
   if (!result.ok) return result.errno;
   const asked = to.ip.includes(':') ? `[${to.ip}]:${to.port}` : `${to.ip}:${to.port}`;
   const [kind, , peer = ''] = result.reply.split(' ');
   if (kind !== 'server') throw new Error(`expected the server's reply, got "${result.reply}"`);
-  if (plain(result.peer) !== asked) throw new Error(`getpeername says ${result.peer} for a connection to ${asked}`);
+  if (plain(result.peer) !== asked)
+    throw new Error(`getpeername says ${result.peer} for a connection to ${asked}`);
   if (plain(peer) === plain(result.local)) return 'direct';
   const seen = await eventually(
     `the proxy has seen ${result.local} on its way to ${asked}`,
     () => proxy?.connections().find(({ client }) => client === plain(result.local)),
     2000,
   );
-  if (seen.destination !== asked) throw new Error(`the proxy took ${seen.destination} for the original destination of a connection to ${asked}`);
+  if (seen.destination !== asked)
+    throw new Error(
+      `the proxy took ${seen.destination} for the original destination of a connection to ${asked}`,
+    );
   return seen.port === 15006 ? 'inbound' : 'redirected';
 }

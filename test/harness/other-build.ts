@@ -11,9 +11,11 @@ export type Changes = Readonly<Record<string, readonly (readonly [from: string |
 
 /** Builds it below `directory`. Returns the path of its program. */
 export async function buildOther(directory: string, changes: Changes): Promise<string> {
-  for (const tools of ['deploy/stage', 'test/harness']) mkdirSync(join(directory, tools), { recursive: true });
+  for (const tools of ['deploy/stage', 'test/harness'])
+    mkdirSync(join(directory, tools), { recursive: true });
   const isStage = (path: string): boolean => path.startsWith(join(root, 'deploy/stage'));
-  for (const part of PARTS) cpSync(join(root, part), join(directory, part), { recursive: true, filter: (path) => !isStage(path) });
+  for (const part of PARTS)
+    cpSync(join(root, part), join(directory, part), { recursive: true, filter: (path) => !isStage(path) });
   symlinkSync(join(root, 'node_modules'), join(directory, 'node_modules'));
   for (const [file, edits] of Object.entries(changes)) {
     let text = readFileSync(join(directory, file), 'utf8');
@@ -24,9 +26,12 @@ export async function buildOther(directory: string, changes: Changes): Promise<s
     }
     writeFileSync(join(directory, file), text);
   }
-  const node = (...args: readonly string[]): Promise<string> => must({ cmd: process.execPath, args, cwd: directory });
+  const node = (...args: readonly string[]): Promise<string> =>
+    must({ cmd: process.execPath, args, cwd: directory });
   await node('deploy/build/build.ts');
-  const objects = readdirSync(join(directory, 'dist/bpf')).filter((name) => name.endsWith('.bpf.o')).map((name) => `dist/bpf/${name}`);
+  const objects = readdirSync(join(directory, 'dist/bpf'))
+    .filter((name) => name.endsWith('.bpf.o'))
+    .map((name) => `dist/bpf/${name}`);
   await node('native/layout/layouts-gen.ts', '--write', ...objects);
   await node('deploy/build/build.ts');
   return join(directory, 'dist/cgroute');

@@ -24,14 +24,19 @@ function isProgram(path: string): boolean {
  */
 export async function promtool(): Promise<string> {
   const given = process.env['PROMTOOL'] ?? '';
-  const places = [given, ...(process.env['PATH'] ?? '').split(':').map((directory) => join(directory, 'promtool')), join(cache, 'promtool')];
+  const places = [
+    given,
+    ...(process.env['PATH'] ?? '').split(':').map((directory) => join(directory, 'promtool')),
+    join(cache, 'promtool'),
+  ];
   return places.find((path) => path !== '' && isProgram(path)) ?? download();
 }
 
 async function download(): Promise<string> {
   mkdirSync(cache, { recursive: true });
   const directory = mkdtempSync(join(cache, 'download-'));
-  const run = (command: string, ...args: string[]): Promise<unknown> => promisify(execFile)(command, args, { cwd: directory, timeout: 60_000 });
+  const run = (command: string, ...args: string[]): Promise<unknown> =>
+    promisify(execFile)(command, args, { cwd: directory, timeout: 60_000 });
   try {
     // A machine that has just been made has no lists of packages yet.
     await run('apt-get', '-q', 'download', PACKAGE).catch(async () => {
@@ -42,7 +47,10 @@ async function download(): Promise<string> {
     await run('dpkg-deb', '--extract', file, 'package');
     renameSync(join(directory, 'package/usr/bin/promtool'), join(cache, 'promtool'));
   } catch (error) {
-    throw new Error(`no promtool: set PROMTOOL, or put it into PATH; Debian's package ${PACKAGE} could not be had`, { cause: error });
+    throw new Error(
+      `no promtool: set PROMTOOL, or put it into PATH; Debian's package ${PACKAGE} could not be had`,
+      { cause: error },
+    );
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }

@@ -54,9 +54,13 @@ export function runc(sandbox: Sandbox, args: readonly string[]): Program {
 async function rootfs(sandbox: Sandbox): Promise<string> {
   const directory = sandbox.file('rootfs');
   if (existsSync(directory)) return directory;
-  for (const name of ['bin', 'proc', 'sys', 'dev', 'tmp', 'etc']) mkdirSync(join(directory, name), { recursive: true });
+  for (const name of ['bin', 'proc', 'sys', 'dev', 'tmp', 'etc'])
+    mkdirSync(join(directory, name), { recursive: true });
   const busybox = (await must({ cmd: 'sh', args: ['-c', 'command -v busybox'] })).trim();
-  for (const [source, name] of [[busybox, 'busybox'], [SOCK, 'sock']] as const) {
+  for (const [source, name] of [
+    [busybox, 'busybox'],
+    [SOCK, 'sock'],
+  ] as const) {
     copyFileSync(source, join(directory, 'bin', name));
     chmodSync(join(directory, 'bin', name), 0o755);
   }
@@ -66,7 +70,14 @@ async function rootfs(sandbox: Sandbox): Promise<string> {
 
 /** The runtime's configuration: OCI runtime specification 1.0.2, config.md. */
 function configuration(sandbox: Sandbox, rootPath: string, options: ContainerOptions): unknown {
-  const capabilities = ['CAP_CHOWN', 'CAP_KILL', 'CAP_NET_BIND_SERVICE', 'CAP_SETGID', 'CAP_SETUID', 'CAP_SYS_CHROOT'];
+  const capabilities = [
+    'CAP_CHOWN',
+    'CAP_KILL',
+    'CAP_NET_BIND_SERVICE',
+    'CAP_SETGID',
+    'CAP_SETUID',
+    'CAP_SYS_CHROOT',
+  ];
   return {
     ociVersion: '1.0.2',
     process: {
@@ -104,7 +115,10 @@ export async function startContainer(sandbox: Sandbox, options: ContainerOptions
   const { id } = options;
   const bundle = sandbox.file(`bundle-${id}`);
   mkdirSync(bundle, { recursive: true });
-  writeFileSync(join(bundle, 'config.json'), JSON.stringify(configuration(sandbox, await rootfs(sandbox), options)));
+  writeFileSync(
+    join(bundle, 'config.json'),
+    JSON.stringify(configuration(sandbox, await rootfs(sandbox), options)),
+  );
   const running = sandbox.spawn(runc(sandbox, ['run', '--bundle', bundle, id]));
   let exited = false;
   void running.exit.then(() => (exited = true));

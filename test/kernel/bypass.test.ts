@@ -3,12 +3,25 @@ import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { describe, test } from 'node:test';
 import { bypassDirection } from '../../native/layout/layouts.ts';
-import { isAsWanted, readNat, ruleText, writeNat, type FilterPin, type RuleKind } from '../../native/netns/iptables-rules.ts';
+import {
+  isAsWanted,
+  readNat,
+  ruleText,
+  writeNat,
+  type FilterPin,
+  type RuleKind,
+} from '../../native/netns/iptables-rules.ts';
 import { openPodNetns } from '../../native/netns/pod-netns.ts';
 import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
 import { must } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
-import { installSidecarRules, natRules, ownRules, startSidecar, type Backend } from '../../deploy/stage/sidecar.ts';
+import {
+  installSidecarRules,
+  natRules,
+  ownRules,
+  startSidecar,
+  type Backend,
+} from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place } from '../../deploy/stage/sock.ts';
 import { bytesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 
@@ -52,10 +65,15 @@ async function makeScene(name: string, backend: Backend): Promise<Scene> {
       if (!result.ok) return result.errno;
       const [who, , peer = ''] = result.reply.split(' ');
       if (who === 'proxy') return 'sidecar';
-      return peer.replace('[::ffff:', '').replace(']', '') === result.local || peer === result.local ? 'direct' : 'sidecar';
+      return peer.replace('[::ffff:', '').replace(']', '') === result.local || peer === result.local
+        ? 'direct'
+        : 'sidecar';
     };
     return {
-      sandbox, plane, filter, server,
+      sandbox,
+      plane,
+      filter,
+      server,
       pod: { ...host, place, pid: app.running.pid },
       async rules(kind) {
         using netns = openPodNetns(app.running.pid);
@@ -88,7 +106,12 @@ async function makeScene(name: string, backend: Backend): Promise<Scene> {
   }
 }
 
-const all = async (scene: Scene): Promise<string[]> => [await scene.outbound(), await scene.inbound(), await scene.outbound6(), await scene.inbound6()];
+const all = async (scene: Scene): Promise<string[]> => [
+  await scene.outbound(),
+  await scene.inbound(),
+  await scene.outbound6(),
+  await scene.inbound6(),
+];
 
 for (const backend of ['nft', 'legacy'] as const) {
   describe(`rules in the backend ${backend}`, () => {
@@ -97,11 +120,18 @@ for (const backend of ['nft', 'legacy'] as const) {
       const { pod, filter } = scene;
       assert.deepEqual(await all(scene), ['sidecar', 'sidecar', 'sidecar', 'sidecar'], 'without rules');
       assert.equal(await scene.rules('bypass'), 2);
-      assert.deepEqual(await all(scene), ['sidecar', 'sidecar', 'sidecar', 'sidecar'], 'the map does not have the pod yet');
+      assert.deepEqual(
+        await all(scene),
+        ['sidecar', 'sidecar', 'sidecar', 'sidecar'],
+        'the map does not have the pod yet',
+      );
       for (const family of ['iptables', 'ip6tables']) {
         for (const chain of ['OUTPUT', 'PREROUTING']) {
           const [first = ''] = await natRules(pod.netns, chain, `${family}-${backend}`);
-          assert.equal(first.replaceAll('"', ''), `-m bpf --object-pinned ${filter.path} -m comment --comment cgroute:bypass:${filter.mapId} -j RETURN`);
+          assert.equal(
+            first.replaceAll('"', ''),
+            `-m bpf --object-pinned ${filter.path} -m comment --comment cgroute:bypass:${filter.mapId} -j RETURN`,
+          );
         }
       }
       scene.directions(BOTH);
@@ -123,7 +153,9 @@ for (const backend of ['nft', 'legacy'] as const) {
       await scene.rules('short-circuit');
       assert.deepEqual(await all(scene), ['direct', 'direct', 'direct', 'direct']);
       assert.equal((await ownRules(pod.netns)).length, 4);
-      assert.ok((await ownRules(pod.netns)).every((rule) => !rule.includes(other) && rule.includes('short-circuit')));
+      assert.ok(
+        (await ownRules(pod.netns)).every((rule) => !rule.includes(other) && rule.includes('short-circuit')),
+      );
       await scene.rules('bypass');
       assert.ok((await ownRules(pod.netns)).every((rule) => rule.includes(':bypass:')));
       await scene.rules(undefined);
@@ -135,27 +167,75 @@ for (const backend of ['nft', 'legacy'] as const) {
       await using scene = await makeScene(`order-${backend}`, backend);
       const { pod, filter } = scene;
       const tool = `iptables-${backend}`;
-      const iptables = (...args: readonly string[]) => must({ cmd: tool, args: ['-t', 'nat', ...args], netns: pod.netns });
+      const iptables = (...args: readonly string[]) =>
+        must({ cmd: tool, args: ['-t', 'nat', ...args], netns: pod.netns });
       await scene.rules('bypass');
-      await iptables('-I', 'OUTPUT', '1', '-p', 'udp', '-m', 'comment', '--comment', 'cgroute is not our comment', '-j', 'RETURN');
+      await iptables(
+        '-I',
+        'OUTPUT',
+        '1',
+        '-p',
+        'udp',
+        '-m',
+        'comment',
+        '--comment',
+        'cgroute is not our comment',
+        '-j',
+        'RETURN',
+      );
       await iptables('-I', 'PREROUTING', '1', '-m', 'comment', '--comment', 'cgroute:bypass', '-j', 'RETURN');
-      await iptables('-I', 'PREROUTING', '1', '-m', 'comment', '--comment', 'cgroute:short-circuit', '-p', 'udp', '-j', 'RETURN');
+      await iptables(
+        '-I',
+        'PREROUTING',
+        '1',
+        '-m',
+        'comment',
+        '--comment',
+        'cgroute:short-circuit',
+        '-p',
+        'udp',
+        '-j',
+        'RETURN',
+      );
       // One of another time, whose map is gone, and one that was made twice.
-      await iptables('-A', 'OUTPUT', '-m', 'bpf', '--object-pinned', filter.path, '-m', 'comment', '--comment', 'cgroute:bypass:1', '-j', 'RETURN');
+      await iptables(
+        '-A',
+        'OUTPUT',
+        '-m',
+        'bpf',
+        '--object-pinned',
+        filter.path,
+        '-m',
+        'comment',
+        '--comment',
+        'cgroute:bypass:1',
+        '-j',
+        'RETURN',
+      );
       // The match remembers the number of the descriptor that the program had.
       const twice = `exec 3</dev/null 4</dev/null 5</dev/null 6</dev/null; exec ${tool} -t nat -A OUTPUT -m bpf --object-pinned ${filter.path} -m comment --comment cgroute:bypass:${filter.mapId} -j RETURN`;
       await must({ cmd: 'bash', args: ['-c', twice], netns: pod.netns });
       const foreign = async (): Promise<string[]> => {
         const ours = /cgroute:bypass:\d+/;
-        return [...await natRules(pod.netns, 'OUTPUT', tool), ...await natRules(pod.netns, 'PREROUTING', tool), ...await natRules(pod.netns, 'ISTIO_OUTPUT', tool)].filter((rule) => !ours.test(rule));
+        return [
+          ...(await natRules(pod.netns, 'OUTPUT', tool)),
+          ...(await natRules(pod.netns, 'PREROUTING', tool)),
+          ...(await natRules(pod.netns, 'ISTIO_OUTPUT', tool)),
+        ].filter((rule) => !ours.test(rule));
       };
       const before = await foreign();
       assert.equal(before.length, 2 + 3 + 9);
       assert.equal(await scene.rules('bypass'), 1);
       assert.deepEqual(await foreign(), before);
       for (const chain of ['OUTPUT', 'PREROUTING']) {
-        const rules = (await natRules(pod.netns, chain, tool)).map((rule) => /cgroute:bypass:\d+/.exec(rule)?.[0]);
-        assert.deepEqual(rules.filter((rule) => rule !== undefined), [`cgroute:bypass:${filter.mapId}`], chain);
+        const rules = (await natRules(pod.netns, chain, tool)).map(
+          (rule) => /cgroute:bypass:\d+/.exec(rule)?.[0],
+        );
+        assert.deepEqual(
+          rules.filter((rule) => rule !== undefined),
+          [`cgroute:bypass:${filter.mapId}`],
+          chain,
+        );
         assert.equal(rules[0], `cgroute:bypass:${filter.mapId}`);
       }
       await iptables('-D', 'PREROUTING', '1');
@@ -169,7 +249,10 @@ for (const backend of ['nft', 'legacy'] as const) {
 test('a pod without a sidecar gets no rules, and no legacy table', async () => {
   await using scene = await makeScene('without', 'nft');
   await scene.rules('bypass');
-  assert.deepEqual((await must({ cmd: 'cat', args: ['/proc/net/ip_tables_names'], netns: scene.pod.netns })).trim(), '');
+  assert.deepEqual(
+    (await must({ cmd: 'cat', args: ['/proc/net/ip_tables_names'], netns: scene.pod.netns })).trim(),
+    '',
+  );
   await using sandbox = await makeSandbox('none');
   const network = await makeNetwork(sandbox);
   const plain = await network.addHost('plain');
@@ -193,5 +276,8 @@ test('the pin is replaced in place, and another agent beside has one of its own'
   assert.notEqual(second.mapId, filter.mapId);
   other.plane.detach();
   scene.plane.plane.detach();
-  assert.deepEqual(readdirSync(sandbox.bpffs).filter((name) => !name.endsWith('.debug')), []);
+  assert.deepEqual(
+    readdirSync(sandbox.bpffs).filter((name) => !name.endsWith('.debug')),
+    [],
+  );
 });

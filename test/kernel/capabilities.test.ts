@@ -36,8 +36,18 @@ async function makeCast(name: string): Promise<Cast> {
     const plain = await node.addPod({ name: 'plain', labels: { 'istio.io/dataplane-mode': 'none' } });
     const late = await node.addPod({ name: 'late', ips: [] });
     // No process of root's: what the kernel tells of it takes a capability.
-    node.sandbox.spawn({ ...late.place, cmd: 'setpriv', args: ['--reuid=1000', '--clear-groups', 'sleep', '1000'] });
-    const own = await node.addPod({ name: 'cgroute', namespace: 'mesh', hostNetwork: true, ips: [], running: false });
+    node.sandbox.spawn({
+      ...late.place,
+      cmd: 'setpriv',
+      args: ['--reuid=1000', '--clear-groups', 'sleep', '1000'],
+    });
+    const own = await node.addPod({
+      name: 'cgroute',
+      namespace: 'mesh',
+      hostNetwork: true,
+      ips: [],
+      running: false,
+    });
     writeFileSync(node.sandbox.file('config.yaml'), 'sweepSeconds: 1\n');
     node.manifest.write();
     return { node, pod, plain, late, own };
@@ -69,12 +79,17 @@ function startIn({ node }: Cast, inside: Confined, args: readonly string[] = [])
   });
 }
 
-const addressesOf = async ({ node, late }: Cast): Promise<readonly string[]> => (await node.podStatus(late)).ips;
-const source = async ({ node }: Cast, name: string): Promise<{ readonly state: string; readonly detail: string } | undefined> =>
+const addressesOf = async ({ node, late }: Cast): Promise<readonly string[]> =>
+  (await node.podStatus(late)).ips;
+const source = async (
+  { node }: Cast,
+  name: string,
+): Promise<{ readonly state: string; readonly detail: string } | undefined> =>
   (await node.status()).sources.find((each) => each.name === name);
 
 /** A BPF file system has two files of the kernel's own. */
-const pins = ({ node }: Cast): string[] => readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
+const pins = ({ node }: Cast): string[] =>
+  readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
 
 /** Several sweeps later: what has not been found by then is not found. */
 const SWEEPS_MS = 2500;
@@ -92,16 +107,25 @@ describe('the agent with what the chart gives it, and no more', () => {
   after(() => cast?.node[Symbol.asyncDispose]());
 
   test('has that and no more', async () => {
-    const { agent: { pid } } = await cast.node.status();
+    const {
+      agent: { pid },
+    } = await cast.node.status();
     const status = readFileSync(`/proc/${pid}/status`, 'utf8');
     const field = (name: string): string => new RegExp(`^${name}:\\s+(\\S+)$`, 'm').exec(status)?.[1] ?? '';
     const wanted = CAPABILITIES.reduce((bits, name) => bits | (1n << (BITS[name] ?? 63n)), 0n);
     for (const set of ['CapEff', 'CapPrm', 'CapBnd']) assert.equal(BigInt(`0x${field(set)}`), wanted, set);
     assert.deepEqual([field('NoNewPrivs'), field('Seccomp')], ['1', '2']);
-    const mounts = readFileSync(`/proc/${pid}/mountinfo`, 'utf8').split('\n').map((line) => line.split(' '));
-    const writable = mounts.filter(([, , , , , options]) => options?.split(',').includes('rw')).map(([, , , , at]) => at);
+    const mounts = readFileSync(`/proc/${pid}/mountinfo`, 'utf8')
+      .split('\n')
+      .map((line) => line.split(' '));
+    const writable = mounts
+      .filter(([, , , , , options]) => options?.split(',').includes('rw'))
+      .map(([, , , , at]) => at);
     // Its own /proc and an empty /dev; on the node itself, pins alone.
-    assert.deepEqual(writable.filter((at) => at !== undefined && !/^\/(proc|dev)(\/|$)/.test(at)), ['/sys/fs/bpf']);
+    assert.deepEqual(
+      writable.filter((at) => at !== undefined && !/^\/(proc|dev)(\/|$)/.test(at)),
+      ['/sys/fs/bpf'],
+    );
   });
 
   test('redirects a pod that is enrolled, and leaves one that is not', async () => {
@@ -114,7 +138,8 @@ describe('the agent with what the chart gives it, and no more', () => {
   });
 
   test('is told by the kernel of programs that start', async () => {
-    const begun = async (): Promise<number> => Number(/(\d+) programs begun/.exec((await source(cast, 'process-events'))?.detail ?? '')?.[1]);
+    const begun = async (): Promise<number> =>
+      Number(/(\d+) programs begun/.exec((await source(cast, 'process-events'))?.detail ?? '')?.[1]);
     const before = await begun();
     // One that lives long enough for the agent to look at it, in a cgroup that has no entry of its own.
     const nested = cast.node.sandbox.cgroup(`${cast.late.cgroup.path}/nested`);
@@ -128,10 +153,14 @@ describe('the agent with what the chart gives it, and no more', () => {
     for (const name of links) unlinkSync(join(directory, name));
     const map = globSync(`${cast.node.sandbox.bpffs}/cgroute/*/maps/settings`)[0] ?? '';
     await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map, 'key', '1', '0', '0', '0'] });
-    await eventually('all is back', async () => {
-      const settings = await cast.node.entries('settings');
-      return settings.length === 3 && readdirSync(directory).toSorted().join() === links.join();
-    }, 5000);
+    await eventually(
+      'all is back',
+      async () => {
+        const settings = await cast.node.entries('settings');
+        return settings.length === 3 && readdirSync(directory).toSorted().join() === links.join();
+      },
+      5000,
+    );
     assert.equal(await cast.node.travel(cast.pod.place), 'redirected');
   });
 
@@ -141,14 +170,27 @@ describe('the agent with what the chart gives it, and no more', () => {
     assert.match(status.stdout, /demo +pod +in +namespace-label/);
     assert.match(await must(inside.exec([CGROUTE, 'explain', 'demo/pod'])), /demo\/pod/);
     const doctor = await run(inside.exec([CGROUTE, 'doctor', ...flagsIn(inside), '-o', 'json']));
-    const lines = JSON.parse(doctor.stdout) as readonly { readonly check: string; readonly state: string; readonly detail: string }[];
+    const lines = JSON.parse(doctor.stdout) as readonly {
+      readonly check: string;
+      readonly state: string;
+      readonly detail: string;
+    }[];
     // The iptables tools want a lock file outside; what they tell is of interest on the host. What an older kernel lacks, it lacks outside, too.
-    const isOfHost = ({ check, state, detail }: (typeof lines)[number]): boolean => check.includes('iptables') || check.includes('ip6tables') || (state === 'warn' && detail.includes('is not in this kernel'));
-    assert.deepEqual(lines.filter((line) => line.state !== 'ok' && !isOfHost(line)), []);
+    const isOfHost = ({ check, state, detail }: (typeof lines)[number]): boolean =>
+      check.includes('iptables') ||
+      check.includes('ip6tables') ||
+      (state === 'warn' && detail.includes('is not in this kernel'));
+    assert.deepEqual(
+      lines.filter((line) => line.state !== 'ok' && !isOfHost(line)),
+      [],
+    );
     assert.equal(doctor.code, 0);
   });
 
-  for (const [what, end] of [['SIGTERM', () => agent.stop()], ['SIGKILL', () => inside.kill()]] as const) {
+  for (const [what, end] of [
+    ['SIGTERM', () => agent.stop()],
+    ['SIGKILL', () => inside.kill()],
+  ] as const) {
     test(`is succeeded by another container after ${what}`, async () => {
       const before = (await cast.node.podStatus(cast.pod)).connections['redirected'] ?? 0;
       await end();
@@ -163,7 +205,10 @@ describe('the agent with what the chart gives it, and no more', () => {
 
   test('removes all that it pinned', async () => {
     await agent.stop();
-    const { code, stdout } = await run({ ...confined(cast).program([CGROUTE, 'cleanup']), cgroup: cast.node.sandbox.hostCgroup });
+    const { code, stdout } = await run({
+      ...confined(cast).program([CGROUTE, 'cleanup']),
+      cgroup: cast.node.sandbox.hostCgroup,
+    });
     assert.equal(code, 0);
     assert.match(stdout, /^removed \d+ pins/);
     assert.deepEqual(pins(cast), []);
@@ -188,7 +233,11 @@ describe('the agent with one thing less', () => {
   }
 
   /** It redirects, and what `check` asserts is missing. */
-  async function lacks(options: Partial<Confinement>, check: (agent: Agent, inside: Confined) => Promise<void>, args: readonly string[] = []): Promise<void> {
+  async function lacks(
+    options: Partial<Confinement>,
+    check: (agent: Agent, inside: Confined) => Promise<void>,
+    args: readonly string[] = [],
+  ): Promise<void> {
     const inside = confined(cast, options);
     const agent = startIn(cast, inside, ['--on-exit', 'detach', ...args]);
     await agent.ready();
@@ -205,18 +254,36 @@ describe('the agent with one thing less', () => {
     assert.deepEqual(await addressesOf(cast), []);
   }
 
-  const without = (name: string): Partial<Confinement> => ({ capabilities: CAPABILITIES.filter((each) => each !== name) });
+  const without = (name: string): Partial<Confinement> => ({
+    capabilities: CAPABILITIES.filter((each) => each !== name),
+  });
 
   const MISSED: Readonly<Record<string, readonly [string, () => Promise<void>]>> = {
-    BPF: ['it refuses to start, as no map can be made', () => refuses(/^cgroute: [^\n]*EPERM[^\n]*CAP_BPF[^\n]*$/m, without('BPF'))],
-    NET_ADMIN: ['it refuses to start, as no program for a cgroup can be loaded', () => refuses(/^cgroute: [^\n]*EPERM[^\n]*CAP_NET_ADMIN[^\n]*$/m, without('NET_ADMIN'))],
-    PERFMON: ['it refuses to start, as sock_ops may not look into sockets', () => refuses(/^cgroute: [^\n]*origdst[^\n]* CAP_PERFMON[^\n]*$/m, without('PERFMON'))],
-    SYS_PTRACE: ['it works, finds no address of a pod, and doctor says so', () => lacks(without('SYS_PTRACE'), async (_agent, inside) => {
-      await findsNoAddress();
-      assert.equal((await source(cast, 'process-events'))?.state, 'ok');
-      const { stdout } = await run(inside.exec([CGROUTE, 'doctor', ...flagsIn(inside)]));
-      assert.match(stdout, /^! CAP_SYS_PTRACE +not held: readlink\(2\) of \/proc\/PID\/ns\/net[^\n]*addresses/m);
-    })],
+    BPF: [
+      'it refuses to start, as no map can be made',
+      () => refuses(/^cgroute: [^\n]*EPERM[^\n]*CAP_BPF[^\n]*$/m, without('BPF')),
+    ],
+    NET_ADMIN: [
+      'it refuses to start, as no program for a cgroup can be loaded',
+      () => refuses(/^cgroute: [^\n]*EPERM[^\n]*CAP_NET_ADMIN[^\n]*$/m, without('NET_ADMIN')),
+    ],
+    PERFMON: [
+      'it refuses to start, as sock_ops may not look into sockets',
+      () => refuses(/^cgroute: [^\n]*origdst[^\n]* CAP_PERFMON[^\n]*$/m, without('PERFMON')),
+    ],
+    SYS_PTRACE: [
+      'it works, finds no address of a pod, and doctor says so',
+      () =>
+        lacks(without('SYS_PTRACE'), async (_agent, inside) => {
+          await findsNoAddress();
+          assert.equal((await source(cast, 'process-events'))?.state, 'ok');
+          const { stdout } = await run(inside.exec([CGROUTE, 'doctor', ...flagsIn(inside)]));
+          assert.match(
+            stdout,
+            /^! CAP_SYS_PTRACE +not held: readlink\(2\) of \/proc\/PID\/ns\/net[^\n]*addresses/m,
+          );
+        }),
+    ],
   };
 
   test('each capability of the chart is tried here', () => {
@@ -228,12 +295,16 @@ describe('the agent with one thing less', () => {
   test("without the host's PID namespace it gets no process events and finds no address, even with the host's /proc", async () => {
     assert.equal(POD.hostPID, true);
     for (const args of [[], ['--proc-root', '/host/proc']]) {
-      await lacks({ hostPid: false }, async () => {
-        const events = await source(cast, 'process-events');
-        assert.equal(events?.state, 'failed');
-        assert.match(events?.detail ?? '', /hostPID: true/);
-        await findsNoAddress();
-      }, args);
+      await lacks(
+        { hostPid: false },
+        async () => {
+          const events = await source(cast, 'process-events');
+          assert.equal(events?.state, 'failed');
+          assert.match(events?.detail ?? '', /hostPID: true/);
+          await findsNoAddress();
+        },
+        args,
+      );
     }
   });
 
@@ -254,8 +325,15 @@ test('the DaemonSet asks for no more than this', () => {
   assert.equal(security.readOnlyRootFilesystem, true);
   assert.deepEqual(security.capabilities?.drop, ['ALL']);
   assert.equal(security.seccompProfile?.type, 'RuntimeDefault');
-  const mounts = Object.fromEntries((CONTAINER.volumeMounts ?? []).map(({ mountPath, readOnly }) => [mountPath, readOnly === true]));
+  const mounts = Object.fromEntries(
+    (CONTAINER.volumeMounts ?? []).map(({ mountPath, readOnly }) => [mountPath, readOnly === true]),
+  );
   assert.equal(mounts['/sys/fs/cgroup'], true, 'read-only');
-  assert.deepEqual(Object.entries(mounts).filter(([, readOnly]) => !readOnly).map(([path]) => path), ['/sys/fs/bpf']);
+  assert.deepEqual(
+    Object.entries(mounts)
+      .filter(([, readOnly]) => !readOnly)
+      .map(([path]) => path),
+    ['/sys/fs/bpf'],
+  );
   assert.equal(POD.containers.length, 1);
 });

@@ -5,7 +5,14 @@ import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { ownerOf } from '../../mapper/decisions/cgroup-path.ts';
 import { monitorEntry, unknownEntry } from '../../mapper/maps/pod-entry.ts';
-import { cgroupChange, handoff, infoFlag, type CgroupEvent, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
+import {
+  cgroupChange,
+  handoff,
+  infoFlag,
+  type CgroupEvent,
+  type CgroupInfo,
+  type PodInfo,
+} from '../../native/layout/layouts.ts';
 import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
@@ -18,12 +25,28 @@ const HASH = '0123456789abcdef0123456789abcdef';
 const C = 'c'.repeat(64);
 
 const POD: PodInfo = {
-  slot: 7, isInMesh: 1, namespaceMode: 0, flags: infoFlag.ambient | infoFlag.bypassInbound, detectedFlags: 0xfd,
-  ip4: bytesOf('10.1.2.3'), ip6: bytesOf('fd00::3'), uid: UID, verdict: 'bypass', reason: 'bypass-inbound', podNamespace: 'shop', podName: 'web',
+  slot: 7,
+  isInMesh: 1,
+  namespaceMode: 0,
+  flags: infoFlag.ambient | infoFlag.bypassInbound,
+  detectedFlags: 0xfd,
+  ip4: bytesOf('10.1.2.3'),
+  ip6: bytesOf('fd00::3'),
+  uid: UID,
+  verdict: 'bypass',
+  reason: 'bypass-inbound',
+  podNamespace: 'shop',
+  podName: 'web',
 };
 const fails = (error: unknown): void => void assert.fail(String(error));
 const entryOf = (id: bigint, pod = POD): CgroupInfo => ({
-  id, slot: pod.slot, isInMesh: pod.isInMesh, flags: pod.flags, detectedFlags: pod.detectedFlags, cgroupIp: pod.ip4, cgroupIp6: pod.ip6,
+  id,
+  slot: pod.slot,
+  isInMesh: pod.isInMesh,
+  flags: pod.flags,
+  detectedFlags: pod.detectedFlags,
+  cgroupIp: pod.ip4,
+  cgroupIp6: pod.ip6,
 });
 
 describe('a cgroup that is made', () => {
@@ -56,7 +79,8 @@ describe('a cgroup that is made', () => {
     rmdirSync(`${sandbox.cgroupRoot}${path}`);
   }
 
-  const slice = (qos: string, uid = SLICE_UID, head = ''): string => `/kubepods.slice/${head}kubepods${qos}-pod${uid}.slice`;
+  const slice = (qos: string, uid = SLICE_UID, head = ''): string =>
+    `/kubepods.slice/${head}kubepods${qos}-pod${uid}.slice`;
   for (const path of [
     `/kubepods/pod${UID}`,
     `/kubepods/burstable/pod${UID}`,
@@ -76,7 +100,7 @@ describe('a cgroup that is made', () => {
       const { id, entry } = make(path);
       assert.deepEqual(entry, entryOf(id));
       remove(path);
-      assert.equal(plane.plane.maps.cgroups.get(id), undefined, 'and is nobody\'s when it is gone');
+      assert.equal(plane.plane.maps.cgroups.get(id), undefined, "and is nobody's when it is gone");
     });
   }
 
@@ -88,7 +112,11 @@ describe('a cgroup that is made', () => {
     });
   }
 
-  for (const path of [`/kubepods/pod${OTHER}`, slice('', OTHER.replaceAll('-', '_')), `/kubepods/besteffort/pod${'f'.repeat(32)}`]) {
+  for (const path of [
+    `/kubepods/pod${OTHER}`,
+    slice('', OTHER.replaceAll('-', '_')),
+    `/kubepods/besteffort/pod${'f'.repeat(32)}`,
+  ]) {
     test(`is marked while nobody knows the pod: ${path}`, () => {
       const { id, entry } = make(path);
       assert.deepEqual(entry, unknownEntry(id));
@@ -97,10 +125,24 @@ describe('a cgroup that is made', () => {
   }
 
   for (const path of [
-    `/pod${UID}`, `/elsewhere/pod${UID}`, `/kubepods/pod${UID}0`, `/kubepods/pod${UID.slice(1)}`, `/kubepods/pod${SLICE_UID}`, `/kubepods/Pod${UID}`,
-    slice('', UID), slice('-guaranteed'), `/kubepods.slice/xkubepods-pod${SLICE_UID}.slice`, `/kubepods.slice/kubepods-pod${SLICE_UID}.scope`, `/kubepods-pod${SLICE_UID}.slice:other:${C}`,
-    `/user.slice/kubepods/pod${UID}`, `/user.slice/user-1000.slice/kubepods-pod${SLICE_UID}.slice`,
-    '/p', '/pod', '/kubepods-pod.slice', '/.slice', `/${'x'.repeat(255)}`,
+    `/pod${UID}`,
+    `/elsewhere/pod${UID}`,
+    `/kubepods/pod${UID}0`,
+    `/kubepods/pod${UID.slice(1)}`,
+    `/kubepods/pod${SLICE_UID}`,
+    `/kubepods/Pod${UID}`,
+    slice('', UID),
+    slice('-guaranteed'),
+    `/kubepods.slice/xkubepods-pod${SLICE_UID}.slice`,
+    `/kubepods.slice/kubepods-pod${SLICE_UID}.scope`,
+    `/kubepods-pod${SLICE_UID}.slice:other:${C}`,
+    `/user.slice/kubepods/pod${UID}`,
+    `/user.slice/user-1000.slice/kubepods-pod${SLICE_UID}.slice`,
+    '/p',
+    '/pod',
+    '/kubepods-pod.slice',
+    '/.slice',
+    `/${'x'.repeat(255)}`,
   ]) {
     test(`is nobody's by a name that no kubelet gives, or in a place that is no kubelet's: ${path.slice(0, 80)}`, () => {
       assert.equal(make(path).entry, undefined);
@@ -116,7 +158,11 @@ describe('a cgroup that is made', () => {
       assert.ok(owner.kind === 'pod' && !owner.nested && owner.container === C);
       const { id, entry } = make(`${pod}/${name}`);
       assert.deepEqual(entry, entryOf(id));
-      assert.equal(make(`${pod}/${name}/init.scope`).entry, undefined, 'what is nested has its identity by its ancestors');
+      assert.equal(
+        make(`${pod}/${name}/init.scope`).entry,
+        undefined,
+        'what is nested has its identity by its ancestors',
+      );
       assert.equal(make(`${pod}/${name}/${C}`).entry, undefined);
       for (const below of ['/init.scope', `/${C}`, '']) remove(`${pod}/${name}${below}`);
       remove(pod);
@@ -133,7 +179,7 @@ describe('a cgroup that is made', () => {
     remove(pod);
   });
 
-  test('is nobody\'s inside a pod that is its own container, whatever it is called: a monitor\'s name least of all', () => {
+  test("is nobody's inside a pod that is its own container, whatever it is called: a monitor's name least of all", () => {
     for (const tree of ['', '/kubepods']) {
       const pod = `${tree}/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`;
       assert.notEqual(make(pod).entry, undefined);
@@ -152,7 +198,8 @@ describe('a cgroup that is made', () => {
       const { count = 0, id = [] } = plane.plane.maps.podTrees.get(0) ?? {};
       return id.slice(0, count);
     };
-    const branchOf = (name: string): bigint => statSync(`${sandbox.cgroupRoot}/${name}`, { bigint: true }).ino;
+    const branchOf = (name: string): bigint =>
+      statSync(`${sandbox.cgroupRoot}/${name}`, { bigint: true }).ino;
     assert.ok(trees().includes(branchOf('kubepods')) && trees().includes(branchOf('kubepods.slice')));
     assert.ok(!trees().includes(branchOf('user.slice')));
     assert.equal(new Set(trees()).size, trees().length, 'each once');
@@ -160,7 +207,12 @@ describe('a cgroup that is made', () => {
 
   test('never passes for another pod below one, however deep', () => {
     const outer = make(`/kubepods/pod${OTHER}`);
-    for (const below of [`/pod${UID}`, `/kubepods/pod${UID}`, `/${C}/kubepods.slice/kubepods-pod${SLICE_UID}.slice`, `/${C}/a/b/c/kubepods/burstable/pod${UID}`]) {
+    for (const below of [
+      `/pod${UID}`,
+      `/kubepods/pod${UID}`,
+      `/${C}/kubepods.slice/kubepods-pod${SLICE_UID}.slice`,
+      `/${C}/a/b/c/kubepods/burstable/pod${UID}`,
+    ]) {
       assert.equal(make(`/kubepods/pod${OTHER}${below}`).entry, undefined, below);
     }
     assert.deepEqual(plane.plane.maps.cgroups.get(outer.id), unknownEntry(outer.id));
@@ -184,7 +236,10 @@ describe('a cgroup that is made', () => {
     const inside = make('/heard');
     await eventually('what comes after it', () => heard.some(({ id }) => id === inside.id));
     // What nobody had read before comes first.
-    assert.deepEqual(heard.slice(heard.findIndex(({ id }) => id === start.id)).map(({ name }) => name), ['start', 'heard']);
+    assert.deepEqual(
+      heard.slice(heard.findIndex(({ id }) => id === start.id)).map(({ name }) => name),
+      ['start', 'heard'],
+    );
   });
 
   test('and removed, both are told, with their names', async () => {
@@ -197,7 +252,12 @@ describe('a cgroup that is made', () => {
     const told = (): CgroupEvent[] => events.slice(events.findIndex(({ id }) => id === first.id) + 1);
     await eventually('four events', () => told().length >= 4);
     assert.deepEqual(told(), [
-      { id: parent.id, parent: statSync(sandbox.cgroupRoot, { bigint: true }).ino, change: cgroupChange.made, name: 'told' },
+      {
+        id: parent.id,
+        parent: statSync(sandbox.cgroupRoot, { bigint: true }).ino,
+        change: cgroupChange.made,
+        name: 'told',
+      },
       { id: child.id, parent: parent.id, change: cgroupChange.made, name: 'child' },
       { id: long.id, parent: parent.id, change: cgroupChange.made, name: 'y'.repeat(127) },
       { id: child.id, parent: parent.id, change: cgroupChange.removed, name: 'child' },
@@ -217,14 +277,22 @@ describe('a cgroup that is made', () => {
     const { handoffs } = plane.plane.maps;
     const branchOf = (): bigint => statSync(`${sandbox.cgroupRoot}/kubepods`, { bigint: true }).ino;
     handoffs.delete(plane.root.id);
-    const withFlag = (id: bigint): CgroupInfo => ({ ...entryOf(id), flags: POD.flags | infoFlag.noHandoff, detectedFlags: POD.detectedFlags | infoFlag.noHandoff });
+    const withFlag = (id: bigint): CgroupInfo => ({
+      ...entryOf(id),
+      flags: POD.flags | infoFlag.noHandoff,
+      detectedFlags: POD.detectedFlags | infoFlag.noHandoff,
+    });
     const pod = make(`/kubepods/pod${UID}`);
     assert.deepEqual(pod.entry, withFlag(pod.id));
     const container = make(`/kubepods/pod${UID}/${C}`);
     assert.deepEqual(container.entry, withFlag(container.id));
     for (const path of [`/kubepods/pod${UID}/${C}`, `/kubepods/pod${UID}`]) remove(path);
     plane.plane.maps.pods.set({ text: UID }, { ...POD, isInMesh: 0 });
-    assert.equal((make(`/kubepods/pod${UID}`).entry?.flags ?? 0) & infoFlag.noHandoff, 0, 'a pod that is out has nothing to hand over');
+    assert.equal(
+      (make(`/kubepods/pod${UID}`).entry?.flags ?? 0) & infoFlag.noHandoff,
+      0,
+      'a pod that is out has nothing to hand over',
+    );
     remove(`/kubepods/pod${UID}`);
     plane.plane.maps.pods.set({ text: UID }, POD);
     handoffs.set(branchOf(), handoff.all);
@@ -235,7 +303,7 @@ describe('a cgroup that is made', () => {
     handoffs.set(plane.root.id, handoff.pods);
   });
 
-  test('is known by the pins alone, and by the next agent\'s programs', () => {
+  test("is known by the pins alone, and by the next agent's programs", () => {
     plane[Symbol.dispose]();
     {
       using next = openTestPlane(sandbox);
@@ -271,8 +339,18 @@ test('a name below a pod is not believed where that pod has no entry itself, as 
   pods.set({ text: UID }, POD);
   assert.notEqual(make('/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab'), undefined);
   assert.equal(make(`/kubepods/pod${OTHER}/${C}`), undefined, 'full');
-  cgroups.delete(statSync(`${sandbox.cgroupRoot}/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab`, { bigint: true }).ino);
-  for (const above of [`/kubepods/pod${OTHER}`, `/kubepods/pod${OTHER}/${C}/a/b`, `/kubepods.slice/kubepods-pod${SLICE_UID}.slice/${C}`, `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`, unusual]) {
+  cgroups.delete(
+    statSync(`${sandbox.cgroupRoot}/kubepods/besteffort/pod11111111-0001-4a4b-8c8d-1234567890ab`, {
+      bigint: true,
+    }).ino,
+  );
+  for (const above of [
+    `/kubepods/pod${OTHER}`,
+    `/kubepods/pod${OTHER}/${C}/a/b`,
+    `/kubepods.slice/kubepods-pod${SLICE_UID}.slice/${C}`,
+    `/kubepods-besteffort-pod${SLICE_UID}.slice:cri-containerd:${C}`,
+    unusual,
+  ]) {
     for (const name of [`kubepods/burstable/pod${UID}`, `kubepods-pod${SLICE_UID}.slice`]) {
       assert.equal(make(`${above}/${name}`), undefined, `${above}/${name}`);
     }

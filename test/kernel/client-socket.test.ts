@@ -6,7 +6,18 @@ import { infoFlag } from '../../native/layout/layouts.ts';
 import { ip, sysctl } from '../../deploy/stage/netns.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect, listen, sock, SOCK } from '../../deploy/stage/sock.ts';
-import { assertFailed, assertRedirected, at, connectAll, freeze, hold, makeMesh, plain, PORT, seen } from './mesh.ts';
+import {
+  assertFailed,
+  assertRedirected,
+  at,
+  connectAll,
+  freeze,
+  hold,
+  makeMesh,
+  plain,
+  PORT,
+  seen,
+} from './mesh.ts';
 
 /** A counter of TcpExt in a namespace; format of /proc/net/netstat: a line of names, then one of values. */
 async function tcpCounter(netns: string, name: string): Promise<number> {
@@ -36,7 +47,13 @@ afterEach(async () => {
 const FAMILIES = [
   { name: 'IPv4', options: [], address: server.ip4, asked: at(server.ip4, PORT), local: app.ip4 },
   { name: 'IPv6', options: [], address: server.ip6, asked: at(server.ip6, PORT), local: app.ip6 },
-  { name: 'v4-mapped IPv6', options: ['--mapped'], address: server.ip4, asked: at(`::ffff:${server.ip4}`, PORT), local: app.ip4 },
+  {
+    name: 'v4-mapped IPv6',
+    options: ['--mapped'],
+    address: server.ip4,
+    asked: at(`::ffff:${server.ip4}`, PORT),
+    local: app.ip4,
+  },
 ] as const;
 
 /** Ways to connect, with the address to bind to. */
@@ -74,7 +91,18 @@ for (const { name, options, address, asked, local } of FAMILIES) {
   test(`${name}: nothing is left of a socket that is refused and tries again, elsewhere or at the same place`, async () => {
     plane.setProxy(deaf);
     const loopback = at(address.includes(':') ? '::1' : '127.0.0.1', PORT);
-    const results = await connectAll(app, ...options, '--or', at(address, 81), '--or', at(address, PORT), '--or', loopback, address, PORT);
+    const results = await connectAll(
+      app,
+      ...options,
+      '--or',
+      at(address, 81),
+      '--or',
+      at(address, PORT),
+      '--or',
+      loopback,
+      address,
+      PORT,
+    );
     for (const result of results.slice(0, 3)) assertFailed(result, 'ECONNREFUSED');
     assert.ok(results[3]?.ok, JSON.stringify(results[3]));
   });
@@ -88,7 +116,17 @@ for (const { name, options, address, asked, local } of FAMILIES) {
     plane.setProxy(blackhole);
     const loopback = at(address.includes(':') ? '::1' : '127.0.0.1', PORT);
     const results = await connectAll(
-      app, ...options, '--nonblock', '--timeout', '50', '--then', at(address, 81), '--then', loopback, address, PORT,
+      app,
+      ...options,
+      '--nonblock',
+      '--timeout',
+      '50',
+      '--then',
+      at(address, 81),
+      '--then',
+      loopback,
+      address,
+      PORT,
     );
     for (const result of results.slice(0, 2)) assertFailed(result, 'ETIMEDOUT');
     assert.ok(results[2]?.ok, JSON.stringify(results[2]));
@@ -96,13 +134,19 @@ for (const { name, options, address, asked, local } of FAMILIES) {
 
   test(`${name}: nothing is left of a client that is killed during the handshake`, async () => {
     plane.setProxy(blackhole);
-    const running = mesh.sandbox.spawn({ ...app, cmd: SOCK, args: ['connect', ...options, address, String(PORT)] });
+    const running = mesh.sandbox.spawn({
+      ...app,
+      cmd: SOCK,
+      args: ['connect', ...options, address, String(PORT)],
+    });
     await eventually('it connects', () => plane.leftovers().connections === 1);
     await running.stop('SIGKILL');
   });
 
   test(`${name}: nothing is left of clients that connect and close at once`, async () => {
-    const results = await Promise.all(Array.from({ length: 10 }, () => connect(app, address, PORT, ...options, '--no-read')));
+    const results = await Promise.all(
+      Array.from({ length: 10 }, () => connect(app, address, PORT, ...options, '--no-read')),
+    );
     for (const result of results) assert.ok(result.ok && result.peer === asked, JSON.stringify(result));
     const { errors } = await sock<{ errors: number }>(app, 'bench', ...options, 300, address, PORT);
     assert.equal(errors, 0);
@@ -111,7 +155,8 @@ for (const { name, options, address, asked, local } of FAMILIES) {
 
 test('a SYN that nobody answers times out and leaves nothing', async () => {
   // Linux 6.5; before, there are no linear ones.
-  const linear = (count: number): string[] => (existsSync('/proc/sys/net/ipv4/tcp_syn_linear_timeouts') ? [`ipv4.tcp_syn_linear_timeouts=${count}`] : []);
+  const linear = (count: number): string[] =>
+    existsSync('/proc/sys/net/ipv4/tcp_syn_linear_timeouts') ? [`ipv4.tcp_syn_linear_timeouts=${count}`] : [];
   await sysctl(app.netns, 'ipv4.tcp_syn_retries=1', ...linear(0));
   plane.setProxy(blackhole);
   const [result, counts] = await mesh.counted(() => connect(app, server.ip4, PORT, '--timeout', 9000));
@@ -137,16 +182,29 @@ for (const option of ['--tfo', '--tfo-connect']) {
     for (const { address, asked } of FAMILIES.slice(0, 2)) {
       // The first one, at the latest, gets the cookie that the next needs.
       await assertRedirected(mesh, await connect(app, address, PORT, option), asked);
-      const before = [await tcpCounter(app.netns, 'TCPFastOpenActive'), await tcpCounter(proxy.netns, 'TCPFastOpenPassive')];
+      const before = [
+        await tcpCounter(app.netns, 'TCPFastOpenActive'),
+        await tcpCounter(proxy.netns, 'TCPFastOpenPassive'),
+      ];
       const [result, counts] = await mesh.counted(() => connect(app, address, PORT, option));
       await assertRedirected(mesh, result, asked);
       assert.deepEqual(counts, { 'app redirected': 1 });
-      const now = [await tcpCounter(app.netns, 'TCPFastOpenActive'), await tcpCounter(proxy.netns, 'TCPFastOpenPassive')];
-      assert.deepEqual(now, before.map((count) => count + 1), 'the SYN carried data, and the proxy took it');
+      const now = [
+        await tcpCounter(app.netns, 'TCPFastOpenActive'),
+        await tcpCounter(proxy.netns, 'TCPFastOpenPassive'),
+      ];
+      assert.deepEqual(
+        now,
+        before.map((count) => count + 1),
+        'the SYN carried data, and the proxy took it',
+      );
     }
     await plane.nothingLeft();
     // Filed before the SYN leaves, and nobody answers that.
-    for (const [where, errno, ...options] of [[deaf, 'ECONNREFUSED'], [blackhole, 'ETIMEDOUT', '--nonblock', '--timeout', '50']] as const) {
+    for (const [where, errno, ...options] of [
+      [deaf, 'ECONNREFUSED'],
+      [blackhole, 'ETIMEDOUT', '--nonblock', '--timeout', '50'],
+    ] as const) {
       plane.setProxy(where);
       assertFailed(await connect(app, server.ip4, PORT, option, ...options), errno);
       plane.setProxy(proxy);
@@ -155,7 +213,9 @@ for (const option of ['--tfo', '--tfo-connect']) {
   });
 }
 
-test('an MPTCP socket is redirected with its original destination, and leaves nothing', { skip: !existsSync('/proc/sys/net/mptcp') && 'this kernel is built without MPTCP' }, async () => {
+test('an MPTCP socket is redirected with its original destination, and leaves nothing', {
+  skip: !existsSync('/proc/sys/net/mptcp') && 'this kernel is built without MPTCP',
+}, async () => {
   for (const { address, options } of FAMILIES) {
     const [result, counts] = await mesh.counted(() => connect(app, address, PORT, '--mptcp', ...options));
     assert.ok(result.ok, JSON.stringify(result));
@@ -196,24 +256,30 @@ test('nothing is left of clients that reset their connections before the proxy a
   }
 });
 
-test('the destination of a client whose side stood when the proxy\'s never did is dropped in the end', async () => {
+test("the destination of a client whose side stood when the proxy's never did is dropped in the end", async () => {
   // The SYN comes in, its answer goes out, the ACK and all that follows is lost.
   const half = await mesh.addPod('half', { inMesh: false, flags: infoFlag.proxy });
   for (const tables of ['iptables', 'ip6tables']) {
-    await must({ cmd: tables, args: ['-A', 'INPUT', '-p', 'tcp', '!', '--syn', '-j', 'DROP'], netns: half.netns });
+    await must({
+      cmd: tables,
+      args: ['-A', 'INPUT', '-p', 'tcp', '!', '--syn', '-j', 'DROP'],
+      netns: half.netns,
+    });
   }
   const listener = await listen(mesh.sandbox, half, 'proxy', '*', [15001], '--dual');
   // So that both sides give up within seconds.
   await sysctl(half.netns, 'ipv4.tcp_synack_retries=1');
   await sysctl(app.netns, 'ipv4.tcp_orphan_retries=1');
   plane.setProxy(half);
-  const clients = FAMILIES.map(({ address, options }) => connect(app, address, PORT, ...options, '--timeout', 100));
+  const clients = FAMILIES.map(({ address, options }) =>
+    connect(app, address, PORT, ...options, '--timeout', 100),
+  );
   for (const result of await Promise.all(clients)) {
     assertFailed(result, 'ETIMEDOUT');
     assert.ok(!result.ok && result.step === 'read', JSON.stringify(result));
   }
   // Nothing tells that no proxy will come for it, so the agent's sweep ends it.
-  await eventually('the clients\' sockets are gone', () => plane.leftovers().connections === 0);
+  await eventually("the clients' sockets are gone", () => plane.leftovers().connections === 0);
   assert.equal(plane.plane.expireOriginals(), 0, 'it is kept for a while');
   assert.equal(plane.plane.expireOriginals(0), 3);
   await plane.nothingLeft();

@@ -25,8 +25,18 @@ after(async () => {
 afterEach(() => plane.nothingLeft());
 
 const FAMILIES = [
-  { name: 'IPv4', of: (host: { ip4: string; ip6: string }) => host.ip4, service: '10.96.0.10', inward: '10.96.0.20' },
-  { name: 'IPv6', of: (host: { ip4: string; ip6: string }) => host.ip6, service: 'fd96::10', inward: 'fd96::20' },
+  {
+    name: 'IPv4',
+    of: (host: { ip4: string; ip6: string }) => host.ip4,
+    service: '10.96.0.10',
+    inward: '10.96.0.20',
+  },
+  {
+    name: 'IPv6',
+    of: (host: { ip4: string; ip6: string }) => host.ip6,
+    service: 'fd96::10',
+    inward: 'fd96::20',
+  },
 ] as const;
 
 for (const { of, service, inward } of FAMILIES) {
@@ -66,7 +76,11 @@ for (const { name, of, service, inward } of FAMILIES) {
     const [result] = await mesh.counted(() => connect(app, service, 80));
     await assertRedirected(mesh, result, at(of(server), PORT));
     assert.equal(rival.shown({ address: service, port: 80 }), seenBefore.service + 1);
-    assert.equal(rival.shown({ address: of(proxy), port: 15001 }), seenBefore.proxy, 'it did not see the proxy');
+    assert.equal(
+      rival.shown({ address: of(proxy), port: 15001 }),
+      seenBefore.proxy,
+      'it did not see the proxy',
+    );
   });
 
   test(`${name}: for a host process a load balancer attached earlier at the root comes first, one attached later does not`, async () => {

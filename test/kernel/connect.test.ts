@@ -13,7 +13,14 @@ const out = await mesh.addPod('out', { inMesh: false });
 const bypassed = await mesh.addPod('bypassed', { flags: infoFlag.ambient | infoFlag.bypassOutbound });
 plane.captureInbound(app.ip4, app.slot);
 plane.captureInbound(app.ip6, app.slot);
-const appServing = await listen(mesh.sandbox, app, 'serve', '*', [PORT, 15001, 15006, 15008, 15020, 15021, 15090], '--dual');
+const appServing = await listen(
+  mesh.sandbox,
+  app,
+  'serve',
+  '*',
+  [PORT, 15001, 15006, 15008, 15020, 15021, 15090],
+  '--dual',
+);
 const outServing = await listen(mesh.sandbox, out, 'serve', '*', [PORT], '--dual');
 
 after(() => mesh[Symbol.asyncDispose]());
@@ -32,11 +39,22 @@ interface Family {
 }
 
 const FAMILIES: readonly Family[] = [
-  { name: 'IPv4', options: [], of: ({ ip4 }) => ip4, spell: at, loopback: '127.0.0.1', unspecified: '0.0.0.0' },
+  {
+    name: 'IPv4',
+    options: [],
+    of: ({ ip4 }) => ip4,
+    spell: at,
+    loopback: '127.0.0.1',
+    unspecified: '0.0.0.0',
+  },
   { name: 'IPv6', options: [], of: ({ ip6 }) => ip6, spell: at, loopback: '::1', unspecified: '::' },
   {
-    name: 'v4-mapped IPv6', options: ['--mapped'], of: ({ ip4 }) => ip4,
-    spell: (address, port) => at(`::ffff:${address}`, port), loopback: '127.0.0.1', unspecified: '0.0.0.0',
+    name: 'v4-mapped IPv6',
+    options: ['--mapped'],
+    of: ({ ip4 }) => ip4,
+    spell: (address, port) => at(`::ffff:${address}`, port),
+    loopback: '127.0.0.1',
+    unspecified: '0.0.0.0',
   },
 ];
 
@@ -64,7 +82,10 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
   });
 
   test(`${name}: pods that are out or bypassed reach the server themselves`, async () => {
-    for (const [pod, branch] of [[out, 'out'], [bypassed, 'bypassed']] as const) {
+    for (const [pod, branch] of [
+      [out, 'out'],
+      [bypassed, 'bypassed'],
+    ] as const) {
       const [result, counts] = await dial(pod, of(server));
       await assertDirect(mesh, result, spell(of(server), PORT));
       assert.deepEqual(counts, { [`${pod.name} ${branch}`]: 1 });
@@ -162,7 +183,10 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
     const [denied, counts] = await dial(place, of(server));
     assertFailed(denied, 'EPERM');
     assert.deepEqual(counts, { 'app errorDenied': 1 });
-    plane.enrol(fresh, { slot: app.slot, flags: infoFlag.ambient | infoFlag.noHandoff | infoFlag.bypassOutbound });
+    plane.enrol(fresh, {
+      slot: app.slot,
+      flags: infoFlag.ambient | infoFlag.noHandoff | infoFlag.bypassOutbound,
+    });
     const [bypassed] = await dial(place, of(server));
     await assertDirect(mesh, bypassed, spell(of(server), PORT));
   });
@@ -200,7 +224,8 @@ for (const comm of ['kubelet', 'kubelite', 'k3s-server', 'k3s']) {
     const cmd = mesh.sandbox.file(comm);
     copyFileSync(SOCK, cmd);
     const [{ stdout }, counts] = await mesh.counted(() =>
-      run({ ...mesh.hostProcess(), cmd, args: ['connect', app.ip4, String(PORT)] }));
+      run({ ...mesh.hostProcess(), cmd, args: ['connect', app.ip4, String(PORT)] }),
+    );
     await assertDirect({ serving: appServing }, JSON.parse(stdout) as Connected, at(app.ip4, PORT));
     assert.deepEqual(counts, { 'app inboundExempt': 1 });
   });
@@ -208,7 +233,9 @@ for (const comm of ['kubelet', 'kubelite', 'k3s-server', 'k3s']) {
 
 for (const comm of ['kubelets', 'mykubelet', 'k3sx', 'k']) {
   test(`a host process called ${comm} is no kubelet`, async () => {
-    const [result, counts] = await mesh.counted(() => connect(mesh.hostProcess(), app.ip4, PORT, '--comm', comm));
+    const [result, counts] = await mesh.counted(() =>
+      connect(mesh.hostProcess(), app.ip4, PORT, '--comm', comm),
+    );
     await assertRedirected(mesh, result, at(app.ip4, PORT), 15006);
     assert.deepEqual(counts, { 'app inboundRedirected': 1 });
   });
@@ -222,7 +249,8 @@ test('a pod cannot call itself kubelet', async () => {
 
 test('a flag counts only with its bit among the detected ones', async () => {
   const undetected: Pod = await mesh.addPod('undetected', {
-    flags: infoFlag.ambient | infoFlag.bypassOutbound | infoFlag.proxy | infoFlag.unknownPod, detectedFlags: infoFlag.ambient,
+    flags: infoFlag.ambient | infoFlag.bypassOutbound | infoFlag.proxy | infoFlag.unknownPod,
+    detectedFlags: infoFlag.ambient,
   });
   const [result, counts] = await mesh.counted(() => connect(undetected, server.ip4, PORT));
   await assertRedirected(mesh, result, at(server.ip4, PORT));
@@ -232,9 +260,14 @@ test('a flag counts only with its bit among the detected ones', async () => {
 test('an IPv6 address that ends in an IPv4 one, such as ::127.0.0.9, is neither that nor loopback', async () => {
   const compatible = ['::127.0.0.9', `::${app.ip4}`] as const;
   const own = `ip -6 -o addr show to ${server.ip6} | awk '{ print $2 }'`;
-  await must({ netns: server.netns, cmd: 'sh', args: ['-ec', `for a in ${compatible.join(' ')}; do ip -6 addr add $a/128 dev $(${own}) nodad; done`] });
+  await must({
+    netns: server.netns,
+    cmd: 'sh',
+    args: ['-ec', `for a in ${compatible.join(' ')}; do ip -6 addr add $a/128 dev $(${own}) nodad; done`],
+  });
   for (const address of compatible) {
-    for (const { netns } of [app, mesh.hostProcess()]) await must({ netns, cmd: 'ip', args: ['-6', 'route', 'add', `${address}/128`, 'via', server.ip6] });
+    for (const { netns } of [app, mesh.hostProcess()])
+      await must({ netns, cmd: 'ip', args: ['-6', 'route', 'add', `${address}/128`, 'via', server.ip6] });
     const [result, counts] = await mesh.counted(() => connect(app, address, PORT));
     assertFailed(result, 'EPERM');
     assert.deepEqual(counts, { 'app errorDenied': 1 });

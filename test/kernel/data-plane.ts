@@ -6,9 +6,19 @@ import { statSync } from 'node:fs';
 import { relative } from 'node:path';
 import { addressBytes, podAddresses } from '../../mapper/maps/pod-entry.ts';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
-import { type DataPlane, type MapShares, makePinDirectory, openDataPlane } from '../../native/data-plane/data-plane.ts';
 import {
-  branch, infoFlag, policies as policiesLayout, policy, setting, type CgroupInfo,
+  type DataPlane,
+  type MapShares,
+  makePinDirectory,
+  openDataPlane,
+} from '../../native/data-plane/data-plane.ts';
+import {
+  branch,
+  infoFlag,
+  policies as policiesLayout,
+  policy,
+  setting,
+  type CgroupInfo,
 } from '../../native/layout/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
@@ -90,7 +100,8 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
   makePinDirectory(bpffsRoot);
   const root = placeOf(sandbox.cgroupRoot);
   const plane = openDataPlane({
-    bpffsRoot, root,
+    bpffsRoot,
+    root,
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
     maxEntries: options.maxEntries ?? {},
     ...(options.ports === undefined ? {} : { ports: options.ports }),
@@ -99,13 +110,25 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
   });
   const { maps } = plane;
   let closed = false;
-  const leftovers = () => ({ connections: maps.connections.keys().length + maps.overflowConnections.keys().length, originals: maps.originals.keys().length });
+  const leftovers = () => ({
+    connections: maps.connections.keys().length + maps.overflowConnections.keys().length,
+    originals: maps.originals.keys().length,
+  });
   return {
-    plane, root, bpffsRoot, leftovers,
-    enrol(cgroup, { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS }) {
+    plane,
+    root,
+    bpffsRoot,
+    leftovers,
+    enrol(
+      cgroup,
+      { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS },
+    ) {
       const addresses = podAddresses([ip4, ip6].filter((text) => text !== undefined));
       const info: CgroupInfo = {
-        id: cgroup.id, slot, flags, detectedFlags,
+        id: cgroup.id,
+        slot,
+        flags,
+        detectedFlags,
         isInMesh: inMesh ? 1 : 0,
         cgroupIp: addresses.ip4,
         cgroupIp6: addresses.ip6,
@@ -116,9 +139,13 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       const { connections = 0n, originals = 0n } = maps.shares.get(slot) ?? {};
       return { connections: Number(connections), originals: Number(originals) };
     },
-    captureInbound: (address, slot) => maps.podAddresses.set({ word: bytesOf(address) }, { slot, hasOptions: 0 }),
+    captureInbound: (address, slot) =>
+      maps.podAddresses.set({ word: bytesOf(address) }, { slot, hasOptions: 0 }),
     setProxy(addresses = {}) {
-      for (const [key, address] of [[setting.proxyIp4, addresses.ip4], [setting.proxyIp6, addresses.ip6]] as const) {
+      for (const [key, address] of [
+        [setting.proxyIp4, addresses.ip4],
+        [setting.proxyIp6, addresses.ip6],
+      ] as const) {
         if (address === undefined) maps.settings.delete(key);
         else maps.settings.set(key, { bytes: bytesOf(address) });
       }
@@ -129,7 +156,10 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         return;
       }
       const bytes = Buffer.alloc(policiesLayout.size);
-      policiesLayout.encode({ unknownPods: policy[policies.unknownPods], whenProxyDown: policy[policies.whenProxyDown] }, bytes);
+      policiesLayout.encode(
+        { unknownPods: policy[policies.unknownPods], whenProxyDown: policy[policies.whenProxyDown] },
+        bytes,
+      );
       maps.settings.set(setting.policies, { bytes });
     },
     counters(slot) {
@@ -142,13 +172,18 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       return counts;
     },
     async nothingLeft(timeoutMs = 1500) {
-      await eventually('no connection has an entry', () => {
-        const { connections, originals } = leftovers();
-        return connections + originals === 0;
-      }, timeoutMs).catch(() => {
+      await eventually(
+        'no connection has an entry',
+        () => {
+          const { connections, originals } = leftovers();
+          return connections + originals === 0;
+        },
+        timeoutMs,
+      ).catch(() => {
         const left = leftovers();
         // Gone, so that only the test that made them fails.
-        for (const map of [maps.connections, maps.overflowConnections]) for (const key of map.keys()) map.delete(key);
+        for (const map of [maps.connections, maps.overflowConnections])
+          for (const key of map.keys()) map.delete(key);
         for (const key of maps.originals.keys()) maps.originals.delete(key);
         throw new Error(`entries of closed connections stay: ${JSON.stringify(left)}`);
       });

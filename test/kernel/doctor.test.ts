@@ -6,7 +6,13 @@ import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { featureLines } from '../../mapper/cli/doctor-bpf.ts';
 import { type DoctorLine, runDoctor } from '../../mapper/cli/doctor.ts';
-import { capabilityReport, isOlder, mayCall, type ProbedFeature, probeFeatures } from '../../native/survey/capability.ts';
+import {
+  capabilityReport,
+  isOlder,
+  mayCall,
+  type ProbedFeature,
+  probeFeatures,
+} from '../../native/survey/capability.ts';
 import { cgroupHooks, pinnedPrograms, programsAlong, programsAt } from '../../native/survey/cgroup-query.ts';
 import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
 import { checked, libbpf } from '../../native/boundary/libbpf.ts';
@@ -24,7 +30,11 @@ function foreignProgram(name: string): Disposable & { readonly fd: number; reado
   const options = Buffer.alloc(104);
   options.writeBigUInt64LE(104n, 0);
   options.writeUInt32LE(cgroupHooks.connect4, 12);
-  const fd = checked(libbpf().progLoad(CGROUP_SOCK_ADDR, name, 'GPL', RETURN_1, 2, options), 'bpf_prog_load', name);
+  const fd = checked(
+    libbpf().progLoad(CGROUP_SOCK_ADDR, name, 'GPL', RETURN_1, 2, options),
+    'bpf_prog_load',
+    name,
+  );
   const info = Buffer.alloc(128);
   const length = Buffer.alloc(4);
   length.writeUInt32LE(info.length);
@@ -36,7 +46,11 @@ function foreignProgram(name: string): Disposable & { readonly fd: number; reado
 /** A link to it; gone when disposed of. */
 function attach(program: { readonly fd: number }, cgroup: string): Disposable {
   const directory = openSync(cgroup, 'r');
-  const link = checked(libbpf().linkCreate(program.fd, directory, cgroupHooks.connect4, null), 'bpf_link_create', cgroup);
+  const link = checked(
+    libbpf().linkCreate(program.fd, directory, cgroupHooks.connect4, null),
+    'bpf_link_create',
+    cgroup,
+  );
   closeSync(directory);
   return { [Symbol.dispose]: () => closeSync(link) };
 }
@@ -54,8 +68,12 @@ const kubepods = (sandbox: Sandbox): Cgroup => sandbox.cgroup('kubepods.slice');
 
 test('this kernel has all that the programs ask for, and says no to what it has not', () => {
   const features = probeFeatures();
-  const isEnough = ({ support, without, instead }: ProbedFeature): boolean => support === 'yes' || (support === 'no' && (without ?? instead) !== undefined);
-  assert.deepEqual(features.filter((feature) => !isEnough(feature)), []);
+  const isEnough = ({ support, without, instead }: ProbedFeature): boolean =>
+    support === 'yes' || (support === 'no' && (without ?? instead) !== undefined);
+  assert.deepEqual(
+    features.filter((feature) => !isEnough(feature)),
+    [],
+  );
   // What later kernels were given, they have.
   const missing = features.filter(({ support, since }) => support !== 'yes' && !isOlder(release(), since));
   assert.deepEqual(missing, []);
@@ -70,7 +88,9 @@ test('this kernel has all that the programs ask for, and says no to what it has 
 
 test('the trials of all features take less than 200 ms', () => {
   const script = `import { capabilityReport } from '${resolve(import.meta.dirname, '../../native/survey/capability.ts')}'; const at = performance.now(); capabilityReport(); console.log(performance.now() - at);`;
-  const took = Number(execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }));
+  const took = Number(
+    execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }),
+  );
   assert.ok(took > 0 && took < 200 * SLOWDOWN, `${took} ms`);
 });
 
@@ -89,18 +109,26 @@ test('programs come in the order in which the kernel runs them, ours told by the
     using inPods = attach(after, tree.absolute);
     const pinned = pinnedPrograms(`${plane.bpffsRoot}/${PIN_VERSION}/links`);
     assert.ok(pinned);
-    const order = programsAlong([tree.absolute, sandbox.cgroupRoot], pinned).find(({ hook }) => hook === 'connect4');
-    assert.deepEqual(order?.runs.map(({ name, owner, place }) => [name, owner, place]), [
-      ['pod_connect4', 'cgroute', tree.absolute],
-      ['late_in_pods', 'other', tree.absolute],
-      ['lb_at_root', 'other', sandbox.cgroupRoot],
-      ['root_connect4', 'cgroute', sandbox.cgroupRoot],
-    ]);
+    const order = programsAlong([tree.absolute, sandbox.cgroupRoot], pinned).find(
+      ({ hook }) => hook === 'connect4',
+    );
+    assert.deepEqual(
+      order?.runs.map(({ name, owner, place }) => [name, owner, place]),
+      [
+        ['pod_connect4', 'cgroute', tree.absolute],
+        ['late_in_pods', 'other', tree.absolute],
+        ['lb_at_root', 'other', sandbox.cgroupRoot],
+        ['root_connect4', 'cgroute', sandbox.cgroupRoot],
+      ],
+    );
     assert.deepEqual(order?.hidden, []);
     assert.equal(programsAt(tree.absolute, new Map()).get('connect4')?.[0]?.owner, 'unpinned');
     const line = named(await doctor(sandbox), 'connect4');
     assert.equal(line.state, 'ok');
-    assert.equal(line.detail, 'pod tree /kubepods.slice: pod_connect4 (cgroute), late_in_pods (other), root: lb_at_root (other), root_connect4 (cgroute)');
+    assert.equal(
+      line.detail,
+      'pod tree /kubepods.slice: pod_connect4 (cgroute), late_in_pods (other), root: lb_at_root (other), root_connect4 (cgroute)',
+    );
     assert.ok(atRoot && inPods);
   } finally {
     plane.plane.detach();
@@ -117,7 +145,10 @@ test('a foreign program ahead of ours in the pod tree is a warning', async () =>
     plane.plane.attachPodTree({ path: tree.absolute, id: tree.id });
     const line = named(await doctor(sandbox), 'connect4');
     assert.equal(line.state, 'warn');
-    assert.match(line.detail, /pod tree \/kubepods\.slice: came_first \(other\), pod_connect4 \(cgroute\).*came_first runs first/);
+    assert.match(
+      line.detail,
+      /pod tree \/kubepods\.slice: came_first \(other\), pod_connect4 \(cgroute\).*came_first runs first/,
+    );
     assert.ok(link);
   } finally {
     plane.plane.detach();
@@ -131,7 +162,10 @@ test('a program that allows no other is a failure, as the kernel refuses ours th
   execFileSync('bpftool', ['cgroup', 'attach', sandbox.cgroupRoot, 'connect4', 'id', String(alone.id)]);
   const line = named(await doctor(sandbox), 'connect4');
   assert.equal(line.state, 'fail');
-  assert.match(line.detail, /root: wants_it_alone \(other\); wants_it_alone was attached without BPF_F_ALLOW_MULTI/);
+  assert.match(
+    line.detail,
+    /root: wants_it_alone \(other\); wants_it_alone was attached without BPF_F_ALLOW_MULTI/,
+  );
   using plane = openTestPlane(sandbox);
   assert.throws(() => plane.plane.attachPodTree({ path: tree.absolute, id: tree.id }), /EPERM/);
   const [command = '', ...args] = (line.remedy ?? '').split(',')[0]?.split(' ') ?? [];
@@ -145,7 +179,15 @@ test('a program that lets itself be replaced is told where ours replaces it', as
   const tree = sandbox.cgroup('kubelet.slice/kubelet-kubepods.slice');
   const above = sandbox.cgroup('kubelet.slice');
   using yields = foreignProgram('yields');
-  execFileSync('bpftool', ['cgroup', 'attach', above.absolute, 'connect4', 'id', String(yields.id), 'override']);
+  execFileSync('bpftool', [
+    'cgroup',
+    'attach',
+    above.absolute,
+    'connect4',
+    'id',
+    String(yields.id),
+    'override',
+  ]);
   using plane = openTestPlane(sandbox);
   try {
     plane.plane.attachPodTree({ path: tree.absolute, id: tree.id });
@@ -163,7 +205,10 @@ test('a sandbox with its own bpffs is fit, in under a second', async () => {
   const started = performance.now();
   const lines = await doctor(sandbox);
   assert.ok(performance.now() - started < 1_000 * SLOWDOWN);
-  assert.deepEqual(lines.filter(({ state }) => state === 'fail'), []);
+  assert.deepEqual(
+    lines.filter(({ state }) => state === 'fail'),
+    [],
+  );
   assert.match(named(lines, 'bpffs').detail, /is on a BPF file system/);
   assert.match(named(lines, 'hooks').detail, /no program on connect4, connect6, sock_ops/);
 });
@@ -172,17 +217,38 @@ test('without privileges doctor says what is missing, and throws nothing', () =>
   const script = `import { runDoctor } from '${resolve(import.meta.dirname, '../../mapper/cli/doctor.ts')}'; console.log(JSON.stringify(await runDoctor({ cgroupRoot: '${cgroup2Mount()}', procRoot: '/proc', bpffsRoot: '/sys/fs/bpf/cgroute' })));`;
   const run = (...capabilities: string[]): DoctorLine[] => {
     const bounding = ['-all', ...capabilities.map((name) => `+${name}`)].join(',');
-    const command = ['--inh-caps=-all', '--ambient-caps=-all', `--bounding-set=${bounding}`, process.execPath, '--input-type=module', '-e', script];
+    const command = [
+      '--inh-caps=-all',
+      '--ambient-caps=-all',
+      `--bounding-set=${bounding}`,
+      process.execPath,
+      '--input-type=module',
+      '-e',
+      script,
+    ];
     return JSON.parse(execFileSync('setpriv', command, { encoding: 'utf8' })) as DoctorLine[];
   };
   const none = run();
-  for (const check of ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'BPF programs', 'BPF helpers', 'hooks']) assert.equal(named(none, check).state, 'fail', check);
+  for (const check of ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'BPF programs', 'BPF helpers', 'hooks'])
+    assert.equal(named(none, check).state, 'fail', check);
   assert.equal(named(none, 'libbpf').state, 'ok');
   const most = run('bpf', 'net_admin');
-  assert.deepEqual(['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON'].map((check) => named(most, check).state), ['ok', 'ok', 'fail']);
+  assert.deepEqual(
+    ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON'].map((check) => named(most, check).state),
+    ['ok', 'ok', 'fail'],
+  );
   // Refused for want of a privilege, and not for want of a kernel.
   const lacking = new Set(featureLines(probeFeatures()).map(({ detail }) => detail));
-  assert.deepEqual(most.filter(({ detail }) => detail.includes('is not in this kernel') && !lacking.has(detail)), []);
+  assert.deepEqual(
+    most.filter(({ detail }) => detail.includes('is not in this kernel') && !lacking.has(detail)),
+    [],
+  );
   const enough = run('bpf', 'net_admin', 'perfmon', 'sys_ptrace');
-  assert.deepEqual(enough.filter(({ check, state, detail }) => /^(CAP|BPF)/.test(check) && state !== 'ok' && !detail.includes('is not in this kernel')), []);
+  assert.deepEqual(
+    enough.filter(
+      ({ check, state, detail }) =>
+        /^(CAP|BPF)/.test(check) && state !== 'ok' && !detail.includes('is not in this kernel'),
+    ),
+    [],
+  );
 });

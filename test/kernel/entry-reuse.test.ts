@@ -31,9 +31,15 @@ function number(value: number | bigint, size: 4 | 8): string {
 /** Connects all the time while these entries of a map are written again all the time. */
 async function knockDuring(map: string, entries: readonly string[], place: Place): Promise<Knocked> {
   const pin = `${plane.bpffsRoot}/${PIN_VERSION}/maps/${map}`;
-  const writing = sandbox.spawn({ cgroup: sandbox.hostCgroup, cmd: SOCK, args: ['rewrite', pin, ...entries] });
+  const writing = sandbox.spawn({
+    cgroup: sandbox.hostCgroup,
+    cmd: SOCK,
+    args: ['rewrite', pin, ...entries],
+  });
   await writing.line();
-  const knocked = JSON.parse(await must({ ...place, cmd: SOCK, args: ['knock', String(KNOCK_MS), '192.0.2.1', '81'] })) as Knocked;
+  const knocked = JSON.parse(
+    await must({ ...place, cmd: SOCK, args: ['knock', String(KNOCK_MS), '192.0.2.1', '81'] }),
+  ) as Knocked;
   writing.end();
   await writing.exit;
   return knocked;
@@ -43,13 +49,25 @@ test('an entry that is replaced while a program reads it is not taken for that o
   plane.policies({ unknownPods: 'deny', whenProxyDown: 'deny' });
   const entry = (id: bigint, flags: number): string => {
     const bytes = Buffer.alloc(cgroupInfo.size);
-    const info: CgroupInfo = { id, slot: 0, isInMesh: 0, flags, detectedFlags: 0xffff, cgroupIp: bytesOf('0.0.0.0'), cgroupIp6: bytesOf('::') };
+    const info: CgroupInfo = {
+      id,
+      slot: 0,
+      isInMesh: 0,
+      flags,
+      detectedFlags: 0xffff,
+      cgroupIp: bytesOf('0.0.0.0'),
+      cgroupIp6: bytesOf('::'),
+    };
     cgroupInfo.encode(info, bytes);
     return `${number(id, 8)}=${hex(bytes)}`;
   };
   // What is not found in that instant is looked for above.
   plane.enrol(app.podCgroup, { slot: app.slot, inMesh: false, flags: infoFlag.unknownPod });
-  const { total, errors } = await knockDuring('cgroup_info_map', [entry(app.cgroup.id, infoFlag.unknownPod), entry(other.cgroup.id, 0)], app);
+  const { total, errors } = await knockDuring(
+    'cgroup_info_map',
+    [entry(app.cgroup.id, infoFlag.unknownPod), entry(other.cgroup.id, 0)],
+    app,
+  );
   plane.policies(undefined);
   t.diagnostic(`${total} connections: ${JSON.stringify(errors)}`);
   assert.deepEqual(errors, { EPERM: total }, 'of a pod that is denied, beside one that is not');
@@ -59,7 +77,11 @@ test("an address of the proxy's that is replaced is not taken for its other one"
   plane.enrol(app.cgroup, { slot: app.slot, ip4: app.ip4, ip6: app.ip6 });
   const address = (key: number, text: string): string => `${number(key, 4)}=${hex(bytesOf(text))}`;
   // Nobody listens at the first; the end of the second is an IPv4 address that no route leads to.
-  const { total, errors } = await knockDuring('settings', [address(setting.proxyIp4, '127.0.0.1'), address(setting.proxyIp6, 'fd00::ffff:ffff')], app);
+  const { total, errors } = await knockDuring(
+    'settings',
+    [address(setting.proxyIp4, '127.0.0.1'), address(setting.proxyIp6, 'fd00::ffff:ffff')],
+    app,
+  );
   t.diagnostic(`${total} connections: ${JSON.stringify(errors)}`);
   assert.deepEqual(errors, { EINPROGRESS: total });
 });

@@ -23,7 +23,9 @@ for (const path of [
     const container = await startContainer(sandbox, { id: ID, cgroupPath: path, netns: pod.netns });
     const cgroup = sandbox.cgroup(path);
     assert.deepEqual(processesBelow(cgroup.absolute), [container.pid]);
-    const line = readFileSync(`/proc/${container.pid}/cgroup`, 'utf8').split('\n').find((text) => text.startsWith('0::'));
+    const line = readFileSync(`/proc/${container.pid}/cgroup`, 'utf8')
+      .split('\n')
+      .find((text) => text.startsWith('0::'));
     assert.ok(line?.endsWith(`/${path}`), `its cgroup is ${line}`);
 
     const entered = container.exec('sh', '-c', `grep ^0:: /proc/self/cgroup; sock connect ${server.ip4} 80`);
@@ -40,7 +42,12 @@ test('a container that is killed is gone, and one that prints is heard', async (
   await using sandbox = await makeSandbox('runc');
   const pod = await (await makeNetwork(sandbox)).addHost('pod');
   const args = ['sh', '-c', 'echo up; exec sleep 1000'];
-  const container = await startContainer(sandbox, { id: 'one', cgroupPath: 'kubepods/pod1/one', netns: pod.netns, args });
+  const container = await startContainer(sandbox, {
+    id: 'one',
+    cgroupPath: 'kubepods/pod1/one',
+    netns: pod.netns,
+    args,
+  });
   assert.equal(await container.running.line(), 'up');
   await container.kill();
   const { code } = await container.running.exit;

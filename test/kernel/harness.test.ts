@@ -57,8 +57,12 @@ const OWNER = `
   if (process.argv[1] === 'throw') setTimeout(() => { throw new Error('uncaught'); });
 `;
 
-async function startOwner(argument: string): Promise<{ token: string; kill: (signal: NodeJS.Signals) => void; exit: Promise<unknown> }> {
-  const child = spawn(process.execPath, ['--input-type=module', '-e', OWNER, argument], { stdio: ['ignore', 'pipe', 'ignore'] });
+async function startOwner(
+  argument: string,
+): Promise<{ token: string; kill: (signal: NodeJS.Signals) => void; exit: Promise<unknown> }> {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', OWNER, argument], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
   const exit = once(child, 'exit');
   const [line] = (await once(child.stdout, 'data')) as [Buffer];
   return { token: line.toString().trim(), kill: (signal) => void child.kill(signal), exit };
@@ -94,7 +98,10 @@ test('a program is in its cgroup and namespace from its first instruction, under
   const host = await (await makeNetwork(sandbox)).addHost('pod');
   const cgroup = sandbox.cgroup('kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope');
   const running = sandbox.spawn({
-    cmd: 'sh', args: ['-c', 'echo $$; grep ^0:: /proc/self/cgroup; readlink /proc/self/ns/net; cat'], cgroup, netns: host.netns,
+    cmd: 'sh',
+    args: ['-c', 'echo $$; grep ^0:: /proc/self/cgroup; readlink /proc/self/ns/net; cat'],
+    cgroup,
+    netns: host.netns,
   });
   assert.equal(Number(await running.line()), running.pid);
   assert.ok((await running.line()).endsWith(cgroup.path));
@@ -145,10 +152,25 @@ test('two sandboxes at once do not meet, with equal names and addresses', async 
 });
 
 /** A namespace in which iptables sends all of port 80 to 15001 on the same host. */
-async function redirected(sandbox: Awaited<ReturnType<typeof makeSandbox>>): Promise<{ netns: string; ip4: string; ip6: string }> {
+async function redirected(
+  sandbox: Awaited<ReturnType<typeof makeSandbox>>,
+): Promise<{ netns: string; ip4: string; ip6: string }> {
   const host = await (await makeNetwork(sandbox)).addHost('pod');
   for (const tables of ['iptables', 'ip6tables']) {
-    const rule = ['-t', 'nat', '-A', 'OUTPUT', '-p', 'tcp', '--dport', '80', '-j', 'REDIRECT', '--to-ports', '15001'];
+    const rule = [
+      '-t',
+      'nat',
+      '-A',
+      'OUTPUT',
+      '-p',
+      'tcp',
+      '--dport',
+      '80',
+      '-j',
+      'REDIRECT',
+      '--to-ports',
+      '15001',
+    ];
     await must({ cmd: tables, args: rule, netns: host.netns });
   }
   return host;
@@ -166,7 +188,10 @@ test('the socket tool reads SO_ORIGINAL_DST of connections that iptables redirec
   assert.equal(over6.reply, `proxy [2001:db8::7]:80 ${over6.local}`);
   assert.ok(over6.local.startsWith(`[${ip6}]`));
   await eventually('both were printed', () => proxy.accepted().length === 2);
-  assert.deepEqual(proxy.accepted().map(({ orig }) => orig), ['192.0.2.7:80', '[2001:db8::7]:80']);
+  assert.deepEqual(
+    proxy.accepted().map(({ orig }) => orig),
+    ['192.0.2.7:80', '[2001:db8::7]:80'],
+  );
 });
 
 test('many connections are told apart, and a wrong original destination is noticed', async () => {
@@ -178,12 +203,25 @@ test('many connections are told apart, and a wrong original destination is notic
   // A dual-stack server spells the address in another way than it was asked for.
   await listen(sandbox, { netns }, 'serve', '*', [81], '--dual');
   const direct = await sock<Record<string, unknown>>({ netns }, 'many', 2, '127.0.0.1', 81);
-  assert.deepEqual({ ok: direct['ok'], wrong: direct['wrong'], failed: direct['failed'] }, { ok: 0, wrong: 1, failed: 1 });
+  assert.deepEqual(
+    { ok: direct['ok'], wrong: direct['wrong'], failed: direct['failed'] },
+    { ok: 0, wrong: 1, failed: 1 },
+  );
   assert.equal(direct['asked'], '127.0.0.1:81');
 });
 
-for (const option of ['--nonblock', '--tfo', '--tfo-connect', '--io-uring', '--mapped', '--mptcp', '--unconnected-first', '--reconnect']) {
-  const skip = option === '--mptcp' && !existsSync('/proc/sys/net/mptcp') && 'this kernel is built without MPTCP';
+for (const option of [
+  '--nonblock',
+  '--tfo',
+  '--tfo-connect',
+  '--io-uring',
+  '--mapped',
+  '--mptcp',
+  '--unconnected-first',
+  '--reconnect',
+]) {
+  const skip =
+    option === '--mptcp' && !existsSync('/proc/sys/net/mptcp') && 'this kernel is built without MPTCP';
   test(`the socket tool connects with ${option}`, { skip }, async () => {
     await using sandbox = await makeSandbox('options');
     const host = await (await makeNetwork(sandbox)).addHost('pod');
@@ -211,7 +249,11 @@ test('the socket tool loops until its input ends, and counts who answered', asyn
   await using sandbox = await makeSandbox('loop');
   const host = await (await makeNetwork(sandbox)).addHost('pod');
   const server = await listen(sandbox, { netns: host.netns }, 'serve', host.ip4, [80]);
-  const loop = sandbox.spawn({ cmd: SOCK, args: ['loop', '--every', '1000', host.ip4, '80', '0'], netns: host.netns });
+  const loop = sandbox.spawn({
+    cmd: SOCK,
+    args: ['loop', '--every', '1000', host.ip4, '80', '0'],
+    netns: host.netns,
+  });
   await eventually('it has connected', () => server.accepted().length > 10);
   loop.kill('SIGUSR1');
   const { server: early } = await loop.json<{ server: number }>();

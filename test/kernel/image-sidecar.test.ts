@@ -14,7 +14,13 @@ import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
-import { type Backend, SIDECAR_PORTS, installSidecarRules, natRules, ownRules } from '../../deploy/stage/sidecar.ts';
+import {
+  type Backend,
+  SIDECAR_PORTS,
+  installSidecarRules,
+  natRules,
+  ownRules,
+} from '../../deploy/stage/sidecar.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
 
 const PORT = 8080;
@@ -48,15 +54,42 @@ describe('pods with a sidecar, in the image', () => {
     node = await startNode('image-sidecar', { agent: false, demo: {} });
     writeFileSync(node.sandbox.file('config.yaml'), data['config.yaml'] ?? '');
     image = await buildImage(node.sandbox);
-    own = await node.addPod({ name: 'cgroute', namespace: 'mesh', hostNetwork: true, ips: [], running: false });
+    own = await node.addPod({
+      name: 'cgroute',
+      namespace: 'mesh',
+      hostNetwork: true,
+      ips: [],
+      running: false,
+    });
     client = await node.addPod({ name: 'client' });
     for (const backend of BACKENDS) {
       const pod = await node.addPod({ name: backend, annotations: { 'sidecar.istio.io/status': '{}' } });
       node.manifest.change(pod.uid, { ips: [pod.host.ip4, pod.host.ip6] });
       await installSidecarRules(pod.host.netns, backend);
       // Of somebody else's, with extensions that no other rule here has.
-      const foreign = ['-p', 'tcp', '-m', 'multiport', '--dports', '9,10', '-m', 'statistic', '--mode', 'nth', '--every', '2', '--packet', '0', '-j', 'RETURN'];
-      await must({ cmd: `iptables-${backend}`, args: ['-t', 'nat', '-A', 'POSTROUTING', ...foreign], netns: pod.host.netns });
+      const foreign = [
+        '-p',
+        'tcp',
+        '-m',
+        'multiport',
+        '--dports',
+        '9,10',
+        '-m',
+        'statistic',
+        '--mode',
+        'nth',
+        '--every',
+        '2',
+        '--packet',
+        '0',
+        '-j',
+        'RETURN',
+      ];
+      await must({
+        cmd: `iptables-${backend}`,
+        args: ['-t', 'nat', '-A', 'POSTROUTING', ...foreign],
+        netns: pod.host.netns,
+      });
       // Both answer with their name; no user of a sidecar's is needed for that.
       for (const [address, ...flags] of [['0.0.0.0'], ['::', '-6']] as const) {
         await listen(node.sandbox, pod.place, 'proxy', address, Object.values(SIDECAR_PORTS), ...flags);
@@ -74,12 +107,17 @@ describe('pods with a sidecar, in the image', () => {
       root: image.root,
       capabilities: held,
       mounts: { '/etc/cgroute': { source: node.sandbox.directory } },
-      env: Object.fromEntries(Env.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)])),
+      env: Object.fromEntries(
+        Env.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
+      ),
     });
   }
 
   /** Runs the agent in a container with these capabilities until `check` has returned. */
-  async function withAgent(held: readonly string[], check: (inside: Confined, agent: Agent) => Promise<void>): Promise<void> {
+  async function withAgent(
+    held: readonly string[],
+    check: (inside: Confined, agent: Agent) => Promise<void>,
+  ): Promise<void> {
     const inside = confined(held);
     const agent = startAgent(node.sandbox, {
       manifest: '/etc/cgroute/pods.yaml',
@@ -107,41 +145,64 @@ describe('pods with a sidecar, in the image', () => {
     const pod = podOf(backend);
     const by = async (from: NodePod, to: string): Promise<string> => {
       const result = await connect(from.place, to, PORT, '--timeout', 3000);
-      return result.ok ? result.reply.split(' ')[0] ?? '' : result.errno;
+      return result.ok ? (result.reply.split(' ')[0] ?? '') : result.errno;
     };
-    return Promise.all([by(pod, node.server.ip4), by(pod, node.server.ip6), by(client, pod.host.ip4), by(client, pod.host.ip6)]);
+    return Promise.all([
+      by(pod, node.server.ip4),
+      by(pod, node.server.ip6),
+      by(client, pod.host.ip4),
+      by(client, pod.host.ip6),
+    ]);
   }
 
   const becomes = (backend: Backend, wanted: Ways): Promise<unknown> =>
-    eventually(`connections are ${wanted.join()}`, async () => (await ways(backend)).join() === wanted.join(), 8000);
+    eventually(
+      `connections are ${wanted.join()}`,
+      async () => (await ways(backend)).join() === wanted.join(),
+      8000,
+    );
 
   /** What the agent says of a pod that should be bypassed and is not. */
   const says = (inside: Confined, backend: Backend, sentence: RegExp): Promise<unknown> =>
-    eventually(`explain says ${sentence.source}`, async () => sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout), 8000);
+    eventually(
+      `explain says ${sentence.source}`,
+      async () => sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout),
+      8000,
+    );
 
   test('the chart gives two capabilities more for them', possible, () => {
     assert.deepEqual(capabilities, [...CAPABILITIES, 'SYS_ADMIN', 'NET_RAW']);
   });
 
   for (const backend of BACKENDS) {
-    test(`are bypassed and no longer, IPv4 and IPv6, with their rules in the backend ${backend}`, possible, async () => {
-      await withAgent(capabilities, async () => {
-        assert.deepEqual(await ways(backend), SIDECAR);
-        label(backend, 'enabled');
-        await becomes(backend, STRAIGHT);
-        for (const tool of [`iptables-${backend}`, `ip6tables-${backend}`]) {
-          for (const chain of ['OUTPUT', 'PREROUTING']) {
-            const [first = ''] = await natRules(podOf(backend).host.netns, chain, tool);
-            assert.match(first, /^-m bpf --object-pinned \/sys\/fs\/bpf\/bypass -m comment --comment "?cgroute:bypass:\d+"? -j RETURN$/);
+    test(
+      `are bypassed and no longer, IPv4 and IPv6, with their rules in the backend ${backend}`,
+      possible,
+      async () => {
+        await withAgent(capabilities, async () => {
+          assert.deepEqual(await ways(backend), SIDECAR);
+          label(backend, 'enabled');
+          await becomes(backend, STRAIGHT);
+          for (const tool of [`iptables-${backend}`, `ip6tables-${backend}`]) {
+            for (const chain of ['OUTPUT', 'PREROUTING']) {
+              const [first = ''] = await natRules(podOf(backend).host.netns, chain, tool);
+              assert.match(
+                first,
+                /^-m bpf --object-pinned \/sys\/fs\/bpf\/bypass -m comment --comment "?cgroute:bypass:\d+"? -j RETURN$/,
+              );
+            }
           }
-        }
-        label(backend, 'inbound');
-        await becomes(backend, ['proxy', 'proxy', 'server', 'server']);
-        label(backend, undefined);
-        await becomes(backend, SIDECAR);
-        await eventually('the rules are gone', async () => (await ownRules(podOf(backend).host.netns)).length === 0);
-      });
-    });
+          label(backend, 'inbound');
+          await becomes(backend, ['proxy', 'proxy', 'server', 'server']);
+          label(backend, undefined);
+          await becomes(backend, SIDECAR);
+          await eventually(
+            'the rules are gone',
+            async () => (await ownRules(podOf(backend).host.netns)).length === 0,
+          );
+        });
+      },
+    );
   }
 
   test('are left as they were when the agent leaves, and by cgroute cleanup', possible, async () => {
@@ -154,27 +215,35 @@ describe('pods with a sidecar, in the image', () => {
     }
     const killed = confined(capabilities);
     const agent = startAgent(node.sandbox, {
-      manifest: '/etc/cgroute/pods.yaml', cgroupRoot: killed.cgroupRoot, bpffsRoot: '/sys/fs/bpf/cgroute',
-      args: ['--config', '/etc/cgroute/config.yaml'], start: (args) => killed.program([CGROUTE, ...args]),
+      manifest: '/etc/cgroute/pods.yaml',
+      cgroupRoot: killed.cgroupRoot,
+      bpffsRoot: '/sys/fs/bpf/cgroute',
+      args: ['--config', '/etc/cgroute/config.yaml'],
+      start: (args) => killed.program([CGROUTE, ...args]),
     });
     await agent.ready();
     for (const backend of BACKENDS) await becomes(backend, STRAIGHT);
     await killed.kill();
     const cleaning = confined(capabilities);
-    const said = await must({ ...cleaning.program([CGROUTE, 'cleanup', '--cgroup-root', cleaning.cgroupRoot]), cgroup: node.sandbox.hostCgroup });
+    const said = await must({
+      ...cleaning.program([CGROUTE, 'cleanup', '--cgroup-root', cleaning.cgroupRoot]),
+      cgroup: node.sandbox.hostCgroup,
+    });
     assert.match(said, /removed 8 rules/);
     for (const backend of BACKENDS) assert.deepEqual(await ways(backend), SIDECAR);
   });
 
   /** Why neither pod is bypassed, without a capability. */
-  const nobody = (name: string, sentence: RegExp) => (): Promise<void> => withAgent(without(name), async (inside) => {
-    for (const backend of BACKENDS) await says(inside, backend, sentence);
-    for (const backend of BACKENDS) assert.deepEqual(await ways(backend), SIDECAR);
-  });
+  const nobody = (name: string, sentence: RegExp) => (): Promise<void> =>
+    withAgent(without(name), async (inside) => {
+      for (const backend of BACKENDS) await says(inside, backend, sentence);
+      for (const backend of BACKENDS) assert.deepEqual(await ways(backend), SIDECAR);
+    });
   /** SYS_ADMIN stands for it in the kernel. */
-  const bypassed = (name: string) => (): Promise<void> => withAgent(without(name), async () => {
-    for (const backend of BACKENDS) await becomes(backend, STRAIGHT);
-  });
+  const bypassed = (name: string) => (): Promise<void> =>
+    withAgent(without(name), async () => {
+      for (const backend of BACKENDS) await becomes(backend, STRAIGHT);
+    });
   const without = (name: string): string[] => capabilities.filter((each) => each !== name);
 
   const MISSED: Readonly<Record<string, readonly [string, () => Promise<void>]>> = {
@@ -182,13 +251,33 @@ describe('pods with a sidecar, in the image', () => {
     PERFMON: ['they are bypassed all the same', bypassed('PERFMON')],
     // For bpf(2) SYS_ADMIN stands for it, too.
     NET_ADMIN: ['none is bypassed', nobody('NET_ADMIN', /cannot be bypassed: the agent lacks CAP_NET_ADMIN/)],
-    SYS_PTRACE: ['none is bypassed', nobody('SYS_PTRACE', /cannot be bypassed: the host's network namespace cannot be told from a pod's: the agent needs CAP_SYS_PTRACE/)],
-    SYS_ADMIN: ['none is bypassed', nobody('SYS_ADMIN', /cannot be bypassed: the agent lacks CAP_SYS_ADMIN, .*\(in the chart, sidecars: true\)/)],
-    NET_RAW: ['those with legacy tables are not bypassed', () => withAgent(without('NET_RAW'), async (inside) => {
-      await says(inside, 'legacy', /cannot be bypassed: iptables-legacy-save failed with exit code \d+: .*; legacy tables take CAP_NET_RAW, too/);
-      await becomes('nft', STRAIGHT);
-      assert.deepEqual(await ways('legacy'), SIDECAR);
-    })],
+    SYS_PTRACE: [
+      'none is bypassed',
+      nobody(
+        'SYS_PTRACE',
+        /cannot be bypassed: the host's network namespace cannot be told from a pod's: the agent needs CAP_SYS_PTRACE/,
+      ),
+    ],
+    SYS_ADMIN: [
+      'none is bypassed',
+      nobody(
+        'SYS_ADMIN',
+        /cannot be bypassed: the agent lacks CAP_SYS_ADMIN, .*\(in the chart, sidecars: true\)/,
+      ),
+    ],
+    NET_RAW: [
+      'those with legacy tables are not bypassed',
+      () =>
+        withAgent(without('NET_RAW'), async (inside) => {
+          await says(
+            inside,
+            'legacy',
+            /cannot be bypassed: iptables-legacy-save failed with exit code \d+: .*; legacy tables take CAP_NET_RAW, too/,
+          );
+          await becomes('nft', STRAIGHT);
+          assert.deepEqual(await ways('legacy'), SIDECAR);
+        }),
+    ],
   };
 
   test('each capability of the chart is tried here', possible, () => {

@@ -17,7 +17,9 @@ const version = (JSON.parse(read('package.json')) as { readonly version: string 
 const MOST_MEGABYTES = 140;
 
 /** As native/netns/iptables-rules.ts calls them. */
-const IPTABLES = ['ip6tables', 'iptables'].flatMap((family) => ['legacy', 'nft'].flatMap((backend) => [`${family}-${backend}`, `${family}-${backend}-save`]));
+const IPTABLES = ['ip6tables', 'iptables'].flatMap((family) =>
+  ['legacy', 'nft'].flatMap((backend) => [`${family}-${backend}`, `${family}-${backend}-save`]),
+);
 
 /** Of each test and not of the suite, so that they are counted. */
 const built = { skip: IMAGE_MISSING };
@@ -36,7 +38,13 @@ describe('the image', () => {
       .filter((entry) => !entry.isDirectory())
       .map((entry) => `/${relative(image.root, join(entry.parentPath, entry.name))}`);
     pod = await node.addPod({ name: 'pod' });
-    own = await node.addPod({ name: 'cgroute', namespace: 'mesh', hostNetwork: true, ips: [], running: false });
+    own = await node.addPod({
+      name: 'cgroute',
+      namespace: 'mesh',
+      hostNetwork: true,
+      ips: [],
+      running: false,
+    });
     node.manifest.write();
   });
   after(() => node?.[Symbol.asyncDispose]());
@@ -49,17 +57,24 @@ describe('the image', () => {
       capabilities: CAPABILITIES,
       // The kubelet gives each container a file of hosts.
       mounts: { '/etc/cgroute': { source: node.sandbox.directory }, '/etc/hosts': { source: '/etc/hosts' } },
-      env: Object.fromEntries(Env.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)])),
+      env: Object.fromEntries(
+        Env.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
+      ),
     });
   }
 
   const entrypoint = (): readonly string[] => image.config.config.Entrypoint ?? [];
-  const runIn = (args: readonly string[]): Promise<Finished> => run({ ...confined().program(args), cgroup: node.sandbox.hostCgroup });
+  const runIn = (args: readonly string[]): Promise<Finished> =>
+    run({ ...confined().program(args), cgroup: node.sandbox.hostCgroup });
 
   test('is small', built, (t) => {
-    const bytes = files.map((path) => lstatSync(join(image.root, path)).size).reduce((sum, size) => sum + size, 0);
+    const bytes = files
+      .map((path) => lstatSync(join(image.root, path)).size)
+      .reduce((sum, size) => sum + size, 0);
     const megabytes = bytes / 1e6;
-    t.diagnostic(`the image is ${megabytes.toFixed(1)} MB for ${image.config.architecture}, built in ${(image.took / 1000).toFixed(1)} s`);
+    t.diagnostic(
+      `the image is ${megabytes.toFixed(1)} MB for ${image.config.architecture}, built in ${(image.took / 1000).toFixed(1)} s`,
+    );
     assert.ok(megabytes < MOST_MEGABYTES, `${megabytes} MB`);
   });
 
@@ -71,10 +86,16 @@ describe('the image', () => {
   });
 
   test('has Node, a shell, iptables and the agent to run, and no other program', built, () => {
-    const programs = files.filter((path) => (statSync(join(image.root, path)).mode & 0o111) !== 0 && !/\.so(\.|$)|\.node$/.test(path));
+    const programs = files.filter(
+      (path) => (statSync(join(image.root, path)).mode & 0o111) !== 0 && !/\.so(\.|$)|\.node$/.test(path),
+    );
     assert.deepEqual(programs.toSorted(), [
-      '/bin/sh', '/opt/cgroute/dist/cgroute', '/opt/cgroute/node_modules/.bin/node',
-      ...IPTABLES.map((name) => `/usr/sbin/${name}`), '/usr/sbin/xtables-legacy-multi', '/usr/sbin/xtables-nft-multi',
+      '/bin/sh',
+      '/opt/cgroute/dist/cgroute',
+      '/opt/cgroute/node_modules/.bin/node',
+      ...IPTABLES.map((name) => `/usr/sbin/${name}`),
+      '/usr/sbin/xtables-legacy-multi',
+      '/usr/sbin/xtables-nft-multi',
     ]);
     const privileged = files.filter((path) => (lstatSync(join(image.root, path)).mode & 0o6000) !== 0);
     assert.deepEqual(privileged, []);
@@ -89,20 +110,52 @@ describe('the image', () => {
   });
 
   test('has the BPF objects of dist, libbpf, and the licences of what is in it', built, () => {
-    const objects = (directory: string): string[] => readdirSync(directory).filter((name) => name.endsWith('.bpf.o')).toSorted();
-    assert.deepEqual(objects(join(image.root, 'opt/cgroute/dist/bpf')), objects(join(project, 'dist/bpf')).filter((name) => !name.startsWith('.')));
+    const objects = (directory: string): string[] =>
+      readdirSync(directory)
+        .filter((name) => name.endsWith('.bpf.o'))
+        .toSorted();
+    assert.deepEqual(
+      objects(join(image.root, 'opt/cgroute/dist/bpf')),
+      objects(join(project, 'dist/bpf')).filter((name) => !name.startsWith('.')),
+    );
     assert.ok(files.some((path) => path.endsWith('/libbpf.so.1')));
     const copyrights = files.filter((path) => path.endsWith('/copyright')).map((path) => path.split('/')[4]);
-    for (const name of ['libbpf1', 'libelf1', 'zlib1g', 'libc6', 'libstdc++6', 'libgcc-s1', 'libatomic1', 'dash', 'iptables', 'libxtables12', 'libip4tc2', 'libip6tc2', 'libmnl0', 'libnftnl11']) assert.ok(copyrights.includes(name), name);
+    for (const name of [
+      'libbpf1',
+      'libelf1',
+      'zlib1g',
+      'libc6',
+      'libstdc++6',
+      'libgcc-s1',
+      'libatomic1',
+      'dash',
+      'iptables',
+      'libxtables12',
+      'libip4tc2',
+      'libip6tc2',
+      'libmnl0',
+      'libnftnl11',
+    ])
+      assert.ok(copyrights.includes(name), name);
   });
 
   test('says its version', built, async () => {
-    assert.deepEqual(await runIn([...entrypoint(), 'version']), { code: 0, signal: null, stdout: `cgroute ${version}`, stderr: '' });
+    assert.deepEqual(await runIn([...entrypoint(), 'version']), {
+      code: 0,
+      signal: null,
+      stdout: `cgroute ${version}`,
+      stderr: '',
+    });
   });
 
   test('finds hosts by name', built, async () => {
-    const script = "const { address } = await require('node:dns/promises').lookup('localhost', 4); console.log(address)";
-    const { stdout, stderr } = await runIn(['/opt/cgroute/node_modules/.bin/node', '-e', `(async () => { ${script} })()`]);
+    const script =
+      "const { address } = await require('node:dns/promises').lookup('localhost', 4); console.log(address)";
+    const { stdout, stderr } = await runIn([
+      '/opt/cgroute/node_modules/.bin/node',
+      '-e',
+      `(async () => { ${script} })()`,
+    ]);
     assert.deepEqual([stdout, stderr], ['127.0.0.1', '']);
   });
 
@@ -123,7 +176,10 @@ describe('the image', () => {
     await agent.ready();
     assert.equal(await node.travel(pod.place), 'redirected');
     const { sources } = await node.status();
-    assert.deepEqual(sources.map(({ name, state }) => `${name} ${state}`), ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars off']);
+    assert.deepEqual(
+      sources.map(({ name, state }) => `${name} ${state}`),
+      ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars off'],
+    );
     assert.match(await must(inside.exec(['cgroute', 'status'])), /demo +pod +in +namespace-label/);
     assert.match(await must(inside.exec(['cgroute', 'explain', 'demo/pod'])), /demo\/pod/);
     assert.deepEqual(await agent.stop(), { code: 0, signal: null });
@@ -139,12 +195,24 @@ test('the base does not float', () => {
 });
 
 test('nothing that the image is made of is for one processor only', () => {
-  const text = ['deploy/Containerfile', 'deploy/build/image.ts', 'deploy/cgroute.sh'].map((path) => read(path).replaceAll(/^\s*(#|\*|\/\*).*$/gm, '')).join('\n');
+  const text = ['deploy/Containerfile', 'deploy/build/image.ts', 'deploy/cgroute.sh']
+    .map((path) => read(path).replaceAll(/^\s*(#|\*|\/\*).*$/gm, ''))
+    .join('\n');
   assert.doesNotMatch(text, /x86|amd64|x64|arm64|aarch64/);
-  interface Package { readonly version: string; readonly integrity?: string; readonly os?: string | readonly string[]; readonly cpu?: string | readonly string[] }
-  const { packages } = JSON.parse(read('package-lock.json')) as { readonly packages: Readonly<Record<string, Package>> };
+  interface Package {
+    readonly version: string;
+    readonly integrity?: string;
+    readonly os?: string | readonly string[];
+    readonly cpu?: string | readonly string[];
+  }
+  const { packages } = JSON.parse(read('package-lock.json')) as {
+    readonly packages: Readonly<Record<string, Package>>;
+  };
   for (const name of ['node-linux-ARCH', '@koromix/koffi-linux-ARCH', '@parcel/watcher-linux-ARCH-glibc']) {
-    const [intel, arm] = ['x64', 'arm64'].map((arch) => ({ arch, entry: packages[`node_modules/${name.replace('ARCH', arch)}`] }));
+    const [intel, arm] = ['x64', 'arm64'].map((arch) => ({
+      arch,
+      entry: packages[`node_modules/${name.replace('ARCH', arch)}`],
+    }));
     for (const { arch, entry } of [intel!, arm!]) {
       assert.ok(entry?.integrity, `${name} for ${arch} is in the lock file`);
       assert.deepEqual([[entry.os].flat(), [entry.cpu].flat()], [['linux'], [arch]]);

@@ -15,7 +15,9 @@ import { openTestPlane } from './data-plane.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const OBJECTS = join(root, 'dist/bpf');
-const objects = readdirSync(OBJECTS).filter((name) => name.endsWith('.bpf.o')).map((name) => join(OBJECTS, name));
+const objects = readdirSync(OBJECTS)
+  .filter((name) => name.endsWith('.bpf.o'))
+  .map((name) => join(OBJECTS, name));
 
 const sandbox = await makeSandbox('layouts');
 const plane = openTestPlane(sandbox);
@@ -29,7 +31,10 @@ after(async () => {
 /** A map's value as bpftool reads it: another reader than the one under test. */
 async function bytesInMap(map: string, key: Buffer): Promise<Buffer> {
   const hex = (bytes: Buffer): string[] => [...bytes].map((byte) => byte.toString(16).padStart(2, '0'));
-  const text = await must({ cmd: 'bpftool', args: ['-j', 'map', 'lookup', 'pinned', pin(map), 'key', 'hex', ...hex(key)] });
+  const text = await must({
+    cmd: 'bpftool',
+    args: ['-j', 'map', 'lookup', 'pinned', pin(map), 'key', 'hex', ...hex(key)],
+  });
   const { value } = JSON.parse(text) as { value: readonly string[] };
   return Buffer.from(value.map((byte) => Number.parseInt(byte, 16)));
 }
@@ -49,7 +54,10 @@ test('every struct of the shared header has the layout that the compiled objects
 });
 
 test('the generated file is what the generator writes today', async () => {
-  const { code, stderr } = await run({ cmd: process.execPath, args: [join(root, 'native/layout/layouts-gen.ts'), '--check', ...objects] });
+  const { code, stderr } = await run({
+    cmd: process.execPath,
+    args: [join(root, 'native/layout/layouts-gen.ts'), '--check', ...objects],
+  });
   assert.equal(code, 0, stderr);
 });
 
@@ -58,7 +66,8 @@ test('a layout that differs in size, offset, kind, count or name is refused', ()
   const types = readObjectTypes(readFileSync(file), file);
   const info = layouts.find((layout) => layout.name === 'cgroup_info') as StructLayout;
   const change = (name: string, to: object): StructLayout => ({
-    ...info, fields: info.fields.map((field) => (field.name === name ? { ...field, ...to } : field)),
+    ...info,
+    fields: info.fields.map((field) => (field.name === name ? { ...field, ...to } : field)),
   });
   for (const [wrong, text] of [
     [{ ...info, size: info.size + 8 }, /struct cgroup_info with 64 bytes, found 56 bytes/],
@@ -82,7 +91,11 @@ test('a map whose key or value has another size is refused', () => {
 test('cgroup_info_map begins as its readers expect it', async () => {
   const cgroup = sandbox.cgroup('kubepods/pod1');
   plane.enrol(cgroup, {
-    slot: 7, ip4: '10.244.1.9', ip6: 'fd00::9', flags: infoFlag.ambient | infoFlag.bypassInbound, detectedFlags: 0x01fd,
+    slot: 7,
+    ip4: '10.244.1.9',
+    ip6: 'fd00::9',
+    flags: infoFlag.ambient | infoFlag.bypassInbound,
+    detectedFlags: 0x01fd,
   });
   const expected = Buffer.alloc(32);
   expected.writeBigUInt64LE(cgroup.id, 0); // id
@@ -101,12 +114,20 @@ test('cgroup_info_map begins as its readers expect it', async () => {
 
 test('flags have the bits that BEHAVIOUR gives them', () => {
   assert.deepEqual(infoFlag, {
-    ambient: 1 << 0, dnsCapture: 1 << 1, proxy: 1 << 2, bypassOutbound: 1 << 3, bypassInbound: 1 << 4,
-    sidecar: 1 << 5, hostNetwork: 1 << 6, unknownPod: 1 << 7, options: 1 << 8, noHandoff: 1 << 9,
+    ambient: 1 << 0,
+    dnsCapture: 1 << 1,
+    proxy: 1 << 2,
+    bypassOutbound: 1 << 3,
+    bypassInbound: 1 << 4,
+    sidecar: 1 << 5,
+    hostNetwork: 1 << 6,
+    unknownPod: 1 << 7,
+    options: 1 << 8,
+    noHandoff: 1 << 9,
   });
 });
 
-test('settings has the proxy\'s IPv4 address under key 1, and no key without a proxy', async () => {
+test("settings has the proxy's IPv4 address under key 1, and no key without a proxy", async () => {
   const key = Buffer.from([1, 0, 0, 0]);
   plane.setProxy({ ip4: '10.244.1.2' });
   assert.equal((await bytesInMap('settings', key)).toString('hex'), '0000000000000000000000000af40102');

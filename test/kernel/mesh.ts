@@ -10,8 +10,22 @@ import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { makeNetwork, type Network, type NetworkHost } from '../../deploy/stage/netns.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
-import { type Accepted, type Connected, listen, type Listener, type Place, SOCK } from '../../deploy/stage/sock.ts';
-import { attachAll, type Counts, type Enrolment, openTestPlane, type PlaneOptions, type TestPlane } from './data-plane.ts';
+import {
+  type Accepted,
+  type Connected,
+  listen,
+  type Listener,
+  type Place,
+  SOCK,
+} from '../../deploy/stage/sock.ts';
+import {
+  attachAll,
+  type Counts,
+  type Enrolment,
+  openTestPlane,
+  type PlaneOptions,
+  type TestPlane,
+} from './data-plane.ts';
 
 /** The server's port. */
 export const PORT = 8080;
@@ -78,7 +92,16 @@ export async function makeMesh(name: string, options: MeshOptions = {}): Promise
     const cgroup = sandbox.cgroup(`${podCgroup.path}/${slot.toString(16).repeat(64).slice(0, 64)}`);
     const entry = { ip4: host.ip4, ip6: host.ip6, ...enrolment, slot };
     for (const each of [podCgroup, cgroup]) plane.enrol(each, entry);
-    const pod: Pod = { name: podName, slot, host, ip4: host.ip4, ip6: host.ip6, podCgroup, cgroup, netns: host.netns };
+    const pod: Pod = {
+      name: podName,
+      slot,
+      host,
+      ip4: host.ip4,
+      ip6: host.ip6,
+      podCgroup,
+      cgroup,
+      netns: host.netns,
+    };
     pods.push(pod);
     return pod;
   }
@@ -92,15 +115,34 @@ export async function makeMesh(name: string, options: MeshOptions = {}): Promise
   plane.setProxy(proxy);
   const serving = await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--tfo');
   const proxying = await listen(
-    sandbox, proxy, 'proxy', '*', [15001, 15006], '--dual', '--tfo', '--level', 'both', ...(options.proxyOptions ?? []),
+    sandbox,
+    proxy,
+    'proxy',
+    '*',
+    [15001, 15006],
+    '--dual',
+    '--tfo',
+    '--level',
+    'both',
+    ...(options.proxyOptions ?? []),
   );
 
-  const all = (): Map<string, Counts> => new Map([
-    ['none', plane.counters(0)],
-    ...pods.map((pod) => [pod.name, plane.counters(pod.slot)] as const),
-  ]);
+  const all = (): Map<string, Counts> =>
+    new Map([
+      ['none', plane.counters(0)],
+      ...pods.map((pod) => [pod.name, plane.counters(pod.slot)] as const),
+    ]);
   return {
-    sandbox, network, plane, podTree, server, serving, proxy, proxying, app, addPod,
+    sandbox,
+    network,
+    plane,
+    podTree,
+    server,
+    serving,
+    proxy,
+    proxying,
+    app,
+    addPod,
     hostProcess: (netns = node.netns) => ({ cgroup: sandbox.hostCgroup, netns }),
     async counted(run) {
       const before = all();
@@ -138,7 +180,10 @@ export function portOf(address: string): number {
 /** Several connections of one socket: `sock connect` with `--then` and `--or`. */
 export async function connectAll(place: Place, ...args: readonly (string | number)[]): Promise<Connected[]> {
   const text = await must({ ...place, cmd: SOCK, args: ['connect', ...args.map(String)] });
-  return text.split('\n').filter(Boolean).map((line) => JSON.parse(line) as Connected);
+  return text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line) as Connected);
 }
 
 /** A connection that is kept open. */
@@ -148,8 +193,18 @@ export interface Held {
   end(): Promise<{ readonly alive: boolean; readonly peer: string; readonly local: string }>;
 }
 
-export async function hold(sandbox: Sandbox, place: Place, address: string, port: number, ...options: readonly string[]): Promise<Held> {
-  const running = sandbox.spawn({ ...place, cmd: SOCK, args: ['connect', '--hold', ...options, address, String(port)] });
+export async function hold(
+  sandbox: Sandbox,
+  place: Place,
+  address: string,
+  port: number,
+  ...options: readonly string[]
+): Promise<Held> {
+  const running = sandbox.spawn({
+    ...place,
+    cmd: SOCK,
+    args: ['connect', '--hold', ...options, address, String(port)],
+  });
   const result = await running.json<Connected>();
   return {
     result,
@@ -167,9 +222,14 @@ export async function hold(sandbox: Sandbox, place: Place, address: string, port
  * connection to this port alone: the kernel may use a client's port again for another.
  */
 export async function seen(listener: Listener, client: string, port?: number): Promise<Proxied> {
-  return eventually(`the listener has seen ${client}${port === undefined ? '' : ` on port ${port}`}`, () =>
-    (listener.accepted() as Proxied[]).find(({ peer, local }) =>
-      plain(peer) === plain(client) && (port === undefined || portOf(local) === port)), 3000);
+  return eventually(
+    `the listener has seen ${client}${port === undefined ? '' : ` on port ${port}`}`,
+    () =>
+      (listener.accepted() as Proxied[]).find(
+        ({ peer, local }) => plain(peer) === plain(client) && (port === undefined || portOf(local) === port),
+      ),
+    3000,
+  );
 }
 
 /**
@@ -178,7 +238,10 @@ export async function seen(listener: Listener, client: string, port?: number): P
  * it asked for, and its own true address.
  */
 export async function assertRedirected(
-  mesh: Pick<Mesh, 'proxying' | 'proxy'>, result: Connected | undefined, asked: string, port = 15001,
+  mesh: Pick<Mesh, 'proxying' | 'proxy'>,
+  result: Connected | undefined,
+  asked: string,
+  port = 15001,
 ): Promise<void> {
   assert.ok(result?.ok, JSON.stringify(result));
   assert.equal(result.peer, asked, 'getpeername()');
@@ -189,7 +252,11 @@ export async function assertRedirected(
   // An IPv6 destination has no answer at SOL_IP: there the kernel's own one stays.
   assert.deepEqual(
     { local: plain(local), orig, otherOrig },
-    { local: at(is6 ? mesh.proxy.ip6 : mesh.proxy.ip4, port), orig: original, otherOrig: is6 ? undefined : mapped },
+    {
+      local: at(is6 ? mesh.proxy.ip6 : mesh.proxy.ip4, port),
+      orig: original,
+      otherOrig: is6 ? undefined : mapped,
+    },
   );
   if (is6) assert.match(otherError ?? '', NO_ORIGINAL);
   assert.equal(result.reply.split(' ').map(plain).join(' '), `proxy ${original} ${plain(result.local)}`);
@@ -199,7 +266,11 @@ export async function assertRedirected(
 export const NO_ORIGINAL = /^(ENOENT|ENOPROTOOPT|EOPNOTSUPP|EINVAL)$/;
 
 /** The connection reached the server itself, with the client's own address. */
-export async function assertDirect(mesh: Pick<Mesh, 'serving'>, result: Connected | undefined, asked: string): Promise<void> {
+export async function assertDirect(
+  mesh: Pick<Mesh, 'serving'>,
+  result: Connected | undefined,
+  asked: string,
+): Promise<void> {
   assert.ok(result?.ok, JSON.stringify(result));
   assert.equal(result.peer, asked, 'getpeername()');
   assert.equal(result.reply.split(' ').map(plain).join(' '), `server ${plain(asked)} ${plain(result.local)}`);
@@ -216,5 +287,6 @@ export function assertFailed(result: Connected | undefined, errno: string): void
 export async function freeze(cgroup: Cgroup, on: boolean): Promise<void> {
   writeFileSync(join(cgroup.absolute, 'cgroup.freeze'), on ? '1' : '0');
   await eventually('the cgroup is frozen, or runs', () =>
-    readFileSync(join(cgroup.absolute, 'cgroup.events'), 'utf8').includes(`frozen ${on ? 1 : 0}`));
+    readFileSync(join(cgroup.absolute, 'cgroup.events'), 'utf8').includes(`frozen ${on ? 1 : 0}`),
+  );
 }

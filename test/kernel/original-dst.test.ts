@@ -6,7 +6,19 @@ import { sysctl } from '../../deploy/stage/netns.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import { connect, listen, type Listener } from '../../deploy/stage/sock.ts';
 import {
-  assertDirect, assertFailed, assertRedirected, at, connectAll, hold, makeMesh, NO_ORIGINAL, plain, type Pod, PORT, type Proxied, seen,
+  assertDirect,
+  assertFailed,
+  assertRedirected,
+  at,
+  connectAll,
+  hold,
+  makeMesh,
+  NO_ORIGINAL,
+  plain,
+  type Pod,
+  PORT,
+  type Proxied,
+  seen,
 } from './mesh.ts';
 
 type Lengths = Readonly<Record<string, string | number>>;
@@ -52,7 +64,8 @@ test('the original destination is still known after the client has closed', asyn
     const { peer } = await seen(mesh.proxying, local);
     await held.end();
     const { again } = await eventually('the proxy has asked again', () =>
-      proxied(mesh.proxying).find((line) => line.peer === peer && line.again !== undefined));
+      proxied(mesh.proxying).find((line) => line.peer === peer && line.again !== undefined),
+    );
     assert.equal(again, at(address, PORT));
   }
 });
@@ -73,7 +86,10 @@ test('a proxy whose sockets may hold nothing of others is told all the same, eac
     for (const address of [server.ip4, server.ip6]) {
       const held = await hold(mesh.sandbox, app, address, PORT);
       const { orig, otherOrig } = await seen(mesh.proxying, held.result.ok ? held.result.local : '');
-      assert.deepEqual([plain(orig ?? ''), plain(otherOrig ?? '')].filter((text) => text !== ''), address === server.ip4 ? [at(address, PORT), at(address, PORT)] : [at(address, PORT)]);
+      assert.deepEqual(
+        [plain(orig ?? ''), plain(otherOrig ?? '')].filter((text) => text !== ''),
+        address === server.ip4 ? [at(address, PORT), at(address, PORT)] : [at(address, PORT)],
+      );
       assert.equal(plane.leftovers().originals, 1, 'it stays in the map');
       await held.end();
       plane.plane.expireOriginals(0);
@@ -83,27 +99,35 @@ test('a proxy whose sockets may hold nothing of others is told all the same, eac
   }
 });
 
-test('a buffer that is too short gets the kernel\'s own answer, a longer one is filled as far as needed', async () => {
+test("a buffer that is too short gets the kernel's own answer, a longer one is filled as far as needed", async () => {
   const lengthsOf = async (address: string): Promise<{ lengthsIp: Lengths; lengthsIpv6: Lengths }> => {
     const result = await connect(app, address, PORT);
     assert.ok(result.ok);
-    return (await seen(mesh.proxying, result.local)) as Proxied & { lengthsIp: Lengths; lengthsIpv6: Lengths };
+    return (await seen(mesh.proxying, result.local)) as Proxied & {
+      lengthsIp: Lengths;
+      lengthsIpv6: Lengths;
+    };
   };
   const over4 = await lengthsOf(server.ip4);
-  for (const [short, needed, lengths] of [[['0', '4', '15'], 16, over4.lengthsIp], [['0', '4', '16', '27'], 28, over4.lengthsIpv6]] as const) {
+  for (const [short, needed, lengths] of [
+    [['0', '4', '15'], 16, over4.lengthsIp],
+    [['0', '4', '16', '27'], 28, over4.lengthsIpv6],
+  ] as const) {
     for (const length of short) assert.match(String(lengths[length]), NO_ORIGINAL, `${length} bytes`);
-    for (const length of [needed, needed + 1, 128, 4096]) assert.equal(lengths[length] ?? needed, needed, `${length} bytes`);
+    for (const length of [needed, needed + 1, 128, 4096])
+      assert.equal(lengths[length] ?? needed, needed, `${length} bytes`);
   }
   const over6 = await lengthsOf(server.ip6);
-  for (const length of ['16', '28', '128']) assert.match(String(over6.lengthsIp[length]), NO_ORIGINAL, `${length} bytes`);
+  for (const length of ['16', '28', '128'])
+    assert.match(String(over6.lengthsIp[length]), NO_ORIGINAL, `${length} bytes`);
   for (const length of ['28', '128', '4096']) assert.equal(over6.lengthsIpv6[length], 28, `${length} bytes`);
 });
 
-test('a connection that nobody redirected gets the kernel\'s own answer', async () => {
+test("a connection that nobody redirected gets the kernel's own answer", async () => {
   for (const address of [proxy.ip4, proxy.ip6]) {
     const [result, counts] = await mesh.counted(() => connect(mesh.hostProcess(), address, 15001));
     assert.ok(result.ok, JSON.stringify(result));
-    const { orig, error, otherOrig, otherError } = await seen(mesh.proxying, result.local) as Proxied;
+    const { orig, error, otherOrig, otherError } = (await seen(mesh.proxying, result.local)) as Proxied;
     assert.deepEqual({ orig, otherOrig }, { orig: undefined, otherOrig: undefined });
     assert.match(error ?? '', NO_ORIGINAL);
     assert.match(otherError ?? '', NO_ORIGINAL);
@@ -111,10 +135,23 @@ test('a connection that nobody redirected gets the kernel\'s own answer', async 
   }
 });
 
-test('where iptables redirected, conntrack\'s answer comes through; where cgroute did, its own', async () => {
+test("where iptables redirected, conntrack's answer comes through; where cgroute did, its own", async () => {
   const nat = await addProxy('nat');
   for (const tables of ['iptables', 'ip6tables']) {
-    const rule = ['-t', 'nat', '-A', 'OUTPUT', '-p', 'tcp', '--dport', '80', '-j', 'REDIRECT', '--to-ports', '15001'];
+    const rule = [
+      '-t',
+      'nat',
+      '-A',
+      'OUTPUT',
+      '-p',
+      'tcp',
+      '--dport',
+      '80',
+      '-j',
+      'REDIRECT',
+      '--to-ports',
+      '15001',
+    ];
     await must({ cmd: tables, args: rule, netns: nat.netns });
   }
   const listener = await listen(mesh.sandbox, nat, 'proxy', '*', [15001], '--dual', '--level', 'both');
@@ -133,14 +170,18 @@ test('where iptables redirected, conntrack\'s answer comes through; where cgrout
     assert.ok(direct.ok);
     assert.equal((await seen(listener, direct.local)).orig, at(nat.ip4, 15001));
     for (const address of [server.ip4, server.ip6]) {
-      await assertRedirected({ proxying: listener, proxy: nat }, await connect(app, address, PORT), at(address, PORT));
+      await assertRedirected(
+        { proxying: listener, proxy: nat },
+        await connect(app, address, PORT),
+        at(address, PORT),
+      );
     }
   } finally {
     plane.setProxy(proxy);
   }
 });
 
-test('a process outside the proxy\'s cgroup does not get the original destination', async () => {
+test("a process outside the proxy's cgroup does not get the original destination", async () => {
   const stranger = await mesh.addPod('stranger', { inMesh: false });
   const listener = await listen(mesh.sandbox, stranger, 'proxy', '*', [15001], '--dual');
   plane.setProxy(stranger);
@@ -167,9 +208,16 @@ for (const [family, options, local, remote] of [
   test(`${family}: a socket that connects again shows each time the peer that it asked for`, async () => {
     const places = [remote.one, local.loopback, remote.two, local.own, remote.one];
     const [results, counts] = await mesh.counted(() =>
-      connectAll(app, ...places.slice(1).flatMap((place) => ['--then', at(place, PORT)]), remote.one, PORT));
-    assert.deepEqual(results.map((result) => result.ok && result.peer), places.map((place) => at(place, PORT)));
-    assert.deepEqual(results.map((result) => result.ok && result.reply.split(' ')[0]), ['proxy', 'server', 'proxy', 'server', 'proxy']);
+      connectAll(app, ...places.slice(1).flatMap((place) => ['--then', at(place, PORT)]), remote.one, PORT),
+    );
+    assert.deepEqual(
+      results.map((result) => result.ok && result.peer),
+      places.map((place) => at(place, PORT)),
+    );
+    assert.deepEqual(
+      results.map((result) => result.ok && result.reply.split(' ')[0]),
+      ['proxy', 'server', 'proxy', 'server', 'proxy'],
+    );
     await assertRedirected(mesh, results[0], at(remote.one, PORT));
     await assertRedirected(mesh, results[2], at(remote.two, PORT));
     await assertRedirected(mesh, results[4], at(remote.one, PORT));
@@ -188,5 +236,9 @@ for (const [family, options, local, remote] of [
 
 test('a connection that is untouched shows its true peer', async () => {
   const out = await mesh.addPod('out', { inMesh: false });
-  await assertDirect({ serving: own }, await connect(out, mesh.network.gateway.ip4, PORT), at(mesh.network.gateway.ip4, PORT));
+  await assertDirect(
+    { serving: own },
+    await connect(out, mesh.network.gateway.ip4, PORT),
+    at(mesh.network.gateway.ip4, PORT),
+  );
 });

@@ -43,16 +43,44 @@ test('PID gone or reused mid-read: what is read is of one process, or nothing', 
   ] as const;
   const [one, two] = places;
   await using namespace = sandbox.spawn({
-    cmd: 'unshare', args: ['--pid', '--fork', '--mount-proc', '--kill-child', 'sh', '-c', SCRIPT, 'sh', one.cgroup.absolute, one.host.netns, two.cgroup.absolute, two.host.netns, sandbox.directory],
+    cmd: 'unshare',
+    args: [
+      '--pid',
+      '--fork',
+      '--mount-proc',
+      '--kill-child',
+      'sh',
+      '-c',
+      SCRIPT,
+      'sh',
+      one.cgroup.absolute,
+      one.host.netns,
+      two.cgroup.absolute,
+      two.host.netns,
+      sandbox.directory,
+    ],
   });
   await namespace.line(/begun/);
-  const init = Number(readFileSync(`/proc/${namespace.pid}/task/${namespace.pid}/children`, 'utf8').trim().split(' ')[0]);
-  const proc = openProc({ procRoot: `/proc/${init}/root/proc`, cgroupRoot: sandbox.cgroupRoot, mount: findCgroupMount('/proc', sandbox.cgroupRoot) });
+  const init = Number(
+    readFileSync(`/proc/${namespace.pid}/task/${namespace.pid}/children`, 'utf8').trim().split(' ')[0],
+  );
+  const proc = openProc({
+    procRoot: `/proc/${init}/root/proc`,
+    cgroupRoot: sandbox.cgroupRoot,
+    mount: findCgroupMount('/proc', sandbox.cgroupRoot),
+  });
   const netnsOf = (name: string): number => Number(statSync(`/run/netns/${name}`).ino);
-  const owners = new Map(places.map(({ cgroup, host }) => [cgroup.path, { netns: netnsOf(host.netns), ips: [host.ip4, host.ip6].join() }]));
+  const owners = new Map(
+    places.map(({ cgroup, host }) => [
+      cgroup.path,
+      { netns: netnsOf(host.netns), ips: [host.ip4, host.ip6].join() },
+    ]),
+  );
   const byNetns = new Map([...owners.values()].map(({ netns, ips }) => [netns, ips]));
   assert.ok(!byNetns.has(Number(/\d+/.exec(readlinkSync('/proc/self/ns/net'))?.[0])));
-  await eventually('both have begun', () => [one, two].every(({ cgroup }) => readFileSync(`${cgroup.absolute}/cgroup.procs`, 'utf8') !== ''));
+  await eventually('both have begun', () =>
+    [one, two].every(({ cgroup }) => readFileSync(`${cgroup.absolute}/cgroup.procs`, 'utf8') !== ''),
+  );
 
   const seen = new Map<string, number>();
   let handovers = 0;
@@ -70,11 +98,14 @@ test('PID gone or reused mid-read: what is read is of one process, or nothing', 
       }
       see(fact?.path ?? 'nobody');
       const addresses = proc.addressesOf(PID);
-      if (addresses !== undefined) assert.equal(addresses.ips.join(), byNetns.get(addresses.netns), 'addresses of another namespace');
+      if (addresses !== undefined)
+        assert.equal(addresses.ips.join(), byNetns.get(addresses.netns), 'addresses of another namespace');
     }
     await delay(0);
   }
-  t.diagnostic(`${JSON.stringify(Object.fromEntries(seen))}, and PID ${PID} changed hands ${handovers} times`);
+  t.diagnostic(
+    `${JSON.stringify(Object.fromEntries(seen))}, and PID ${PID} changed hands ${handovers} times`,
+  );
   assert.ok(handovers > 20, `PID ${PID} changed hands ${handovers} times only`);
   assert.ok((seen.get('nobody') ?? 0) > 0, 'it was gone, too');
 });

@@ -10,7 +10,18 @@ import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { connect, listen, SOCK } from '../../deploy/stage/sock.ts';
 import { attachAll, notesOf, openTestPlane } from './data-plane.ts';
-import { assertDirect, assertFailed, assertRedirected, at, hold, makeMesh, type Mesh, type Proxied, PORT, seen } from './mesh.ts';
+import {
+  assertDirect,
+  assertFailed,
+  assertRedirected,
+  at,
+  hold,
+  makeMesh,
+  type Mesh,
+  type Proxied,
+  PORT,
+  seen,
+} from './mesh.ts';
 
 interface Link {
   readonly id: number;
@@ -22,39 +33,65 @@ async function linksOf(bpffsRoot: string): Promise<Record<string, Link>> {
   const directory = `${bpffsRoot}/v1/links`;
   const links: Record<string, Link> = {};
   for (const pin of readdirSync(directory)) {
-    links[pin] = JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'link', 'show', 'pinned', join(directory, pin)] })) as Link;
+    links[pin] = JSON.parse(
+      await must({ cmd: 'bpftool', args: ['-j', 'link', 'show', 'pinned', join(directory, pin)] }),
+    ) as Link;
   }
   return links;
 }
 
 /** The programs attached at a cgroup or below it. Not by `bpftool cgroup tree`, which shows none on Linux 5.10. */
 function programsBelow(directory: string): string[] {
-  const below = readdirSync(directory, { recursive: true, withFileTypes: true }).filter((entry) => entry.isDirectory());
+  const below = readdirSync(directory, { recursive: true, withFileTypes: true }).filter((entry) =>
+    entry.isDirectory(),
+  );
   return [directory, ...below.map(({ parentPath, name }) => join(parentPath, name))].flatMap((cgroup) =>
-    [...programsAt(cgroup, new Map()).values()].flat().map(({ name }) => name ?? '?'));
+    [...programsAt(cgroup, new Map()).values()].flat().map(({ name }) => name ?? '?'),
+  );
 }
 
-const pinsBelow = (directory: string): string[] => (existsSync(directory) ? readdirSync(directory, { recursive: true, encoding: 'utf8' }) : []);
+const pinsBelow = (directory: string): string[] =>
+  existsSync(directory) ? readdirSync(directory, { recursive: true, encoding: 'utf8' }) : [];
 
 test('every program is accepted by the verifier and, once attached, stands where it belongs', async () => {
   await using sandbox = await makeSandbox('verified');
   using plane = openTestPlane(sandbox);
-  const mayFilter = probeFeatures().every(({ name, support }) => name !== 'bpf_get_current_cgroup_id in socket' || support === 'yes');
+  const mayFilter = probeFeatures().every(
+    ({ name, support }) => name !== 'bpf_get_current_cgroup_id in socket' || support === 'yes',
+  );
   assert.deepEqual(mayFilter ? plane.plane.notes : notesOf(plane), [], 'nothing is left out');
   assert.deepEqual(programsBelow(sandbox.cgroupRoot), [], 'loading attaches nothing');
   const tree = sandbox.cgroup('kubepods');
   const proxy = sandbox.cgroup('kubepods/proxy');
   attachAll(plane, tree, proxy);
   const pins = readdirSync(`${plane.bpffsRoot}/v1/links`);
-  for (const [program, cgroup] of [['pod_connect4', tree], ['pod_connect6', tree], ['original_dst', proxy]] as const) {
+  for (const [program, cgroup] of [
+    ['pod_connect4', tree],
+    ['pod_connect6', tree],
+    ['original_dst', proxy],
+  ] as const) {
     assert.ok(pins.includes(`${program}@${cgroup.id}`), `${program} in ${pins.join(' ')}`);
   }
   const attached = programsBelow(sandbox.cgroupRoot);
-  for (const program of ['root_connect4', 'root_connect6', 'pod_connect4', 'pod_connect6', 'original_dst', 'sock_ops', 'sock_release', 'getpeername4', 'getpeername6']) {
+  for (const program of [
+    'root_connect4',
+    'root_connect6',
+    'pod_connect4',
+    'pod_connect6',
+    'original_dst',
+    'sock_ops',
+    'sock_release',
+    'getpeername4',
+    'getpeername6',
+  ]) {
     assert.ok(attached.includes(program), `${program} in ${attached.join(' ')}`);
   }
   attachAll(plane, tree, proxy);
-  assert.deepEqual(programsBelow(sandbox.cgroupRoot).sort(), [...attached].sort(), 'again is the same as once');
+  assert.deepEqual(
+    programsBelow(sandbox.cgroupRoot).sort(),
+    [...attached].sort(),
+    'again is the same as once',
+  );
 });
 
 /** Opens another data plane on the same pins, as a new agent does, and closes it. */
@@ -89,7 +126,11 @@ test('a second start takes over links and maps, and no connection slips through 
   for (const running of [loop, loop6]) {
     running.end();
     const totals = await running.json<{ total: number; proxy: number; server: number; failed: number }>();
-    assert.deepEqual([totals.proxy, totals.server, totals.failed], [totals.total, 0, 0], JSON.stringify(totals));
+    assert.deepEqual(
+      [totals.proxy, totals.server, totals.failed],
+      [totals.total, 0, 0],
+      JSON.stringify(totals),
+    );
     assert.ok(totals.total > 50, JSON.stringify(totals));
     await running.exit;
   }
@@ -97,12 +138,13 @@ test('a second start takes over links and maps, and no connection slips through 
   const last = await held.end();
   assert.deepEqual({ alive: last.alive, peer: last.peer }, { alive: true, peer: at(server.ip4, PORT) });
   const { again } = await eventually('the proxy has asked again', () =>
-    (mesh.proxying.accepted() as Proxied[]).find((line) => line.peer === peer && line.again !== undefined));
+    (mesh.proxying.accepted() as Proxied[]).find((line) => line.peer === peer && line.again !== undefined),
+  );
   assert.equal(again, at(server.ip4, PORT));
   await plane.nothingLeft();
 });
 
-test('the proxy\'s ports are those of the last start, and nobody may dial them', async () => {
+test("the proxy's ports are those of the last start, and nobody may dial them", async () => {
   await using mesh = await makeMesh('ports');
   const { app, proxy, server, sandbox } = mesh;
   const proxying = await listen(sandbox, proxy, 'proxy', '*', [16001, 16006], '--dual', '--level', 'both');
@@ -110,8 +152,14 @@ test('the proxy\'s ports are those of the last start, and nobody may dial them',
   attachAll(next, mesh.podTree, proxy.podCgroup);
   next.captureInbound(app.ip4, app.slot);
   next.captureInbound(app.ip6, app.slot);
-  for (const [address, own, ip] of [[server.ip4, app.ip4, proxy.ip4], [server.ip6, app.ip6, proxy.ip6]] as const) {
-    for (const [place, asked, port] of [[app, address, 16001], [mesh.hostProcess(), own, 16006]] as const) {
+  for (const [address, own, ip] of [
+    [server.ip4, app.ip4, proxy.ip4],
+    [server.ip6, app.ip6, proxy.ip6],
+  ] as const) {
+    for (const [place, asked, port] of [
+      [app, address, 16001],
+      [mesh.hostProcess(), own, 16006],
+    ] as const) {
       await assertRedirected({ proxying, proxy }, await connect(place, asked, PORT), at(asked, PORT), port);
       assertFailed(await connect(app, ip, port), 'EPERM');
     }
@@ -135,7 +183,8 @@ test('detach removes every link and map: connections are untouched from then on'
   plane.plane.detach();
   assert.deepEqual(pinsBelow(plane.bpffsRoot), []);
   await eventually('no program is attached', () => programsBelow(sandbox.cgroupRoot).length === 0);
-  for (const address of [server.ip4, server.ip6]) await assertDirect(mesh, await connect(app, address, PORT), at(address, PORT));
+  for (const address of [server.ip4, server.ip6])
+    await assertDirect(mesh, await connect(app, address, PORT), at(address, PORT));
   assert.ok((await held.end()).alive, 'an open connection goes on');
   plane.plane.detach(); // twice is fine
 });
@@ -167,11 +216,24 @@ test('programs that are attached twice, as in the instant of a repair, redirect 
   const { plane, app, server, sandbox } = mesh;
   for (const [pin, { prog_id: program }] of Object.entries(await linksOf(plane.bpffsRoot))) {
     const family = /^pod_connect([46])@/.exec(pin)?.[1];
-    if (family !== undefined) await must({ cmd: 'bpftool', args: ['cgroup', 'attach', join(sandbox.cgroupRoot, 'kubepods'), `cgroup_inet${family}_connect`, 'id', String(program), 'multi'] });
+    if (family !== undefined)
+      await must({
+        cmd: 'bpftool',
+        args: [
+          'cgroup',
+          'attach',
+          join(sandbox.cgroupRoot, 'kubepods'),
+          `cgroup_inet${family}_connect`,
+          'id',
+          String(program),
+          'multi',
+        ],
+      });
   }
   assert.equal((await programsBelow(sandbox.cgroupRoot)).filter((name) => name === 'pod_connect4').length, 2);
   for (const address of [server.ip4, server.ip6]) {
-    for (let i = 0; i < 3; i++) await assertRedirected(mesh, await connect(app, address, PORT), at(address, PORT));
+    for (let i = 0; i < 3; i++)
+      await assertRedirected(mesh, await connect(app, address, PORT), at(address, PORT));
   }
 });
 

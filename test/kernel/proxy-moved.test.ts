@@ -24,7 +24,12 @@ async function addProxy(name: string): Promise<Pod> {
 const FAMILIES = [
   { name: 'IPv4', address: server.ip4, asked: at(server.ip4, PORT), options: [] },
   { name: 'IPv6', address: server.ip6, asked: at(server.ip6, PORT), options: [] },
-  { name: 'v4-mapped IPv6', address: server.ip4, asked: at(`::ffff:${server.ip4}`, PORT), options: ['--mapped'] },
+  {
+    name: 'v4-mapped IPv6',
+    address: server.ip4,
+    asked: at(`::ffff:${server.ip4}`, PORT),
+    options: ['--mapped'],
+  },
 ] as const;
 
 for (const [i, { name, address, asked, options }] of FAMILIES.entries()) {
@@ -38,7 +43,10 @@ for (const [i, { name, address, asked, options }] of FAMILIES.entries()) {
     await assertRedirected({ proxying, proxy: next }, fresh.result, asked);
     for (const held of [old, fresh]) {
       const { alive, peer, local } = await held.end();
-      assert.deepEqual({ alive, peer, local }, { alive: true, peer: asked, local: held.result.ok && held.result.local });
+      assert.deepEqual(
+        { alive, peer, local },
+        { alive: true, peer: asked, local: held.result.ok && held.result.local },
+      );
     }
   });
 }
@@ -47,7 +55,10 @@ test('a proxy that goes takes nothing along: new connections are refused, an ope
   const old = await hold(sandbox, app, server.ip4, PORT);
   plane.setProxy(undefined);
   assertFailed(await connect(app, server.ip4, PORT), 'EPERM');
-  assert.deepEqual((({ alive, peer }) => ({ alive, peer }))(await old.end()), { alive: true, peer: at(server.ip4, PORT) });
+  assert.deepEqual((({ alive, peer }) => ({ alive, peer }))(await old.end()), {
+    alive: true,
+    peer: at(server.ip4, PORT),
+  });
 });
 
 test('a proxy that is made again in another cgroup, at the old address, is served as before', async () => {
@@ -55,10 +66,26 @@ test('a proxy that is made again in another cgroup, at the old address, is serve
   await mesh.proxying.running.exit;
   const podCgroup = sandbox.cgroup('kubepods/besteffort/pod-proxy-again');
   const cgroup = sandbox.cgroup(`${podCgroup.path}/container`);
-  plane.enrol(podCgroup, { slot: proxy.slot, inMesh: false, flags: infoFlag.proxy, ip4: proxy.ip4, ip6: proxy.ip6 });
+  plane.enrol(podCgroup, {
+    slot: proxy.slot,
+    inMesh: false,
+    flags: infoFlag.proxy,
+    ip4: proxy.ip4,
+    ip6: proxy.ip6,
+  });
   plane.plane.attachProxy({ path: podCgroup.absolute, id: podCgroup.id });
-  const proxying = await eventually('the old proxy\'s port is free', () =>
-    listen(sandbox, { cgroup, netns: proxy.netns }, 'proxy', '*', [15001, 15006], '--dual', '--level', 'both').catch(() => undefined));
+  const proxying = await eventually("the old proxy's port is free", () =>
+    listen(
+      sandbox,
+      { cgroup, netns: proxy.netns },
+      'proxy',
+      '*',
+      [15001, 15006],
+      '--dual',
+      '--level',
+      'both',
+    ).catch(() => undefined),
+  );
   await assertRedirected({ proxying, proxy }, await connect(app, server.ip4, PORT), at(server.ip4, PORT));
   // Below its pod's cgroup, without an entry of its own, it is the proxy too: it is not sent to itself.
   const [own, counts] = await mesh.counted(() => connect({ cgroup, netns: proxy.netns }, server.ip4, PORT));
@@ -77,7 +104,16 @@ test('a client that connects all the time sees no unredirected connection while 
     await eventually('it goes on', () => connections() > before + 20);
   }
   loop.end();
-  const totals = await loop.json<{ total: number; proxy: number; server: number; other: number; failed: number }>();
-  assert.deepEqual({ ...totals, errors: undefined }, { total: totals.total, proxy: totals.total, server: 0, other: 0, failed: 0, errors: undefined });
+  const totals = await loop.json<{
+    total: number;
+    proxy: number;
+    server: number;
+    other: number;
+    failed: number;
+  }>();
+  assert.deepEqual(
+    { ...totals, errors: undefined },
+    { total: totals.total, proxy: totals.total, server: 0, other: 0, failed: 0, errors: undefined },
+  );
   await loop.exit;
 });

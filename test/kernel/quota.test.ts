@@ -8,7 +8,11 @@ import { assertRedirected, at, freeze, hold, makeMesh, type Mesh, PORT, seen } f
 
 /** Sockets whose connect() fails once all programs have seen it: they take entries, and neither ports nor packets. */
 function grab(mesh: Mesh, place: Place, count: number) {
-  const running = mesh.sandbox.spawn({ ...place, cmd: SOCK, args: ['grab', String(count), mesh.server.ip4, String(PORT)] });
+  const running = mesh.sandbox.spawn({
+    ...place,
+    cmd: SOCK,
+    args: ['grab', String(count), mesh.server.ip4, String(PORT)],
+  });
   return {
     result: running.json<{ readonly held: number; readonly denied: number }>(30_000),
     async end() {
@@ -20,7 +24,8 @@ function grab(mesh: Mesh, place: Place, count: number) {
 
 test('a pod that opens very many connections gets its share of the room, and the others get theirs', async () => {
   await using mesh = await makeMesh('share', {
-    maxEntries: { connection_map: 8, connection_overflow_map: 64 }, shares: { connections: 16, originals: 64 },
+    maxEntries: { connection_map: 8, connection_overflow_map: 64 },
+    shares: { connections: 16, originals: 64 },
   });
   const { app, plane, server } = mesh;
   const hostile = await mesh.addPod('hostile');
@@ -31,19 +36,37 @@ test('a pod that opens very many connections gets its share of the room, and the
       return grabbing;
     });
     assert.deepEqual(counts, { 'hostile redirected': 24, 'hostile errorDenied': 76 });
-    assert.deepEqual([plane.share(hostile.slot), plane.share(app.slot)], [{ connections: 16, originals: 0 }, { connections: 0, originals: 0 }]);
-    const held = await Promise.all([server.ip4, server.ip6].map((address) => hold(mesh.sandbox, app, address, PORT)));
-    for (const [i, address] of [server.ip4, server.ip6].entries()) await assertRedirected(mesh, held[i]?.result, at(address, PORT));
+    assert.deepEqual(
+      [plane.share(hostile.slot), plane.share(app.slot)],
+      [
+        { connections: 16, originals: 0 },
+        { connections: 0, originals: 0 },
+      ],
+    );
+    const held = await Promise.all(
+      [server.ip4, server.ip6].map((address) => hold(mesh.sandbox, app, address, PORT)),
+    );
+    for (const [i, address] of [server.ip4, server.ip6].entries())
+      await assertRedirected(mesh, held[i]?.result, at(address, PORT));
     assert.deepEqual(plane.share(app.slot), { connections: 2, originals: 0 });
     for (const each of held) await each.end();
     await grabbed.end();
     await plane.nothingLeft();
-    assert.deepEqual([plane.share(hostile.slot), plane.share(app.slot)], [{ connections: 0, originals: 0 }, { connections: 0, originals: 0 }]);
+    assert.deepEqual(
+      [plane.share(hostile.slot), plane.share(app.slot)],
+      [
+        { connections: 0, originals: 0 },
+        { connections: 0, originals: 0 },
+      ],
+    );
   }
 });
 
 test('a pod whose destinations nobody asks for gets its share of the room for them, and the others get theirs', async () => {
-  await using mesh = await makeMesh('asked', { maxEntries: { original_dst_map: 64 }, shares: { connections: 64, originals: 4 } });
+  await using mesh = await makeMesh('asked', {
+    maxEntries: { original_dst_map: 64 },
+    shares: { connections: 64, originals: 4 },
+  });
   const { app, plane, proxy, server } = mesh;
   const hostile = await mesh.addPod('hostile');
   await freeze(proxy.cgroup, true);
@@ -57,7 +80,13 @@ test('a pod whose destinations nobody asks for gets its share of the room for th
   await freeze(proxy.cgroup, false);
   await assertRedirected(mesh, await connecting, at(server.ip4, PORT));
   await plane.nothingLeft();
-  assert.deepEqual([plane.share(hostile.slot), plane.share(app.slot)], [{ connections: 0, originals: 0 }, { connections: 0, originals: 0 }]);
+  assert.deepEqual(
+    [plane.share(hostile.slot), plane.share(app.slot)],
+    [
+      { connections: 0, originals: 0 },
+      { connections: 0, originals: 0 },
+    ],
+  );
   await assertRedirected(mesh, await connect(hostile, server.ip4, PORT), at(server.ip4, PORT));
 });
 
@@ -76,7 +105,10 @@ test('destinations that are dropped, as nobody came for them, count no more', as
 });
 
 test('connections of another version, which did not count them, are counted by the next start', async () => {
-  const options = { maxEntries: { connection_map: 1, connection_overflow_map: 8 }, shares: { connections: 2, originals: 2 } };
+  const options = {
+    maxEntries: { connection_map: 1, connection_overflow_map: 8 },
+    shares: { connections: 2, originals: 2 },
+  };
   await using mesh = await makeMesh('recount', options);
   const { app, plane, server } = mesh;
   const held = [];

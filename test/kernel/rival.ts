@@ -43,14 +43,22 @@ export function loadRival(): Rival {
   const open = openObject(OBJECT);
   loadObject(open, OBJECT);
   const programs = new Map<string, { fd: number; type: number }>();
-  for (let program = lib.nextProgram(open.object, null); program !== null; program = lib.nextProgram(open.object, program)) {
-    programs.set(lib.programName(program), { fd: lib.programFd(program), type: lib.programAttachType(program) });
+  for (
+    let program = lib.nextProgram(open.object, null);
+    program !== null;
+    program = lib.nextProgram(open.object, program)
+  ) {
+    programs.set(lib.programName(program), {
+      fd: lib.programFd(program),
+      type: lib.programAttachType(program),
+    });
   }
   const maps = new Map<string, number>();
   for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
     maps.set(lib.mapName(map), lib.mapFd(map));
   }
-  const mapOf = <V>(name: string, value: Codec<V>): BpfMap<Destination, V> => new BpfMap(name, maps.get(name) ?? -1, destination, value);
+  const mapOf = <V>(name: string, value: Codec<V>): BpfMap<Destination, V> =>
+    new BpfMap(name, maps.get(name) ?? -1, destination, value);
   const services = mapOf('services', destination);
   const denied = mapOf('denied', u32);
   const shown = mapOf('shown', u32);
@@ -59,7 +67,11 @@ export function loadRival(): Rival {
       const directory = openSync(cgroup.absolute, 'r');
       const links = ['4', '6'].map((family) => {
         const { fd, type } = programs.get(`${what}${family}`) ?? { fd: -1, type: -1 };
-        return checked(lib.linkCreate(fd, directory, type, null), 'bpf_link_create', `${what}${family} at ${cgroup.absolute}`);
+        return checked(
+          lib.linkCreate(fd, directory, type, null),
+          'bpf_link_create',
+          `${what}${family} at ${cgroup.absolute}`,
+        );
       });
       closeSync(directory);
       return { [Symbol.dispose]: () => links.forEach((link) => closeSync(link)) };

@@ -56,8 +56,17 @@ describe('the TCP sockets of a pod', () => {
     await sandbox?.[Symbol.asyncDispose]();
   });
 
-  async function hold(cgroup: Cgroup, address: string, ...options: readonly string[]): Promise<Running & { readonly local: string }> {
-    const running = sandbox.spawn({ netns: client.netns, cgroup, cmd: SOCK, args: ['connect', '--hold', ...options, address, '8080'] });
+  async function hold(
+    cgroup: Cgroup,
+    address: string,
+    ...options: readonly string[]
+  ): Promise<Running & { readonly local: string }> {
+    const running = sandbox.spawn({
+      netns: client.netns,
+      cgroup,
+      cmd: SOCK,
+      args: ['connect', '--hold', ...options, address, '8080'],
+    });
     const connected = await running.json<Connected>();
     assert.ok(connected.ok);
     return Object.assign(running, { local: connected.local });
@@ -66,7 +75,8 @@ describe('the TCP sockets of a pod', () => {
     running.end();
     return (await running.json<{ alive: boolean }>()).alive;
   }
-  const portOf = ({ local }: { readonly local: string }): number => Number(local.slice(local.lastIndexOf(':') + 1));
+  const portOf = ({ local }: { readonly local: string }): number =>
+    Number(local.slice(local.lastIndexOf(':') + 1));
   const found = (local: { readonly local: string }): TcpSocket => {
     const tcp = sockets.list(['established']).find(({ localPort }) => localPort === portOf(local));
     assert.ok(tcp, 'the socket is listed');
@@ -81,10 +91,20 @@ describe('the TCP sockets of a pod', () => {
 
   for (const { name, family, options, to } of WAYS) {
     test(`${name}: are told with their ends and their cgroup, and one of them is reset`, async () => {
-      const [mine, theirs] = [await hold(one, to(server), ...options), await hold(two, to(server), ...options)];
+      const [mine, theirs] = [
+        await hold(one, to(server), ...options),
+        await hold(two, to(server), ...options),
+      ];
       const tcp = found(mine);
       assert.deepEqual(
-        { family: tcp.family, state: tcp.state, remote: addressText(tcp.remote), remotePort: tcp.remotePort, cgroupId: tcp.cgroupId, uid: tcp.uid },
+        {
+          family: tcp.family,
+          state: tcp.state,
+          remote: addressText(tcp.remote),
+          remotePort: tcp.remotePort,
+          cgroupId: tcp.cgroupId,
+          uid: tcp.uid,
+        },
         { family, state: 'established', remote: to(server), remotePort: 8080, cgroupId: one.id, uid: 0 },
       );
       assert.ok(tcp.inode > 0);
@@ -115,20 +135,48 @@ describe('the TCP sockets of a pod', () => {
       const tcp = sockets.list(['established']).find(({ localPort }) => localPort === ${portOf(held)});
       try { console.log(sockets.destroy(tcp)); } catch ({ code, errno, message }) { console.log(JSON.stringify({ code, errno, message })); }
     `;
-    const said = await must({ cmd: 'setpriv', args: ['--inh-caps=-net_admin', '--bounding-set=-net_admin', process.execPath, '--input-type=module', '-e', script] });
-    assert.deepEqual(JSON.parse(said), { code: 'ESOCKDIAG', errno: 'EPERM', message: "SOCK_DESTROY of NETLINK_SOCK_DIAG failed with EPERM: it takes CAP_NET_ADMIN in the namespace's user namespace" });
+    const said = await must({
+      cmd: 'setpriv',
+      args: [
+        '--inh-caps=-net_admin',
+        '--bounding-set=-net_admin',
+        process.execPath,
+        '--input-type=module',
+        '-e',
+        script,
+      ],
+    });
+    assert.deepEqual(JSON.parse(said), {
+      code: 'ESOCKDIAG',
+      errno: 'EPERM',
+      message:
+        "SOCK_DESTROY of NETLINK_SOCK_DIAG failed with EPERM: it takes CAP_NET_ADMIN in the namespace's user namespace",
+    });
     assert.equal(await isAlive(held), true);
   });
 
   test('are listed to the last one where there are thousands', async (context) => {
-    const running = sandbox.spawn({ netns: client.netns, cgroup: one, cmd: process.execPath, args: ['-e', MANY] });
+    const running = sandbox.spawn({
+      netns: client.netns,
+      cgroup: one,
+      cmd: process.execPath,
+      args: ['-e', MANY],
+    });
     await running.line(/up/);
     const began = performance.now();
-    const all = sockets.list(['established']).filter(({ remotePort, cgroupId }) => remotePort === 9999 && cgroupId === one.id);
+    const all = sockets
+      .list(['established'])
+      .filter(({ remotePort, cgroupId }) => remotePort === 9999 && cgroupId === one.id);
     const listed = performance.now();
     assert.equal(new Set(all.map(({ cookie }) => cookie)).size, 2000);
     assert.equal(all.filter((tcp) => sockets.destroy(tcp)).length, 2000);
-    context.diagnostic(`2,000 listed in ${Math.round(listed - began)} ms, and reset in ${Math.round(performance.now() - listed)} ms`);
-    assert.equal(sockets.list(['established']).filter(({ cgroupId }) => cgroupId === one.id).length, 0, 'the accepted ends got a reset');
+    context.diagnostic(
+      `2,000 listed in ${Math.round(listed - began)} ms, and reset in ${Math.round(performance.now() - listed)} ms`,
+    );
+    assert.equal(
+      sockets.list(['established']).filter(({ cgroupId }) => cgroupId === one.id).length,
+      0,
+      'the accepted ends got a reset',
+    );
   });
 });

@@ -30,7 +30,8 @@ function watched(sandbox: Sandbox, options: Partial<HostWatchOptions> = {}) {
   return { watch, cgroups, gone, processes, source };
 }
 
-const netnsOf = (pid: number | 'self'): number => Number(/\d+/.exec(readlinkSync(`/proc/${pid}/ns/net`))?.[0]);
+const netnsOf = (pid: number | 'self'): number =>
+  Number(/\d+/.exec(readlinkSync(`/proc/${pid}/ns/net`))?.[0]);
 
 /** Nothing to watch with: as on a host where both witnesses are missing. */
 const noEvents = async (): Promise<never> => {
@@ -49,7 +50,9 @@ test('everything that already runs is reported before the watch is ready', async
   await using _ = watch;
   await watch.ready;
   assert.equal(cgroups.get('/pods/pod1/c1'), cgroup.id);
-  assert.deepEqual(processes, [{ pid: program.pid, path: '/pods/pod1/c1', netns: netnsOf('self'), cgroupId: cgroup.id }]);
+  assert.deepEqual(processes, [
+    { pid: program.pid, path: '/pods/pod1/c1', netns: netnsOf('self'), cgroupId: cgroup.id },
+  ]);
   assert.equal(source('process-events').state, 'ok');
   await eventually('the cgroup watch is ok', () => source('cgroup-watch').state === 'ok');
   assert.equal(source('sweep').state, 'ok');
@@ -64,13 +67,21 @@ test('a process event alone brings a nested cgroup, its process and its addresse
   await watch.ready;
   const cgroup = sandbox.cgroup('/a/b/c');
   await using program = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup, netns: host.netns });
-  const seen = await eventually('the process in its namespace', () => processes.find(({ netns }) => netns !== netnsOf('self')));
+  const seen = await eventually('the process in its namespace', () =>
+    processes.find(({ netns }) => netns !== netnsOf('self')),
+  );
   assert.equal(seen.cgroupId, cgroup.id);
   assert.equal(seen.pid, program.pid);
   assert.equal(cgroups.get('/a/b/c'), cgroup.id);
   const addresses = watch.addressesOf(program.pid);
-  assert.deepEqual({ ...addresses, startedTicks: 0 }, { netns: seen.netns, isHost: false, ips: [host.ip4, host.ip6], startedTicks: 0 });
-  assert.ok((addresses?.startedTicks ?? 0) > (watch.addressesOf(process.pid)?.startedTicks ?? Infinity), 'this test began before it');
+  assert.deepEqual(
+    { ...addresses, startedTicks: 0 },
+    { netns: seen.netns, isHost: false, ips: [host.ip4, host.ip6], startedTicks: 0 },
+  );
+  assert.ok(
+    (addresses?.startedTicks ?? 0) > (watch.addressesOf(process.pid)?.startedTicks ?? Infinity),
+    'this test began before it',
+  );
   assert.notEqual(watch.hostNetns(), seen.netns);
   assert.deepEqual(watch.pidsOf('/a/b/c'), [program.pid]);
 });
@@ -106,23 +117,37 @@ test('a process that is moved into a cgroup is reported there', async () => {
   await watch.ready;
   await eventually('the cgroup watch is ok', () => source('cgroup-watch').state === 'ok');
   await using program = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup: one });
-  await eventually('it is seen in the first', () => processes.some(({ pid, cgroupId }) => pid === program.pid && cgroupId === one.id));
+  await eventually('it is seen in the first', () =>
+    processes.some(({ pid, cgroupId }) => pid === program.pid && cgroupId === one.id),
+  );
   writeFileSync(`${two.absolute}/cgroup.procs`, String(program.pid));
-  await eventually('it is seen in the second', () => processes.some(({ pid, cgroupId }) => pid === program.pid && cgroupId === two.id));
+  await eventually('it is seen in the second', () =>
+    processes.some(({ pid, cgroupId }) => pid === program.pid && cgroupId === two.id),
+  );
 });
 
 test('a process of no use is not reported, and one of use is found by the sweep too', async () => {
   await using sandbox = await makeSandbox('watch');
   const [one, two] = [sandbox.cgroup('/one'), sandbox.cgroup('/two')];
   const wanted = new Set([two.id]);
-  const { watch, processes } = watched(sandbox, { subscribe: noWatch, openProcessEvents: noEvents, wantsProcess: (id) => wanted.has(id) });
+  const { watch, processes } = watched(sandbox, {
+    subscribe: noWatch,
+    openProcessEvents: noEvents,
+    wantsProcess: (id) => wanted.has(id),
+  });
   await using _ = watch;
   await watch.ready;
   await using first = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup: one });
   await using second = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup: two });
-  await eventually('both run', () => watch.pidsOf('/one').includes(first.pid) && watch.pidsOf('/two').includes(second.pid));
+  await eventually(
+    'both run',
+    () => watch.pidsOf('/one').includes(first.pid) && watch.pidsOf('/two').includes(second.pid),
+  );
   await watch.sweep();
-  assert.deepEqual(processes.map(({ pid }) => pid), [second.pid]);
+  assert.deepEqual(
+    processes.map(({ pid }) => pid),
+    [second.pid],
+  );
 });
 
 test('processes that are gone at once cost nothing but their report', async () => {
@@ -131,7 +156,11 @@ test('processes that are gone at once cost nothing but their report', async () =
   const { watch, processes, source } = watched(sandbox);
   await using _ = watch;
   await watch.ready;
-  await using program = sandbox.spawn({ cmd: 'sh', args: ['-c', 'for i in $(seq 200); do /bin/true & done; wait'], cgroup });
+  await using program = sandbox.spawn({
+    cmd: 'sh',
+    args: ['-c', 'for i in $(seq 200); do /bin/true & done; wait'],
+    cgroup,
+  });
   assert.equal((await program.exit).code, 0);
   rmdirSync(cgroup.absolute);
   await delay(100);
@@ -147,7 +176,11 @@ test('events lost (the sweep repairs): one follows at once, and finds what was m
     lose = onLost;
     return { fd: -1, [Symbol.dispose]() {} };
   };
-  const { watch, cgroups, source } = watched(sandbox, { subscribe: noWatch, openProcessEvents, onLost: () => void lost++ });
+  const { watch, cgroups, source } = watched(sandbox, {
+    subscribe: noWatch,
+    openProcessEvents,
+    onLost: () => void lost++,
+  });
   await using _ = watch;
   await watch.ready;
   for (const path of ['/a/b', '/c']) {
@@ -163,7 +196,11 @@ test('events lost (the sweep repairs): one follows at once, and finds what was m
 
 test('the sweep alone finds all, and says so', async () => {
   await using sandbox = await makeSandbox('watch');
-  const { watch, cgroups, gone, source } = watched(sandbox, { subscribe: noWatch, openProcessEvents: noEvents, sweepMs: 50 });
+  const { watch, cgroups, gone, source } = watched(sandbox, {
+    subscribe: noWatch,
+    openProcessEvents: noEvents,
+    sweepMs: 50,
+  });
   await using _ = watch;
   await watch.ready;
   const cgroup = sandbox.cgroup('/a/b');
@@ -205,7 +242,11 @@ test('a subscription that takes long, as there are very many cgroups, is not mad
     sandbox.cgroup(`/${n}/a/b/c/d`);
     await delay(100);
   }
-  assert.equal(begun.length, 1, `made anew after ${begun.map((at) => Math.round(at - (begun[0] ?? 0))).join(', ')} ms`);
+  assert.equal(
+    begun.length,
+    1,
+    `made anew after ${begun.map((at) => Math.round(at - (begun[0] ?? 0))).join(', ')} ms`,
+  );
   await eventually('it is made anew in the end', () => begun.length === 2, 4000);
 });
 
@@ -217,7 +258,12 @@ test('a handler that throws is survived by every witness', async () => {
     calls++;
     throw new Error('handler');
   };
-  const { watch, source } = watched(sandbox, { onCgroup: bad, onCgroupGone: bad, onProcess: bad, onLost: bad });
+  const { watch, source } = watched(sandbox, {
+    onCgroup: bad,
+    onCgroupGone: bad,
+    onProcess: bad,
+    onLost: bad,
+  });
   await using _ = watch;
   await using program = sandbox.spawn({ cmd: 'true', cgroup: sandbox.cgroup('/c') });
   await watch.ready;
@@ -239,7 +285,10 @@ test('a closed watch reports nothing and lets the process end', async () => {
   await program.exit;
   await delay(100);
   assert.deepEqual([cgroups.size, processes.length], before);
-  assert.deepEqual(['process-events', 'cgroup-watch', 'sweep'].map((name) => source(name).state), ['off', 'off', 'off']);
+  assert.deepEqual(
+    ['process-events', 'cgroup-watch', 'sweep'].map((name) => source(name).state),
+    ['off', 'off', 'off'],
+  );
 });
 
 /** Watches the sandbox in a process of its own, wrapped by `before`; returns what it printed after 1 s. */
@@ -260,19 +309,41 @@ async function watchedBy(sandbox: Sandbox, before: string[], cgroupRoot = sandbo
     sleep.kill();
     await watch[Symbol.asyncDispose]();`;
   const cwd = fileURLToPath(new URL('../..', import.meta.url));
-  const { code, stdout, stderr } = await run({ cmd: before[0]!, args: [...before.slice(1), process.execPath, '--input-type=module', '-e', script], cwd, cgroup: sandbox.hostCgroup });
+  const { code, stdout, stderr } = await run({
+    cmd: before[0]!,
+    args: [...before.slice(1), process.execPath, '--input-type=module', '-e', script],
+    cwd,
+    cgroup: sandbox.hostCgroup,
+  });
   assert.equal(code, 0, stderr);
-  return JSON.parse(stdout) as { self: number; child: number; sources: { name: string; state: string; detail: string }[]; cgroups: number; processes: { pid: number; path: string }[] };
+  return JSON.parse(stdout) as {
+    self: number;
+    child: number;
+    sources: { name: string; state: string; detail: string }[];
+    cgroups: number;
+    processes: { pid: number; path: string }[];
+  };
 }
 
 test('a watch limit reached (said, and the sweep goes on): with its remedy', async () => {
   await using sandbox = await makeSandbox('watch');
   for (let i = 0; i < 20; i++) sandbox.cgroup(`/p${i}`);
-  const limited = ['unshare', '--user', '--map-root-user', 'sh', '-c', 'echo 8 >/proc/sys/user/max_inotify_watches && exec "$@"', 'sh'];
+  const limited = [
+    'unshare',
+    '--user',
+    '--map-root-user',
+    'sh',
+    '-c',
+    'echo 8 >/proc/sys/user/max_inotify_watches && exec "$@"',
+    'sh',
+  ];
   const { sources, cgroups } = await watchedBy(sandbox, limited);
   const [, processes, watch, sweep] = sources;
   assert.equal(watch?.state, 'failed');
-  assert.match(watch.detail, /limit of \d+ on inotify watches is reached.*sysctl fs\.inotify\.max_user_watches.*the sweep/);
+  assert.match(
+    watch.detail,
+    /limit of \d+ on inotify watches is reached.*sysctl fs\.inotify\.max_user_watches.*the sweep/,
+  );
   assert.equal(processes?.state, 'failed', 'a user namespace hears no process events');
   assert.match(processes.detail, /hostPID: true/);
   assert.equal(sweep?.state, 'ok');
@@ -293,7 +364,10 @@ test('in a cgroup namespace of its own the agent finds its own cgroup and those 
   const beside = sandbox.cgroup('/beside/c');
   await using program = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup: beside });
   const { self, child, processes } = await watchedBy(sandbox, ['unshare', '--cgroup']);
-  assert.deepEqual(processes.find(({ pid }) => pid === program.pid), { pid: program.pid, path: '/beside/c' });
+  assert.deepEqual(
+    processes.find(({ pid }) => pid === program.pid),
+    { pid: program.pid, path: '/beside/c' },
+  );
   const own = processes.filter(({ pid }) => pid === self || pid === child);
   assert.ok(own.length > 0 && own.every(({ path }) => path === '/host'), JSON.stringify(own));
 });
@@ -301,13 +375,26 @@ test('in a cgroup namespace of its own the agent finds its own cgroup and those 
 test('without file descriptors to list a cgroup with, that is said once, and what is new is found as soon as there are some', async () => {
   await using sandbox = await makeSandbox('watch');
   const said: string[] = [];
-  const logger = pino({ level: 'info' }, { write: (line: string) => void said.push((JSON.parse(line) as { msg: string }).msg) });
-  const { watch, cgroups, source } = watched(sandbox, { logger, subscribe: noWatch, openProcessEvents: noEvents });
+  const logger = pino(
+    { level: 'info' },
+    { write: (line: string) => void said.push((JSON.parse(line) as { msg: string }).msg) },
+  );
+  const { watch, cgroups, source } = watched(sandbox, {
+    logger,
+    subscribe: noWatch,
+    openProcessEvents: noEvents,
+  });
   await using _ = watch;
   await watch.ready;
   const limit = sandbox.spawn({
-    cmd: 'sh', cgroup: sandbox.hostCgroup,
-    args: ['-c', 'all=$(prlimit --pid $1 --nofile --noheadings --output SOFT) && prlimit --pid $1 --nofile=3: && echo low && cat && prlimit --pid $1 --nofile=$all: && echo high', 'sh', String(process.pid)],
+    cmd: 'sh',
+    cgroup: sandbox.hostCgroup,
+    args: [
+      '-c',
+      'all=$(prlimit --pid $1 --nofile --noheadings --output SOFT) && prlimit --pid $1 --nofile=3: && echo low && cat && prlimit --pid $1 --nofile=$all: && echo high',
+      'sh',
+      String(process.pid),
+    ],
   });
   await limit.line(/low/);
   try {

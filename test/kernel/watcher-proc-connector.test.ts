@@ -12,7 +12,11 @@ const SO_DETACH_FILTER = 27;
 
 test('exec events arrive with the PID of the process', async () => {
   const pids: number[] = [];
-  using _ = await openProcConnector({ onExec: (pid) => void pids.push(pid), onLost: () => assert.fail('lost'), onBroken: assert.fail });
+  using _ = await openProcConnector({
+    onExec: (pid) => void pids.push(pid),
+    onLost: () => assert.fail('lost'),
+    onBroken: assert.fail,
+  });
   // One exec of sh and one of env, by the same process.
   const { stdout } = await run({ cmd: 'sh', args: ['-c', 'echo $$; exec env'] });
   const pid = Number(stdout.split('\n')[0]);
@@ -38,16 +42,20 @@ test('forks and exits stay in the kernel', async () => {
 
 test('from Linux 6.6 on, the kernel keeps forks and exits from the socket before its filter sees them', async (t) => {
   const [major = 0, minor = 0] = release().split('.').map(Number);
-  if (major < 6 || (major === 6 && minor < 6)) return t.skip(`Linux ${release()} has no choice of process events`);
+  if (major < 6 || (major === 6 && minor < 6))
+    return t.skip(`Linux ${release()} has no choice of process events`);
   const kinds = new Set<number>();
   const { fd, ...connector } = await openProcConnector({
-    onExec() {}, onLost() {}, onBroken: assert.fail,
+    onExec() {},
+    onLost() {},
+    onBroken: assert.fail,
     attachFilter: (socket) => setsockopt(socket, SOL_SOCKET, SO_DETACH_FILTER, Buffer.alloc(4), 'no filter'),
   });
   using _ = connector;
   // Synchronous, so that what was queued meanwhile can be read here.
   spawnSync('sh', ['-c', 'i=0; while [ $i -lt 50 ]; do (:); i=$((i+1)); done']);
-  for (const event = Buffer.alloc(1024); recv(fd, event) > 0; ) kinds.add(new Uint32Array(event.buffer, event.byteOffset, 20)[36 / 4] ?? 0);
+  for (const event = Buffer.alloc(1024); recv(fd, event) > 0; )
+    kinds.add(new Uint32Array(event.buffer, event.byteOffset, 20)[36 / 4] ?? 0);
   kinds.delete(0); // the answer to somebody's subscription, of before
   assert.deepEqual([...kinds], [2]); // PROC_EVENT_EXEC
 });
@@ -55,7 +63,12 @@ test('from Linux 6.6 on, the kernel keeps forks and exits from the socket before
 test('an overflow is told, and events go on afterwards', async () => {
   const pids: number[] = [];
   let lost = 0;
-  const connector = await openProcConnector({ receiveBuffer: 2_304, onExec: (pid) => void pids.push(pid), onLost: () => void lost++, onBroken: assert.fail });
+  const connector = await openProcConnector({
+    receiveBuffer: 2_304,
+    onExec: (pid) => void pids.push(pid),
+    onLost: () => void lost++,
+    onBroken: assert.fail,
+  });
   using _ = connector;
   // Synchronous, so that nobody reads meanwhile.
   spawnSync('sh', ['-c', 'for i in $(seq 100); do /bin/true; done']);

@@ -23,7 +23,8 @@ function recorded(sandbox: Sandbox, onAppeared: (cgroup: Cgroup) => void = () =>
   return { tree, log, ids, take: () => log.splice(0) };
 }
 
-const remove = (sandbox: Sandbox, ...paths: string[]): void => paths.forEach((path) => rmdirSync(sandbox.cgroupRoot + path));
+const remove = (sandbox: Sandbox, ...paths: string[]): void =>
+  paths.forEach((path) => rmdirSync(sandbox.cgroupRoot + path));
 
 test('the first sweep reports all cgroups with their ids, parents first', async () => {
   await using sandbox = await makeSandbox('tree');
@@ -176,10 +177,12 @@ test('look-ups and changes in the middle of a sweep leave a true tree', async ()
   await Promise.all(sweeping);
   await tree.sweep();
   const alive = new Map<string, number>();
-  for (const entry of log) alive.set(entry.slice(1), (alive.get(entry.slice(1)) ?? 0) + (entry.startsWith('+') ? 1 : -1));
+  for (const entry of log)
+    alive.set(entry.slice(1), (alive.get(entry.slice(1)) ?? 0) + (entry.startsWith('+') ? 1 : -1));
   assert.deepEqual(new Set(alive.values()), new Set([0, 1]), 'each is reported once until it is gone');
   assert.equal([...alive.values()].filter((n) => n === 1).length, 1 + 1 + 20 + 300);
-  for (const { id, path } of tree.cgroups.values()) assert.equal(statSync(sandbox.cgroupRoot + path, { bigint: true }).ino, id);
+  for (const { id, path } of tree.cgroups.values())
+    assert.equal(statSync(sandbox.cgroupRoot + path, { bigint: true }).ino, id);
 });
 
 test('10,000 cgroups: they are swept in slices that leave the event loop free', async () => {

@@ -42,27 +42,59 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     sandbox = await makeSandbox('kube-annotation');
     cluster = await startCluster(sandbox, { audit: true });
     account = await cluster.serviceAccount({ name: 'agent', rules: RULES });
-    await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }), podObject('web', { node: 'node-a', namespace: 'shop' }));
+    await cluster.apply(
+      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
+      podObject('web', { node: 'node-a', namespace: 'shop' }),
+    );
     sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('web')}/${containerId('web')}`);
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
-  const uidOf = async (name: string): Promise<string> => (await cluster.pod('shop', name))?.metadata.uid ?? '';
-  const annotationOf = async (name: string): Promise<string | undefined> => (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION];
-  const becomes = (name: string, value: string | undefined) => eventually(`${name} has the annotation ${value}`, async () => (await annotationOf(name)) === value, 10_000);
+  const uidOf = async (name: string): Promise<string> =>
+    (await cluster.pod('shop', name))?.metadata.uid ?? '';
+  const annotationOf = async (name: string): Promise<string | undefined> =>
+    (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION];
+  const becomes = (name: string, value: string | undefined) =>
+    eventually(
+      `${name} has the annotation ${value}`,
+      async () => (await annotationOf(name)) === value,
+      10_000,
+    );
   const events = async (name: string): Promise<EventObject[]> =>
-    (await cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events')).items.filter(({ involvedObject }) => involvedObject.name === name);
-  const reasons = async (name: string): Promise<string[]> => (await events(name)).map(({ reason }) => reason).sort();
-  const hasEvent = (name: string, reason: string) => eventually(`${name} has an Event ${reason}`, async () => (await reasons(name)).includes(reason), 10_000);
-  const label = (what: string, ...labels: string[]) => cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what.split('/'), ...labels);
-  const patches = (): number => cluster.requests().filter(({ verb, uri }) => verb === 'patch' && uri.includes('/status')).length;
+    (await cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events')).items.filter(
+      ({ involvedObject }) => involvedObject.name === name,
+    );
+  const reasons = async (name: string): Promise<string[]> =>
+    (await events(name)).map(({ reason }) => reason).sort();
+  const hasEvent = (name: string, reason: string) =>
+    eventually(`${name} has an Event ${reason}`, async () => (await reasons(name)).includes(reason), 10_000);
+  const label = (what: string, ...labels: string[]) =>
+    cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what.split('/'), ...labels);
+  const patches = (): number =>
+    cluster.requests().filter(({ verb, uri }) => verb === 'patch' && uri.includes('/status')).length;
   const start = async (...more: string[]): Promise<Running> => {
     const agent = sandbox.spawn({
       cmd: program,
-      args: ['run', '--source', 'kube', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`, '--http', '127.0.0.1:0', ...(more.includes('--node') ? [] : ['--node', 'node-a']), ...more],
+      args: [
+        'run',
+        '--source',
+        'kube',
+        '--cgroup-root',
+        sandbox.cgroupRoot,
+        '--bpffs-root',
+        `${sandbox.bpffs}/cgroute`,
+        '--http',
+        '127.0.0.1:0',
+        ...(more.includes('--node') ? [] : ['--node', 'node-a']),
+        ...more,
+      ],
       env: { KUBECONFIG: account.kubeconfig() },
     });
-    await eventually('it is ready', () => [...agent.stdout, ...agent.stderr].some((line) => line.includes('"msg":"ready"')), 10_000);
+    await eventually(
+      'it is ready',
+      () => [...agent.stdout, ...agent.stderr].some((line) => line.includes('"msg":"ready"')),
+      10_000,
+    );
     return agent;
   };
 
@@ -74,7 +106,10 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await becomes('web', undefined);
     await hasEvent('web', 'MeshRemoved');
     const [event] = await events('web');
-    assert.deepEqual([event?.source, event?.type, event?.involvedObject.uid], [{ component: 'cgroute', host: 'node-a' }, 'Normal', await uidOf('web')]);
+    assert.deepEqual(
+      [event?.source, event?.type, event?.involvedObject.uid],
+      [{ component: 'cgroute', host: 'node-a' }, 'Normal', await uidOf('web')],
+    );
     await label('pod/web', 'istio.io/dataplane-mode-');
     await becomes('web', 'enabled');
     assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
@@ -109,7 +144,10 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     }
     assert.equal(uids.size, 2);
     const said = await events('live');
-    assert.deepEqual(said.map(({ reason, involvedObject }) => `${reason} ${involvedObject.uid}`).sort(), [...uids].map((uid) => `MeshEnrolled ${uid}`).sort());
+    assert.deepEqual(
+      said.map(({ reason, involvedObject }) => `${reason} ${involvedObject.uid}`).sort(),
+      [...uids].map((uid) => `MeshEnrolled ${uid}`).sort(),
+    );
     await agent.stop('SIGTERM');
   });
 
@@ -130,7 +168,11 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await label('pod/web', 'kmesh.net/bypass=enabled');
     await hasEvent('web', 'BypassRefused');
     await label('pod/web', 'kmesh.net/bypass=sideways', 'istio.io/dataplane-mode=abmient');
-    await eventually('both labels are said', async () => (await reasons('web')).filter((reason) => reason === 'LabelNotUnderstood').length === 2, 10_000);
+    await eventually(
+      'both labels are said',
+      async () => (await reasons('web')).filter((reason) => reason === 'LabelNotUnderstood').length === 2,
+      10_000,
+    );
     assert.equal(await annotationOf('web'), 'enabled');
     await label('pod/web', 'kmesh.net/bypass-', 'istio.io/dataplane-mode-');
     await agent.stop('SIGTERM');
@@ -143,7 +185,14 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await cluster.api.patch(role, 'merge-patch+json', { rules: RULES.slice(0, 1) });
     await using agent = await start();
     await label('pod/web', 'istio.io/dataplane-mode=none');
-    await eventually('it says that it may not', () => [...agent.stdout, ...agent.stderr].some((line) => /annotation of pod shop\/web could not be written.*403/.test(line)), 10_000);
+    await eventually(
+      'it says that it may not',
+      () =>
+        [...agent.stdout, ...agent.stderr].some((line) =>
+          /annotation of pod shop\/web could not be written.*403/.test(line),
+        ),
+      10_000,
+    );
     assert.equal(await annotationOf('web'), 'enabled');
     await cluster.api.patch(role, 'merge-patch+json', { rules: RULES });
     await becomes('web', undefined);
@@ -172,9 +221,16 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
   test("never annotates a namesake, and stops when the pod isn't there", async () => {
     using client = openKubeClient({ access: kubeAccess({ env: { KUBECONFIG: account.kubeconfig() } }) });
     const logged: string[] = [];
-    using annotator = makePodAnnotator({ client, logger: pino({}, { write: (line) => void logged.push(line) }), backoffMs: [50, 100] });
+    using annotator = makePodAnnotator({
+      client,
+      logger: pino({}, { write: (line) => void logged.push(line) }),
+      backoffMs: [50, 100],
+    });
     const web = podOf(await cluster.pod('shop', 'web')) as Pod;
-    const others = [{ ...web, uid: '2c48913c-b29f-11e7-9350-020968147796' }, { ...web, name: 'nobody', uid: '2c48913c-b29f-11e7-9350-020968147797' }];
+    const others = [
+      { ...web, uid: '2c48913c-b29f-11e7-9350-020968147796' },
+      { ...web, name: 'nobody', uid: '2c48913c-b29f-11e7-9350-020968147797' },
+    ];
     const before = patches();
     for (const pod of others) annotator.want(pod, true);
     await annotator.settled(others.map(({ uid }) => uid));

@@ -26,8 +26,10 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
   });
   after(() => f?.[Symbol.asyncDispose]());
 
-  const age = async (): Promise<number> => (await f.node.metrics()).get('cgroute_source_last_event_age_seconds{source="pods"}') ?? NaN;
-  const verdictOf = async (name: string): Promise<string | undefined> => (await f.node.status()).pods.find((pod) => pod.name === name)?.reason;
+  const age = async (): Promise<number> =>
+    (await f.node.metrics()).get('cgroute_source_last_event_age_seconds{source="pods"}') ?? NaN;
+  const verdictOf = async (name: string): Promise<string | undefined> =>
+    (await f.node.status()).pods.find((pod) => pod.name === name)?.reason;
 
   test('killed, and back after a while', async () => {
     const stands = await f.standing();
@@ -35,13 +37,13 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.isCutOff(/cannot be reached/);
     const before = await age();
     await delay(1000);
-    assert.ok(await age() >= before + 1);
+    assert.ok((await age()) >= before + 1);
     await stands();
     await f.mesh.cluster.startApiServer();
     await f.change();
     await f.isBack();
-    assert.ok(await f.restarts('unreachable') > 0);
-    assert.ok(await age() < 30);
+    assert.ok((await f.restarts('unreachable')) > 0);
+    assert.ok((await age()) < 30);
   });
 
   test('stopped in order, and back', async () => {
@@ -65,9 +67,9 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
       await delay(10); // for a try that fails at once
     }
     await stands();
-    assert.ok(await age() >= 3600, String(await age()));
+    assert.ok((await age()) >= 3600, String(await age()));
     await f.isCutOff(/not followed since .*\((3[6-9]\d\d) s\)/);
-    const more = await f.restarts('unreachable') - tries;
+    const more = (await f.restarts('unreachable')) - tries;
     // Ever later, up to half a minute: some two hundred in an hour.
     assert.ok(more > 60 && more < 400, `${more} tries in an hour`);
     await f.change();
@@ -78,18 +80,26 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
 
   test('cut off in the middle of events, time and again', async () => {
     const { kubectl } = f.mesh.cluster;
-    const broken = async (): Promise<number> => await f.restarts('cut') + await f.restarts('unreachable');
+    const broken = async (): Promise<number> => (await f.restarts('cut')) + (await f.restarts('unreachable'));
     for (let round = 0; round < 4; round++) {
       const before = await broken();
       // Each connection lives for its handshake and a few events, and is cut wherever it is then.
       f.proxy.set({ cutAfterBytes: 6000 + round * 1777 });
       f.proxy.cut();
-      for (let i = 0; await broken() < before + 3; i++) {
-        assert.ok(i < 50, `${await broken() - before} cuts after ${i} events`);
+      for (let i = 0; (await broken()) < before + 3; i++) {
+        assert.ok(i < 50, `${(await broken()) - before} cuts after ${i} events`);
         await kubectl('-n', 'shop', 'annotate', 'pod', '--all', `x=${'y'.repeat(3000)}${i}`, '--overwrite');
         await f.hurry();
       }
-      await kubectl('-n', 'shop', 'label', 'pod', 'flip', '--overwrite', `${MODE}=${round % 2 === 0 ? 'none' : 'ambient'}`);
+      await kubectl(
+        '-n',
+        'shop',
+        'label',
+        'pod',
+        'flip',
+        '--overwrite',
+        `${MODE}=${round % 2 === 0 ? 'none' : 'ambient'}`,
+      );
       await f.travels();
     }
     f.proxy.set({});
@@ -107,7 +117,7 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.mesh.cluster.compact();
     f.proxy.set({});
     await f.isBack();
-    assert.ok(await f.restarts('expired') > 0);
+    assert.ok((await f.restarts('expired')) > 0);
   });
 
   test('slow', async () => {
@@ -116,7 +126,10 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.isBack();
     f.proxy.cut();
     await f.change();
-    assert.deepEqual([(await f.node.http('healthz')).status, (await f.node.http('readyz')).status], [200, 200]);
+    assert.deepEqual(
+      [(await f.node.http('healthz')).status, (await f.node.http('readyz')).status],
+      [200, 200],
+    );
     await f.isBack();
     // Slower than the agent's patience at its start: it attaches with what the maps hold, and is ready later.
     await f.node.agent.stop();
@@ -131,14 +144,15 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
   });
 
   test('and the wall clock jumps: a year ahead, two back, beyond the end of all certificates', async () => {
-    const restarts = async (): Promise<number> => await f.restarts('unreachable') + await f.restarts('cut') + await f.restarts('idle');
+    const restarts = async (): Promise<number> =>
+      (await f.restarts('unreachable')) + (await f.restarts('cut')) + (await f.restarts('idle'));
     const before = await restarts();
     for (const years of [1, -1, 0]) {
       const stands = await f.standing();
       f.jump(years * YEAR);
       await delay(300);
       await stands();
-      assert.ok(await age() < 120, 'the age is not by the wall clock');
+      assert.ok((await age()) < 120, 'the age is not by the wall clock');
       await f.change();
       await f.isBack();
     }
@@ -159,9 +173,15 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     f.proxy.set({ refuse: true });
     f.launch({ config: 'unknownPods: deny' });
     await f.node.agent.logged('serving', 15_000);
-    assert.deepEqual([(await f.node.http('healthz')).status, (await f.node.http('readyz')).status], [200, 503]);
+    assert.deepEqual(
+      [(await f.node.http('healthz')).status, (await f.node.http('readyz')).status],
+      [200, 503],
+    );
     assert.match((await f.node.http('readyz')).text, /not ready/);
-    assert.match((await f.node.status()).sources.find(({ name }) => name === 'pods')?.detail ?? '', /never listed; since .*cannot be reached/);
+    assert.match(
+      (await f.node.status()).sources.find(({ name }) => name === 'pods')?.detail ?? '',
+      /never listed; since .*cannot be reached/,
+    );
     const enrolled = await f.node.kubelet.started('shop', 'enrolled');
     assert.equal(await f.node.travel(enrolled.place()), 'EPERM', 'unknownPods: deny');
     f.proxy.set({});
@@ -169,6 +189,12 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     assert.equal((await f.node.http('readyz')).status, 200);
     await f.isBack();
     assert.equal(await verdictOf('enrolled'), 'namespace-label');
-    await eventually('it is annotated', async () => (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.['ambient.istio.io/redirection'] === 'enabled');
+    await eventually(
+      'it is annotated',
+      async () =>
+        (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.[
+          'ambient.istio.io/redirection'
+        ] === 'enabled',
+    );
   });
 });

@@ -39,15 +39,12 @@ static int64_t offset_of(clockid_t id)
 {
 	switch (id) {
 	case CLOCK_REALTIME:
-	case CLOCK_REALTIME_COARSE:
-		return offsets[0];
+	case CLOCK_REALTIME_COARSE: return offsets[0];
 	case CLOCK_MONOTONIC:
 	case CLOCK_MONOTONIC_COARSE:
 	case CLOCK_MONOTONIC_RAW:
-	case CLOCK_BOOTTIME:
-		return offsets[1];
-	default:
-		return 0;
+	case CLOCK_BOOTTIME: return offsets[1];
+	default: return 0;
 	}
 }
 
@@ -90,10 +87,12 @@ static struct timespec moved_back(clockid_t id, const struct timespec *until)
 {
 	int64_t ns = until->tv_sec * SECOND + until->tv_nsec - offset_of(id);
 
-	return ns < 0 ? (struct timespec){} : (struct timespec){ .tv_sec = ns / SECOND, .tv_nsec = ns % SECOND };
+	return ns < 0 ? (struct timespec){}
+		      : (struct timespec){ .tv_sec = ns / SECOND, .tv_nsec = ns % SECOND };
 }
 
-int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t id, const struct timespec *until)
+int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid_t id,
+			   const struct timespec *until)
 {
 	static int (*next)(pthread_cond_t *, pthread_mutex_t *, clockid_t, const struct timespec *);
 	struct timespec real = moved_back(id, until);
@@ -104,10 +103,12 @@ int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, clockid
 }
 
 /* By which clock is the condition's secret; no machine has been up since 2001. */
-int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
+int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+			   const struct timespec *until)
 {
 	static int (*next)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-	struct timespec real = moved_back(until->tv_sec > 1000000000 ? CLOCK_REALTIME : CLOCK_MONOTONIC, until);
+	struct timespec real =
+		moved_back(until->tv_sec > 1000000000 ? CLOCK_REALTIME : CLOCK_MONOTONIC, until);
 
 	if (!next)
 		next = (typeof(next))dlsym(RTLD_NEXT, "pthread_cond_timedwait");

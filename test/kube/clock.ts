@@ -14,7 +14,19 @@ export interface Clock {
 /** Builds the library, and makes a clock that is right. */
 export async function makeClock(sandbox: Sandbox, name = 'clock'): Promise<Clock> {
   const [library, offsets] = [sandbox.file(`${name}.so`), sandbox.file(`${name}.offsets`)];
-  await must({ cmd: 'clang', args: ['-shared', '-fPIC', '-O2', '-Wall', '-Werror', '-o', library, resolve(import.meta.dirname, 'clock.c')] });
+  await must({
+    cmd: 'clang',
+    args: [
+      '-shared',
+      '-fPIC',
+      '-O2',
+      '-Wall',
+      '-Werror',
+      '-o',
+      library,
+      resolve(import.meta.dirname, 'clock.c'),
+    ],
+  });
   writeFileSync(offsets, Buffer.alloc(16));
   return {
     env: { LD_PRELOAD: library, CLOCK_OFFSETS: offsets },

@@ -31,7 +31,12 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
   function tokenUntil(secondsFromNow: number): string {
     const [header = '', payload = ''] = readFileSync(tokenFile(), 'utf8').split('.');
     const now = Math.floor(Date.now() / 1000);
-    const claims = { ...(JSON.parse(Buffer.from(payload, 'base64url').toString()) as object), exp: now + secondsFromNow, iat: now - 3600, nbf: now - 3600 };
+    const claims = {
+      ...(JSON.parse(Buffer.from(payload, 'base64url').toString()) as object),
+      exp: now + secondsFromNow,
+      iat: now - 3600,
+      nbf: now - 3600,
+    };
     const text = `${header}.${Buffer.from(JSON.stringify(claims)).toString('base64url')}`;
     const key = createPrivateKey(readFileSync(kube('service-accounts.key')));
     return `${text}.${sign('sha256', Buffer.from(text), { key, dsaEncoding: 'ieee-p1363' }).toString('base64url')}`;
@@ -40,10 +45,17 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
   /** The fingerprint of the certificate that the API server shows now. */
   async function shown(): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    const socket = connect({ port: Number(new URL(f.mesh.cluster.endpoint.url).port), host: '127.0.0.1', rejectUnauthorized: false }, () => {
-      resolve(socket.getPeerCertificate().fingerprint256);
-      socket.destroy();
-    });
+    const socket = connect(
+      {
+        port: Number(new URL(f.mesh.cluster.endpoint.url).port),
+        host: '127.0.0.1',
+        rejectUnauthorized: false,
+      },
+      () => {
+        resolve(socket.getPeerCertificate().fingerprint256);
+        socket.destroy();
+      },
+    );
     socket.once('error', reject);
     return promise;
   }
@@ -53,19 +65,27 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     const before = await shown();
     copyFileSync(keyFile, kube('kube-apiserver.key'));
     copyFileSync(certFile, kube('kube-apiserver.crt'));
-    await eventually('the API server shows its new certificate', async () => await shown() !== before, 90_000);
+    await eventually(
+      'the API server shows its new certificate',
+      async () => (await shown()) !== before,
+      90_000,
+    );
   }
 
   test('is taken away by RBAC, and given back', async () => {
     const stands = await f.standing();
     await f.account.revoke();
     try {
-      await eventually('it is refused', async () => {
-        // The API server learns of it some time later, and lets a watch go on that it once allowed.
-        f.proxy.cut();
-        await delay(1000);
-        return await f.restarts('refused') > 0;
-      }, 20_000);
+      await eventually(
+        'it is refused',
+        async () => {
+          // The API server learns of it some time later, and lets a watch go on that it once allowed.
+          f.proxy.cut();
+          await delay(1000);
+          return (await f.restarts('refused')) > 0;
+        },
+        20_000,
+      );
       await f.isCutOff(/403.*forbidden.*expected a role/i);
       await stands();
       await f.change();
@@ -131,10 +151,21 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     const authorities = join(f.account.directory, 'ca.crt');
     const own = readFileSync(authorities, 'utf8');
     replaceFile(authorities, `${own}\n${authority.cert}`);
-    const admin = writeKubeconfig(join(other, 'admin'), { url: f.mesh.cluster.endpoint.url, ca: authority.cert }, { 'client-certificate': kube('admin.crt'), 'client-key': kube('admin.key') });
-    const { code, stderr } = await f.mesh.cluster.tryKubectl(['label', '-n', 'shop', 'pod', 'flip', '--overwrite', `${MODE}=none`], { kubeconfig: admin });
+    const admin = writeKubeconfig(
+      join(other, 'admin'),
+      { url: f.mesh.cluster.endpoint.url, ca: authority.cert },
+      { 'client-certificate': kube('admin.crt'), 'client-key': kube('admin.key') },
+    );
+    const { code, stderr } = await f.mesh.cluster.tryKubectl(
+      ['label', '-n', 'shop', 'pod', 'flip', '--overwrite', `${MODE}=none`],
+      { kubeconfig: admin },
+    );
     assert.equal(code, 0, stderr);
-    await f.node.until('the label has come', ({ pods }) => pods.find(({ name }) => name === 'flip')?.reason === 'pod-opt-out', 40_000);
+    await f.node.until(
+      'the label has come',
+      ({ pods }) => pods.find(({ name }) => name === 'flip')?.reason === 'pod-opt-out',
+      40_000,
+    );
 
     await serveWith(renewed);
     f.proxy.cut();
@@ -146,7 +177,7 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     await f.isBack();
   });
 
-  test('has a client certificate that is nobody\'s, and then one that is', async () => {
+  test("has a client certificate that is nobody's, and then one that is", async () => {
     await f.node.agent.stop();
     const directory = f.mesh.sandbox.file('client-certificate');
     mkdirSync(directory);
@@ -158,7 +189,12 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     const good = await f.mesh.cluster.certificate('agent', 'system:masters');
     put(good);
     const endpoint = { ...f.mesh.cluster.endpoint, url: f.proxy.url };
-    await f.start({ kubeconfig: writeKubeconfig(join(directory, 'kubeconfig'), endpoint, { 'client-certificate': file, 'client-key': key }) });
+    await f.start({
+      kubeconfig: writeKubeconfig(join(directory, 'kubeconfig'), endpoint, {
+        'client-certificate': file,
+        'client-key': key,
+      }),
+    });
     const stands = await f.standing();
     const strange = f.mesh.sandbox.file('strange-authority');
     mkdirSync(strange);

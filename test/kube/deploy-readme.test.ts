@@ -9,24 +9,39 @@ import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const deploy = resolve(import.meta.dirname, '../../deploy');
-const lines = readFileSync(`${deploy}/README.md`, 'utf8').replaceAll(/\s*\\\n\s*/g, ' ').split('\n');
+const lines = readFileSync(`${deploy}/README.md`, 'utf8')
+  .replaceAll(/\s*\\\n\s*/g, ' ')
+  .split('\n');
 
 /** What follows `--set` on the command lines that install or upgrade the chart, and in what is said beside them. */
 function settings(): string[][] {
   return lines
     .filter((line) => /--set /.test(line))
-    .map((line) => [...line.matchAll(/--set (?:'([^']+)'|([^\s'`]+))/g)].map(([, quoted, plain]) => quoted ?? plain ?? ''));
+    .map((line) =>
+      [...line.matchAll(/--set (?:'([^']+)'|([^\s'`]+))/g)].map(([, quoted, plain]) => quoted ?? plain ?? ''),
+    );
 }
 
 test('the chart takes all that deploy/README.md sets', { skip: HELM_MISSING }, async () => {
   const all = settings();
   assert.ok(all.length >= 4 && all.every((some) => some.length > 0));
   for (const some of all) {
-    const { code, stderr } = await template(...some.flatMap((setting) => ['--set', setting]), '--api-versions', 'monitoring.coreos.com/v1');
+    const { code, stderr } = await template(
+      ...some.flatMap((setting) => ['--set', setting]),
+      '--api-versions',
+      'monitoring.coreos.com/v1',
+    );
     assert.equal(code, 0, `${some.join(' ')}: ${stderr}`);
   }
-  for (const setting of ['config.meshModes={ambient}', 'config.meshModes={ambient,cgroute}', 'config.proxy.namespaces={kmesh-system}']) {
-    assert.ok(lines.some((line) => line.includes(setting)), setting);
+  for (const setting of [
+    'config.meshModes={ambient}',
+    'config.meshModes={ambient,cgroute}',
+    'config.proxy.namespaces={kmesh-system}',
+  ]) {
+    assert.ok(
+      lines.some((line) => line.includes(setting)),
+      setting,
+    );
     assert.equal((await template('--set', setting)).code, 0, setting);
   }
 });
@@ -35,5 +50,9 @@ test('the API server takes the examples as they are', { skip: KUBE_MISSING }, as
   await using sandbox = await makeSandbox('deploy-readme');
   await using cluster = await startCluster(sandbox);
   const said = await cluster.kubectl('apply', '--validate=strict', '-f', `${deploy}/examples/haproxy.yaml`);
-  assert.deepEqual(said.trim().split('\n'), ['namespace/node-proxy created', 'configmap/node-proxy created', 'daemonset.apps/node-proxy created']);
+  assert.deepEqual(said.trim().split('\n'), [
+    'namespace/node-proxy created',
+    'configmap/node-proxy created',
+    'daemonset.apps/node-proxy created',
+  ]);
 });

@@ -27,16 +27,20 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
   after(() => mesh?.[Symbol.asyncDispose]());
 
   /** Not by kubectl, whose start would give the watches time. */
-  const label = (mode: string): Promise<void> => mesh.cluster.apply(namespaceObject('shop', mode === '' ? {} : { [MODE]: mode }));
+  const label = (mode: string): Promise<void> =>
+    mesh.cluster.apply(namespaceObject('shop', mode === '' ? {} : { [MODE]: mode }));
   async function run(name: string): Promise<PodOnNode> {
     await mesh.cluster.apply(servingPod(name, { node: 'node-a', namespace: 'shop' }));
     return node.kubelet.running('shop', name);
   }
   const reasonOf = async (name: string): Promise<string | undefined> => {
-    const { pods } = await node.until(`${name} is known`, ({ pods: known }) => known.some((pod) => pod.name === name));
+    const { pods } = await node.until(`${name} is known`, ({ pods: known }) =>
+      known.some((pod) => pod.name === name),
+    );
     return pods.find((pod) => pod.name === name)?.reason;
   };
-  const isAnnotated = async (name: string): Promise<boolean> => (await mesh.cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
+  const isAnnotated = async (name: string): Promise<boolean> =>
+    (await mesh.cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
 
   /** All have these reasons, and keep them. One of the two watches may be behind the other for a while. */
   async function assertReasons(expected: ReadonlyMap<string, string>): Promise<void> {
@@ -52,11 +56,17 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
     assert.deepEqual(reasons, [...expected], 'another label later changes none of them');
     await label('none');
   }
-  const make = (name: string): Promise<void> => mesh.cluster.apply(servingPod(name, { node: 'node-a', namespace: 'shop', labels: { runtime: 'none' } }));
-  const clear = (): Promise<unknown> => mesh.cluster.kubectl('-n', 'shop', 'delete', 'pod', '--all', '--grace-period=0', '--force');
+  const make = (name: string): Promise<void> =>
+    mesh.cluster.apply(servingPod(name, { node: 'node-a', namespace: 'shop', labels: { runtime: 'none' } }));
+  const clear = (): Promise<unknown> =>
+    mesh.cluster.kubectl('-n', 'shop', 'delete', 'pod', '--all', '--grace-period=0', '--force');
   /** A label that is removed has no time. */
   const MODES = ['ambient', '', 'ambient', 'none'];
-  const ROUNDS = Array.from({ length: 50 }, (_, round) => ({ name: `quick-${round}`, mode: MODES[round % 4] ?? '', before: MODES[(round + 3) % 4] ?? '' }));
+  const ROUNDS = Array.from({ length: 50 }, (_, round) => ({
+    name: `quick-${round}`,
+    mode: MODES[round % 4] ?? '',
+    before: MODES[(round + 3) % 4] ?? '',
+  }));
   const reasonUnder = (mode: string): string => (mode === 'ambient' ? 'namespace-label' : 'not-enrolled');
 
   test('a pod that is made right after its namespace was labelled follows the label, fifty times', async () => {
@@ -83,7 +93,12 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
     await mesh.cluster.apply({ ...waiting, spec });
     await delay(2500);
     await label('ambient');
-    const binding = { apiVersion: 'v1', kind: 'Binding', metadata: { name: 'waiting' }, target: { apiVersion: 'v1', kind: 'Node', name: 'node-a' } };
+    const binding = {
+      apiVersion: 'v1',
+      kind: 'Binding',
+      metadata: { name: 'waiting' },
+      target: { apiVersion: 'v1', kind: 'Node', name: 'node-a' },
+    };
     await mesh.cluster.api.request('POST', '/api/v1/namespaces/shop/pods/waiting/binding', binding);
     assert.equal(await reasonOf('waiting'), 'not-enrolled');
     await label('none');
@@ -95,23 +110,37 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
     await mesh.cluster.kubectl('label', 'namespace', 'shop', '--overwrite', `${MODE}=ambient`);
     const young = await run('young');
     await eventually('its annotation says so', () => isAnnotated('young'));
-    assert.deepEqual([await node.travel(old.place()), await node.travel(young.place())], ['direct', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(old.place()), await node.travel(young.place())],
+      ['direct', 'redirected'],
+    );
     assert.equal(await isAnnotated('old'), false);
     await node.agent.stop();
     await mesh.cluster.kubectl('label', 'namespace', 'shop', `${MODE}-`);
     await node.startAgent({ config });
-    assert.deepEqual([await node.travel(old.place()), await node.travel(young.place())], ['direct', 'redirected']);
+    assert.deepEqual(
+      [await node.travel(old.place()), await node.travel(young.place())],
+      ['direct', 'redirected'],
+    );
     assert.deepEqual([await isAnnotated('old'), await isAnnotated('young')], [false, true]);
   });
 
   test("a pod's own label flips it at once, and resets what it had open", async () => {
     const old = await run('own');
     assert.equal(await reasonOf('own'), 'not-enrolled');
-    const held = mesh.sandbox.spawn({ ...old.place(), cmd: SOCK, args: ['connect', '--hold', mesh.server.ip, String(mesh.server.port)] });
+    const held = mesh.sandbox.spawn({
+      ...old.place(),
+      cmd: SOCK,
+      args: ['connect', '--hold', mesh.server.ip, String(mesh.server.port)],
+    });
     assert.ok((await held.json<Connected>()).ok);
     await mesh.cluster.kubectl('-n', 'shop', 'label', 'pod', 'own', `${MODE}=ambient`);
     // No connection until then: one that is open when the verdict changes is reset and counted like the held one.
-    const resets = (): unknown[] => node.agent.log().filter(({ msg }) => /shop\/own changed: connections that it had open were reset/.test(msg ?? '')).map(({ closed }) => closed);
+    const resets = (): unknown[] =>
+      node.agent
+        .log()
+        .filter(({ msg }) => /shop\/own changed: connections that it had open were reset/.test(msg ?? ''))
+        .map(({ closed }) => closed);
     await eventually('the agent says that it is through', () => resets().length > 0);
     assert.deepEqual(resets(), [1]);
     assert.equal(await node.travel(old.place()), 'redirected');
@@ -124,11 +153,25 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
     await node.agent.stop();
     await node.startAgent({
       config,
-      start: (args) => ({ cmd: 'setpriv', args: ['--inh-caps=-sys_admin', '--bounding-set=-sys_admin', process.execPath, 'dist/cgroute.mjs', ...args] }),
+      start: (args) => ({
+        cmd: 'setpriv',
+        args: [
+          '--inh-caps=-sys_admin',
+          '--bounding-set=-sys_admin',
+          process.execPath,
+          'dist/cgroute.mjs',
+          ...args,
+        ],
+      }),
     });
-    const held = mesh.sandbox.spawn({ ...pod.place(), cmd: SOCK, args: ['connect', '--hold', mesh.server.ip, String(mesh.server.port)] });
+    const held = mesh.sandbox.spawn({
+      ...pod.place(),
+      cmd: SOCK,
+      args: ['connect', '--hold', mesh.server.ip, String(mesh.server.port)],
+    });
     assert.ok((await held.json<Connected>()).ok);
-    const failures = async (): Promise<number> => (await node.metrics()).get('cgroute_connection_reset_failures_total{errno="EPERM"}') ?? NaN;
+    const failures = async (): Promise<number> =>
+      (await node.metrics()).get('cgroute_connection_reset_failures_total{errno="EPERM"}') ?? NaN;
     assert.equal(await failures(), 0);
     for (const mode of ['ambient', 'none']) {
       const before = await failures();
@@ -136,14 +179,21 @@ describe('with new-pods and reset, on a node of a real API server', { skip: KUBE
       await eventually('it is counted', async () => (await failures()) > before);
     }
     const events = async (): Promise<{ message: string; type: string }[]> => {
-      const { items } = await mesh.cluster.api.get<{ items: { reason: string; message: string; type: string; involvedObject: { name: string } }[] }>('/api/v1/namespaces/shop/events');
-      return items.filter(({ reason, involvedObject }) => reason === 'ConnectionsNotReset' && involvedObject.name === 'stuck');
+      const { items } = await mesh.cluster.api.get<{
+        items: { reason: string; message: string; type: string; involvedObject: { name: string } }[];
+      }>('/api/v1/namespaces/shop/events');
+      return items.filter(
+        ({ reason, involvedObject }) => reason === 'ConnectionsNotReset' && involvedObject.name === 'stuck',
+      );
     };
     await eventually('it is said', async () => (await events()).length > 0);
     await delay(500);
     const [event, ...more] = await events();
     assert.deepEqual([more, event?.type], [[], 'Warning']);
-    assert.match(event?.message ?? '', /^connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: setns\(\) .*EPERM/);
+    assert.match(
+      event?.message ?? '',
+      /^connections of this pod that were open when its verdict changed could not all be reset, and go on as they were: setns\(\) .*EPERM/,
+    );
     held.end();
     assert.equal((await held.json<{ alive: boolean }>()).alive, true);
   });

@@ -4,7 +4,14 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { makeClock } from './clock.ts';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
-import { type MeshAgentOptions, type Mesh, type MeshNode, AGENT_RULES, servingPod, startMesh } from '../harness/kube-mesh.ts';
+import {
+  type MeshAgentOptions,
+  type Mesh,
+  type MeshNode,
+  AGENT_RULES,
+  servingPod,
+  startMesh,
+} from '../harness/kube-mesh.ts';
 import { type ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
@@ -58,16 +65,27 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
     const clock = await makeClock(sandbox);
     const node = await mesh.addNode({ name: 'node-a', agent: false, statusDelayMs: 50 });
     const kubeconfig = join(account.directory, 'kubeconfig-files');
-    writeFileSync(kubeconfig, JSON.stringify({
-      apiVersion: 'v1', kind: 'Config', 'current-context': 'test',
-      contexts: [{ name: 'test', context: { cluster: 'test', user: 'test' } }],
-      clusters: [{ name: 'test', cluster: { server: proxy.url, 'certificate-authority': 'ca.crt' } }],
-      users: [{ name: 'test', user: { tokenFile: 'token' } }],
-    }));
-    const withFaults = (more: MeshAgentOptions = {}): MeshAgentOptions => ({ kubeconfig, env: clock.env, ...more });
+    writeFileSync(
+      kubeconfig,
+      JSON.stringify({
+        apiVersion: 'v1',
+        kind: 'Config',
+        'current-context': 'test',
+        contexts: [{ name: 'test', context: { cluster: 'test', user: 'test' } }],
+        clusters: [{ name: 'test', cluster: { server: proxy.url, 'certificate-authority': 'ca.crt' } }],
+        users: [{ name: 'test', user: { tokenFile: 'token' } }],
+      }),
+    );
+    const withFaults = (more: MeshAgentOptions = {}): MeshAgentOptions => ({
+      kubeconfig,
+      env: clock.env,
+      ...more,
+    });
     await cluster.apply(
       namespaceObject('shop', { [MODE]: 'ambient' }),
-      ...Object.entries(PODS).map(([pod, { labels }]) => servingPod(pod, { node: 'node-a', namespace: 'shop', labels })),
+      ...Object.entries(PODS).map(([pod, { labels }]) =>
+        servingPod(pod, { node: 'node-a', namespace: 'shop', labels }),
+      ),
       ...['flip', 'goes-0'].map((pod) => servingPod(pod, { node: 'node-a', namespace: 'shop' })),
     );
     for (const pod of [...Object.keys(PODS), 'flip', 'goes-0']) await node.kubelet.running('shop', pod);
@@ -83,8 +101,20 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
     }
 
     const figures = async (): Promise<string> => {
-      const { pods, proxy: { address } } = await node.status();
-      return JSON.stringify([address, pods.map(({ name: pod, verdict, reason, ips, cgroups }) => [pod, verdict, reason, ips, cgroups.map(({ id }) => id).sort()])]);
+      const {
+        pods,
+        proxy: { address },
+      } = await node.status();
+      return JSON.stringify([
+        address,
+        pods.map(({ name: pod, verdict, reason, ips, cgroups }) => [
+          pod,
+          verdict,
+          reason,
+          ips,
+          cgroups.map(({ id }) => id).sort(),
+        ]),
+      ]);
     };
     async function travels(): Promise<void> {
       for (const [pod, { travels: how }] of Object.entries(PODS)) {
@@ -93,18 +123,28 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
       assert.deepEqual([(await node.http('healthz')).status, (await node.http('readyz')).status], [200, 200]);
     }
     const api = async (): Promise<{ readonly state: string; readonly detail: string }[]> =>
-      (await node.status()).sources.filter((source) => source.name === 'namespaces' || source.name === 'pods');
+      (await node.status()).sources.filter(
+        (source) => source.name === 'namespaces' || source.name === 'pods',
+      );
 
     /** Seconds that it has made to pass. */
     async function hurry(now: Awaited<ReturnType<typeof api>>): Promise<number> {
-      const seconds = Math.max(0, ...now.map(({ detail }) => Number(/next try in (\d+) s/.exec(detail)?.[1] ?? 0)));
+      const seconds = Math.max(
+        0,
+        ...now.map(({ detail }) => Number(/next try in (\d+) s/.exec(detail)?.[1] ?? 0)),
+      );
       if (seconds <= 1) return 0;
       await pass(seconds * 1000);
       return seconds;
     }
 
     return {
-      mesh, node, proxy, account, pass, travels,
+      mesh,
+      node,
+      proxy,
+      account,
+      pass,
+      travels,
       hurry: async () => void (await hurry(await api())),
       jump(milliseconds) {
         ahead.jumped = milliseconds;
@@ -121,31 +161,48 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
       },
       async isCutOff(why) {
         let now: Awaited<ReturnType<typeof api>> = [];
-        const isSo = ({ state, detail }: (typeof now)[number]): boolean => state === 'degraded' && why.test(detail) && detail.includes('what stood before goes on');
-        await eventually(`both are cut off: ${why}`, async () => (now = await api()).length === 2 && now.every(isSo), 20_000)
-          .catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
+        const isSo = ({ state, detail }: (typeof now)[number]): boolean =>
+          state === 'degraded' && why.test(detail) && detail.includes('what stood before goes on');
+        await eventually(
+          `both are cut off: ${why}`,
+          async () => (now = await api()).length === 2 && now.every(isSo),
+          20_000,
+        ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         const metrics = await node.metrics();
-        for (const source of ['namespaces', 'pods']) assert.equal(metrics.get(`cgroute_source_state{source="${source}",state="degraded"}`), 1);
+        for (const source of ['namespaces', 'pods'])
+          assert.equal(metrics.get(`cgroute_source_state{source="${source}",state="degraded"}`), 1);
       },
       async isBack() {
         let passed = 0;
         let now: Awaited<ReturnType<typeof api>> = [];
-        await eventually('both follow again', async () => {
-          now = await api();
-          // Not so much that it would list again for its age alone.
-          if (passed < 60) passed += await hurry(now);
-          return now.length === 2 && now.every(({ state }) => state === 'ok');
-        }, 40_000)
-          .catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
+        await eventually(
+          'both follow again',
+          async () => {
+            now = await api();
+            // Not so much that it would list again for its age alone.
+            if (passed < 60) passed += await hurry(now);
+            return now.length === 2 && now.every(({ state }) => state === 'ok');
+          },
+          40_000,
+        ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         await agree(mesh, node);
         await annotationsAgree(mesh, node);
         assert.deepEqual((await strayConnections(mesh, node)).wrong, []);
       },
-      restarts: async (reason) => (await node.metrics()).get(`cgroute_source_restarts_total{source="pods",reason="${reason}"}`) ?? 0,
+      restarts: async (reason) =>
+        (await node.metrics()).get(`cgroute_source_restarts_total{source="pods",reason="${reason}"}`) ?? 0,
       async change() {
         const [gone, come] = [`goes-${changes}`, `goes-${++changes}`];
         const { labels } = (await cluster.pod('shop', 'flip'))?.metadata ?? {};
-        await cluster.kubectl('-n', 'shop', 'label', 'pod', 'flip', '--overwrite', `${MODE}${labels?.[MODE] === 'none' ? '-' : '=none'}`);
+        await cluster.kubectl(
+          '-n',
+          'shop',
+          'label',
+          'pod',
+          'flip',
+          '--overwrite',
+          `${MODE}${labels?.[MODE] === 'none' ? '-' : '=none'}`,
+        );
         await cluster.kubectl('label', 'namespace', 'shop', '--overwrite', `changes=${changes}`);
         await cluster.kubectl('-n', 'shop', 'delete', 'pod', gone, '--grace-period=0', '--force');
         await cluster.apply(servingPod(come, { node: 'node-a', namespace: 'shop' }));

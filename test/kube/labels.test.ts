@@ -2,7 +2,13 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import PQueue from 'p-queue';
-import { type ContainerSpec, type Pod, type Texts, namespaceObject, podObject } from '../harness/kube-objects.ts';
+import {
+  type ContainerSpec,
+  type Pod,
+  type Texts,
+  namespaceObject,
+  podObject,
+} from '../harness/kube-objects.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { containerCgroupPath, podCgroupPath } from '../harness/kubelet-cgroups.ts';
@@ -31,19 +37,46 @@ type Point = { readonly [K in keyof typeof SPACE]: (typeof SPACE)[K][number] } &
 
 function points(): Point[] {
   let all: Record<string, unknown>[] = [{}];
-  for (const [key, values] of Object.entries(SPACE)) all = all.flatMap((point) => values.map((value) => ({ ...point, [key]: value })));
-  const plain = { namespace: 'walk', sidecar: false, bypass: undefined, hostNetwork: false, phase: 'Running' } as const;
-  const others = [{ app: 'ztunnel' }, { [GATEWAY]: 'Istio.io-mesh-controller' }, { [GATEWAY]: 'example.com' }, { app: 'ztunnel', [GATEWAY]: 'istio.io-gateway-controller' }];
-  return [...(all as unknown as Point[]), ...SPACE.mode.flatMap((mode) => others.map((more) => ({ ...plain, mode, more })))];
+  for (const [key, values] of Object.entries(SPACE))
+    all = all.flatMap((point) => values.map((value) => ({ ...point, [key]: value })));
+  const plain = {
+    namespace: 'walk',
+    sidecar: false,
+    bypass: undefined,
+    hostNetwork: false,
+    phase: 'Running',
+  } as const;
+  const others = [
+    { app: 'ztunnel' },
+    { [GATEWAY]: 'Istio.io-mesh-controller' },
+    { [GATEWAY]: 'example.com' },
+    { app: 'ztunnel', [GATEWAY]: 'istio.io-gateway-controller' },
+  ];
+  return [
+    ...(all as unknown as Point[]),
+    ...SPACE.mode.flatMap((mode) => others.map((more) => ({ ...plain, mode, more }))),
+  ];
 }
 
 /** Without what is undefined. */
 function texts(of: Readonly<Record<string, string | undefined>>): Texts {
-  return Object.fromEntries(Object.entries(of).filter((entry): entry is [string, string] => entry[1] !== undefined));
+  return Object.fromEntries(
+    Object.entries(of).filter((entry): entry is [string, string] => entry[1] !== undefined),
+  );
 }
 
-async function label(mesh: Mesh, what: readonly string[], key: string, value: string | undefined): Promise<void> {
-  await mesh.cluster.kubectl('label', '--overwrite', ...what, value === undefined ? `${key}-` : `${key}=${value}`);
+async function label(
+  mesh: Mesh,
+  what: readonly string[],
+  key: string,
+  value: string | undefined,
+): Promise<void> {
+  await mesh.cluster.kubectl(
+    'label',
+    '--overwrite',
+    ...what,
+    value === undefined ? `${key}-` : `${key}=${value}`,
+  );
 }
 
 describe('every combination of labels', { skip: KUBE_MISSING }, () => {
@@ -56,32 +89,48 @@ describe('every combination of labels', { skip: KUBE_MISSING }, () => {
     mesh = await startMesh('labels-all');
     node = await mesh.addNode({ name: 'node-a', agent: false, proxy: false });
     await node.kubelet[Symbol.asyncDispose]();
-    const pods = all.map(({ namespace, mode, sidecar, bypass, hostNetwork, more }, at) => podObject(`pod-${at}`, {
-      node: 'node-a', namespace,
-      labels: { ...texts({ [MODE]: mode, [BYPASS]: bypass }), ...more },
-      annotations: sidecar ? SIDECAR : {},
-      spec: { hostNetwork },
-    }));
+    const pods = all.map(({ namespace, mode, sidecar, bypass, hostNetwork, more }, at) =>
+      podObject(`pod-${at}`, {
+        node: 'node-a',
+        namespace,
+        labels: { ...texts({ [MODE]: mode, [BYPASS]: bypass }), ...more },
+        annotations: sidecar ? SIDECAR : {},
+        spec: { hostNetwork },
+      }),
+    );
     await mesh.cluster.apply(namespaceObject('walk'), ...pods);
     const queue = new PQueue({ concurrency: 8 });
     await Promise.all((await podsOn(mesh.cluster.api, 'node-a')).map((pod) => queue.add(() => pretend(pod))));
   });
   after(() => mesh?.[Symbol.asyncDispose]());
 
-  async function pretend({ metadata: { name, namespace, uid = '' }, spec: { hostNetwork } }: Pod): Promise<void> {
+  async function pretend({
+    metadata: { name, namespace, uid = '' },
+    spec: { hostNetwork },
+  }: Pod): Promise<void> {
     const at = Number(name.slice('pod-'.length));
     const driver = at % 2 === 0 ? 'systemd' : 'cgroupfs';
-    mesh.sandbox.cgroup(`node-a/${containerCgroupPath(driver, podCgroupPath(driver, 'besteffort', uid), newContainerId())}`);
+    mesh.sandbox.cgroup(
+      `node-a/${containerCgroupPath(driver, podCgroupPath(driver, 'besteffort', uid), newContainerId())}`,
+    );
     const phase = all[at]?.phase;
     if (phase === 'Pending') return;
     const ip = hostNetwork === true ? mesh.network.gateway.ip4 : `10.88.${at >> 8}.${at & 255}`;
     const path = `/api/v1/namespaces/${namespace}/pods/${name}/status`;
-    await mesh.cluster.api.patch(path, 'merge-patch+json', { status: { phase, podIP: ip, podIPs: [{ ip }] } });
+    await mesh.cluster.api.patch(path, 'merge-patch+json', {
+      status: { phase, podIP: ip, podIPs: [{ ip }] },
+    });
   }
 
-  for (const [allowed, permissions] of [['any', [undefined]], ['namespace', [undefined, 'true', 'yes']], ['never', ['true']]] as const) {
+  for (const [allowed, permissions] of [
+    ['any', [undefined]],
+    ['namespace', [undefined, 'true', 'yes']],
+    ['never', ['true']],
+  ] as const) {
     test(`has its one verdict in status and in the maps, bypass.allowed: ${allowed}`, async () => {
-      const agent = await node.startAgent({ config: `{annotate: false, events: false, bypass: {allowed: ${allowed}}}` });
+      const agent = await node.startAgent({
+        config: `{annotate: false, events: false, bypass: {allowed: ${allowed}}}`,
+      });
       const reasons = new Set<string>();
       for (const mode of NAMESPACE_MODES) {
         await label(mesh, ['namespace', 'walk', 'kube-system'], MODE, mode);
@@ -89,7 +138,8 @@ describe('every combination of labels', { skip: KUBE_MISSING }, () => {
           await label(mesh, ['namespace', 'walk', 'kube-system'], ALLOW, permission);
           await agree(mesh, node, allowed);
           const namespaces = await namespaceLabels(mesh.cluster.api);
-          for (const pod of await podsOn(mesh.cluster.api, 'node-a')) reasons.add(expected(pod, namespaces, allowed).reason);
+          for (const pod of await podsOn(mesh.cluster.api, 'node-a'))
+            reasons.add(expected(pod, namespaces, allowed).reason);
         }
       }
       assert.equal(reasons.size, allowed === 'never' ? 11 : 14, [...reasons].join());
@@ -106,8 +156,11 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
   const job: Partial<ContainerSpec>[] = [{ command: ['true'] }, { command: ['false'] }];
   /** The same pods on each node; some in real containers. */
   const podsOf = (node: string): Pod[] => {
-    const pod = (name: string, labels: Texts = {}, more: Partial<Parameters<typeof servingPod>[1]> = {}): Pod =>
-      servingPod(`${name}-${node}`, { node, namespace: 'shop', labels, ...more });
+    const pod = (
+      name: string,
+      labels: Texts = {},
+      more: Partial<Parameters<typeof servingPod>[1]> = {},
+    ): Pod => servingPod(`${name}-${node}`, { node, namespace: 'shop', labels, ...more });
     return [
       pod('plain', { runtime: 'runc' }),
       pod('ambient', { [MODE]: 'Ambient' }),
@@ -125,18 +178,38 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
       pod('excluded', { [MODE]: 'ambient' }, { namespace: 'kube-system' }),
       pod('other', {}, { namespace: 'other' }),
       pod('other-in', { [MODE]: 'ambient' }, { namespace: 'other' }),
-      ...job.map((container, at) => pod(`job-${at}`, { [MODE]: 'ambient' }, { spec: { restartPolicy: 'Never', containers: [{ name: 'main', image: 'test.invalid/job', ...container }] } })),
+      ...job.map((container, at) =>
+        pod(
+          `job-${at}`,
+          { [MODE]: 'ambient' },
+          {
+            spec: {
+              restartPolicy: 'Never',
+              containers: [{ name: 'main', image: 'test.invalid/job', ...container }],
+            },
+          },
+        ),
+      ),
     ];
   };
 
   before(async () => {
     mesh = await startMesh('labels');
     a = await mesh.addNode({ name: 'node-a', range: [10, 99] });
-    b = await mesh.addNode({ name: 'node-b', range: [100, 199], driver: 'cgroupfs', agent: { config: 'bypass: {allowed: namespace}' } });
+    b = await mesh.addNode({
+      name: 'node-b',
+      range: [100, 199],
+      driver: 'cgroupfs',
+      agent: { config: 'bypass: {allowed: namespace}' },
+    });
     const pods = ['node-a', 'node-b'].flatMap(podsOf);
     await mesh.cluster.apply(namespaceObject('shop'), namespaceObject('other'), ...pods);
-    for (const { metadata: { name, namespace = '' }, spec } of pods) {
-      if (spec.restartPolicy !== 'Never') await (name.endsWith('-a') ? a : b).kubelet.running(namespace, name);
+    for (const {
+      metadata: { name, namespace = '' },
+      spec,
+    } of pods) {
+      if (spec.restartPolicy !== 'Never')
+        await (name.endsWith('-a') ? a : b).kubelet.running(namespace, name);
     }
     for (const { kubelet, name } of [a, b]) {
       kubelet.addStaticPod(servingPod('static', { node: name, namespace: 'shop' }));
@@ -147,7 +220,10 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
 
   /** Everything on both nodes; nothing that is wrong is found. */
   async function check(what: string, onB: Allowed = 'namespace'): Promise<void> {
-    for (const [node, allowed] of [[a, 'any'], [b, onB]] as const) {
+    for (const [node, allowed] of [
+      [a, 'any'],
+      [b, onB],
+    ] as const) {
       await agree(mesh, node, allowed, 10_000);
       await annotationsAgree(mesh, node, allowed, 10_000);
       const { made, wrong } = await strayConnections(mesh, node, allowed);
@@ -186,7 +262,8 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
 
   test("a static pod goes by its mirror's labels, also when the mirror is made again under another UID", async () => {
     await label(mesh, ['namespace', 'shop'], MODE, 'ambient');
-    const uidOf = async (): Promise<string | undefined> => (await mesh.cluster.pod('shop', 'static-node-a'))?.metadata.uid;
+    const uidOf = async (): Promise<string | undefined> =>
+      (await mesh.cluster.pod('shop', 'static-node-a'))?.metadata.uid;
     const before = await uidOf();
     await mesh.cluster.kubectl('-n', 'shop', 'delete', 'pod', 'static-node-a', '--wait=false');
     await eventually('there is another mirror', async () => ![before, undefined].includes(await uidOf()));

@@ -11,27 +11,75 @@ import { eventually, run } from '../../deploy/stage/process.ts';
 import { promtool } from '../harness/promtool.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
-const namespace = (name: string, labels: Readonly<Record<string, string>>): KubeObject => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } });
-const pod = (name: string): KubeObject => ({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: 'shop' }, spec: { nodeName: 'node-a', containers: [{ name: 'c', image: 'none' }] } });
+const namespace = (name: string, labels: Readonly<Record<string, string>>): KubeObject => ({
+  apiVersion: 'v1',
+  kind: 'Namespace',
+  metadata: { name, labels },
+});
+const pod = (name: string): KubeObject => ({
+  apiVersion: 'v1',
+  kind: 'Pod',
+  metadata: { name, namespace: 'shop' },
+  spec: { nodeName: 'node-a', containers: [{ name: 'c', image: 'none' }] },
+});
 
-test('metrics tell how the API server is followed, and are as Prometheus wants them', { skip: KUBE_MISSING }, async () => {
+test('metrics tell how the API server is followed, and are as Prometheus wants them', {
+  skip: KUBE_MISSING,
+}, async () => {
   await using sandbox = await makeSandbox('kube-metrics');
   await using cluster = await startCluster(sandbox);
   await cluster.apply(namespace('shop', { 'istio.io/dataplane-mode': 'ambient' }), pod('web'), pod('lost'));
-  sandbox.cgroup(`/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`);
-  for (const name of ['web', 'lost']) await cluster.kubectl('-n', 'shop', 'patch', 'pod', name, '--subresource=status', '--type=merge', '-p', '{"status":{"phase":"Running"}}');
+  sandbox.cgroup(
+    `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
+  );
+  for (const name of ['web', 'lost'])
+    await cluster.kubectl(
+      '-n',
+      'shop',
+      'patch',
+      'pod',
+      name,
+      '--subresource=status',
+      '--type=merge',
+      '-p',
+      '{"status":{"phase":"Running"}}',
+    );
   await using agent = sandbox.spawn({
     cmd: resolve(import.meta.dirname, '../../dist/cgroute'),
-    args: ['run', '--source', 'kube', '--node', 'node-a', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`, '--http', '127.0.0.1:0'],
+    args: [
+      'run',
+      '--source',
+      'kube',
+      '--node',
+      'node-a',
+      '--cgroup-root',
+      sandbox.cgroupRoot,
+      '--bpffs-root',
+      `${sandbox.bpffs}/cgroute`,
+      '--http',
+      '127.0.0.1:0',
+    ],
     env: { KUBECONFIG: cluster.kubeconfig },
   });
   const { http } = JSON.parse(await agent.line(/"msg":"serving"/)) as { readonly http: string };
   const text = async (): Promise<string> => (await fetch(`http://${http}/metrics`)).text();
-  const value = async (series: string): Promise<number> => Number((await text()).split('\n').find((line) => line.startsWith(`${series} `))?.slice(series.length + 1) ?? NaN);
+  const value = async (series: string): Promise<number> =>
+    Number(
+      (await text())
+        .split('\n')
+        .find((line) => line.startsWith(`${series} `))
+        ?.slice(series.length + 1) ?? NaN,
+    );
   await eventually('it is ready', async () => (await value('cgroute_ready')) === 1, 10_000);
 
   const all = await text();
-  assert.deepEqual(metricsReference.map(({ name }) => name).filter((name) => !new RegExp(`^${name}(?:_count)?[{ ]`, 'm').test(all)), [], 'each metric has a value');
+  assert.deepEqual(
+    metricsReference
+      .map(({ name }) => name)
+      .filter((name) => !new RegExp(`^${name}(?:_count)?[{ ]`, 'm').test(all)),
+    [],
+    'each metric has a value',
+  );
   for (const source of ['pods', 'namespaces']) {
     const age = await value(`cgroute_source_last_event_age_seconds{source="${source}"}`);
     assert.ok(age >= 0 && age < 30, `${source}: ${age}`);
@@ -53,6 +101,10 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
     return undefined;
   });
   if (program === undefined) return;
-  const { code, stdout, stderr } = await run({ cmd: program, args: ['check', 'metrics'], stdin: await text() });
+  const { code, stdout, stderr } = await run({
+    cmd: program,
+    args: ['check', 'metrics'],
+    stdin: await text(),
+  });
   assert.deepEqual({ code, stdout, stderr }, { code: 0, stdout: '', stderr: '' });
 });

@@ -18,10 +18,14 @@ describe('with a thousand namespaces', { skip: KUBE_MISSING }, () => {
 
   test('the agent follows them as they come, flips them all at once, and starts with them', async () => {
     const { cluster } = f.mesh;
-    const asked = async (): Promise<number> => (await f.node.metrics()).get('cgroute_api_requests_total') ?? NaN;
+    const asked = async (): Promise<number> =>
+      (await f.node.metrics()).get('cgroute_api_requests_total') ?? NaN;
     const before = await asked();
     const homes = ['ns-0', 'ns-500', 'ns-999'];
-    await cluster.apply(...names.map((name) => namespaceObject(name)), ...homes.map((namespace) => servingPod('web', { node: 'node-a', namespace })));
+    await cluster.apply(
+      ...names.map((name) => namespaceObject(name)),
+      ...homes.map((namespace) => servingPod('web', { node: 'node-a', namespace })),
+    );
     for (const namespace of homes) await f.node.kubelet.running(namespace, 'web');
     await f.isBack();
     for (const mode of ['ambient', 'none', 'KMESH']) {
@@ -30,14 +34,14 @@ describe('with a thousand namespaces', { skip: KUBE_MISSING }, () => {
     }
     // Two watches tell of everything. What is written, on the pods, is their annotations and Events.
     const pods = f.node.kubelet.pods().length;
-    const requests = await asked() - before;
+    const requests = (await asked()) - before;
     assert.ok(requests <= pods * 12, `${requests} requests for three thousand changes of labels`);
     await f.node.agent.stop();
     const started = performance.now();
     await f.start();
     const ms = Math.round(performance.now() - started);
     assert.ok(ms < 10_000, `ready after ${ms} ms`);
-    assert.ok(await asked() <= 4 + pods, String(await asked()));
+    assert.ok((await asked()) <= 4 + pods, String(await asked()));
     await f.isBack();
   });
 });

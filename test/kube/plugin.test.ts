@@ -10,7 +10,13 @@ import { join, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { chartObjects, HELM_MISSING } from '../../deploy/build/helm.ts';
-import { type KubeObject, namespaceObject, type Pod, podObject, type Texts } from '../harness/kube-objects.ts';
+import {
+  type KubeObject,
+  namespaceObject,
+  type Pod,
+  podObject,
+  type Texts,
+} from '../harness/kube-objects.ts';
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
@@ -31,15 +37,34 @@ describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
     sandbox = await makeSandbox('kube-plugin');
     cluster = await startCluster(sandbox);
     kubectl = (await kubeTools()).kubectl;
-    const { spec } = (await chartObjects()).find(({ kind }) => kind === 'DaemonSet') as KubeObject & { spec: { template: Pod } };
+    const { spec } = (await chartObjects()).find(({ kind }) => kind === 'DaemonSet') as KubeObject & {
+      spec: { template: Pod };
+    };
     labels = spec.template.metadata.labels ?? {};
-    await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }), namespaceObject('mesh'));
-    await cluster.apply(podObject('web', { node: 'node-a', namespace: 'shop' }), podObject('far', { node: 'node-b', namespace: 'shop' }), podObject('nowhere', { node: '', namespace: 'shop' }));
+    await cluster.apply(
+      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
+      namespaceObject('mesh'),
+    );
+    await cluster.apply(
+      podObject('web', { node: 'node-a', namespace: 'shop' }),
+      podObject('far', { node: 'node-b', namespace: 'shop' }),
+      podObject('nowhere', { node: '', namespace: 'shop' }),
+    );
     await addAgent('agent-a', 'node-a', 'Running');
-    sandbox.cgroup(`/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`);
+    sandbox.cgroup(
+      `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
+    );
     const agent = sandbox.spawn({
       cmd: program,
-      args: ['run', '--node=node-a', '--http=127.0.0.1:0', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`],
+      args: [
+        'run',
+        '--node=node-a',
+        '--http=127.0.0.1:0',
+        '--cgroup-root',
+        sandbox.cgroupRoot,
+        '--bpffs-root',
+        `${sandbox.bpffs}/cgroute`,
+      ],
       env: { KUBECONFIG: cluster.kubeconfig },
     });
     await eventually('the agent serves', () => agent.stdout.some((line) => line.includes('"msg":"serving"')));
@@ -49,7 +74,9 @@ describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
     symlinkSync(join(root, 'deploy/kubectl-cgroute'), join(directory, 'kubectl-cgroute'));
     const wrapper = join(directory, 'kubectl');
     // `exec -n NAMESPACE POD -c agent -- cgroute VERB ARGS...`, and nothing else.
-    writeFileSync(wrapper, `#!/bin/sh
+    writeFileSync(
+      wrapper,
+      `#!/bin/sh
 case " $* " in *" exec "*) ;; *) exec '${kubectl}' "$@" ;; esac
 while [ "$1" != exec ]; do shift; done
 [ "$2 $3 $4 $5 $6 $7 $8" = '-n mesh agent-a -c agent -- cgroute' ] || { echo "wrapper: $*" >&2; exit 99; }
@@ -57,32 +84,60 @@ shift 8
 verb=$1
 shift
 '${program}' "$verb" --bpffs-root '${sandbox.bpffs}/cgroute' "$@"
-`);
+`,
+    );
     chmodSync(wrapper, 0o755);
     path = `${directory}:${process.env['PATH'] ?? ''}`;
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
   async function addAgent(name: string, node: string, phase: string, namespace = 'mesh'): Promise<void> {
-    await cluster.apply(podObject(name, { node, namespace, labels, spec: { containers: [{ name: 'agent', image: 'test.invalid/cgroute' }] } }));
-    await cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${name}/status`, 'merge-patch+json', { status: { phase } });
+    await cluster.apply(
+      podObject(name, {
+        node,
+        namespace,
+        labels,
+        spec: { containers: [{ name: 'agent', image: 'test.invalid/cgroute' }] },
+      }),
+    );
+    await cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${name}/status`, 'merge-patch+json', {
+      status: { phase },
+    });
   }
-  const removePod = (name: string, namespace = 'mesh'): Promise<string> => cluster.kubectl('-n', namespace, 'delete', 'pod', name, '--grace-period=0', '--force');
+  const removePod = (name: string, namespace = 'mesh'): Promise<string> =>
+    cluster.kubectl('-n', namespace, 'delete', 'pod', name, '--grace-period=0', '--force');
 
   /** By the real kubectl, which finds the plugin on PATH by its name. */
   const plugin = (args: readonly string[], env: Texts = {}): Promise<Finished> =>
-    run({ cmd: kubectl, args: ['cgroute', ...args], env: { PATH: path, KUBECONFIG: cluster.kubeconfig, KUBECACHEDIR: sandbox.file('cache'), ...env } });
+    run({
+      cmd: kubectl,
+      args: ['cgroute', ...args],
+      env: { PATH: path, KUBECONFIG: cluster.kubeconfig, KUBECACHEDIR: sandbox.file('cache'), ...env },
+    });
 
   /** It exits so, prints nothing, and says one sentence. */
-  async function refuses(args: readonly string[], code: number, sentence: string, env: Texts = {}): Promise<void> {
+  async function refuses(
+    args: readonly string[],
+    code: number,
+    sentence: string,
+    env: Texts = {},
+  ): Promise<void> {
     const result = await plugin(args, env);
-    assert.deepEqual({ code: result.code, stdout: result.stdout, stderr: result.stderr }, { code, stdout: '', stderr: `kubectl cgroute: ${sentence}` });
+    assert.deepEqual(
+      { code: result.code, stdout: result.stdout, stderr: result.stderr },
+      { code, stdout: '', stderr: `kubectl cgroute: ${sentence}` },
+    );
   }
 
   test('explains a pod by the agent of its node', async () => {
     const direct = await cgroute(sandbox, ['explain', 'shop/web']);
     assert.match(direct.stdout, /shop\/web/);
-    for (const args of [['explain', 'shop/web'], ['explain', 'web', '-n', 'shop'], ['explain', '--namespace=shop', 'web'], ['explain', 'shop/web', '-nshop', '--context', 'test']]) {
+    for (const args of [
+      ['explain', 'shop/web'],
+      ['explain', 'web', '-n', 'shop'],
+      ['explain', '--namespace=shop', 'web'],
+      ['explain', 'shop/web', '-nshop', '--context', 'test'],
+    ]) {
       const result = await plugin(args);
       assert.deepEqual([result.code, result.stdout, result.stderr], [0, direct.stdout, ''], args.join(' '));
     }
@@ -92,7 +147,12 @@ shift
     for (const flags of [['-o', 'json'], ['-ojson'], ['--output=json'], ['--output', 'json']]) {
       const { code, stdout } = await plugin(['explain', 'shop/web', ...flags]);
       assert.equal(code, 0);
-      assert.deepEqual((({ namespace, name }) => [namespace, name])(JSON.parse(stdout) as { namespace: string; name: string }), ['shop', 'web']);
+      assert.deepEqual(
+        (({ namespace, name }) => [namespace, name])(
+          JSON.parse(stdout) as { namespace: string; name: string },
+        ),
+        ['shop', 'web'],
+      );
     }
     const { code, stderr } = await plugin(['explain', 'shop/web', '-o', 'xml']);
     assert.equal(code, 2);
@@ -100,12 +160,17 @@ shift
   });
 
   test('takes the namespace of the context', async () => {
-    const config = JSON.parse(await cluster.kubectl('config', 'view', '--raw', '-o', 'json')) as { contexts: { context: Record<string, string> }[] };
+    const config = JSON.parse(await cluster.kubectl('config', 'view', '--raw', '-o', 'json')) as {
+      contexts: { context: Record<string, string> }[];
+    };
     for (const { context } of config.contexts) context['namespace'] = 'shop';
     const file = sandbox.file('shop.kubeconfig');
     writeFileSync(file, JSON.stringify(config));
     assert.equal((await plugin(['explain', 'web'], { KUBECONFIG: file })).code, 0);
-    assert.equal((await plugin(['explain', 'web', '--kubeconfig', file], { KUBECONFIG: '/dev/null' })).code, 0);
+    assert.equal(
+      (await plugin(['explain', 'web', '--kubeconfig', file], { KUBECONFIG: '/dev/null' })).code,
+      0,
+    );
     await refuses(['explain', 'web'], 1, 'there is no pod default/web');
   });
 
@@ -113,10 +178,13 @@ shift
     const one = await plugin(['status', 'node-a']);
     assert.equal(one.code, 0, one.stderr);
     assert.match(one.stdout, /^shop +web /m);
-    const rows = (text: string): string[] => text.split('\n').filter((line) => !line.includes('last heard of'));
+    const rows = (text: string): string[] =>
+      text.split('\n').filter((line) => !line.includes('last heard of'));
     const all = await plugin(['status']);
     assert.deepEqual([all.code, rows(all.stdout)], [0, rows(one.stdout)]);
-    const { node } = JSON.parse((await plugin(['status', 'node-a', '-o', 'json'])).stdout) as { node: string };
+    const { node } = JSON.parse((await plugin(['status', 'node-a', '-o', 'json'])).stdout) as {
+      node: string;
+    };
     assert.equal(node, 'node-a');
   });
 
@@ -124,20 +192,44 @@ shift
     const real = sandbox.file('bin/kubectl');
     const broken = sandbox.file('bin3');
     mkdirSync(broken);
-    writeFileSync(join(broken, 'kubectl'), `#!/bin/sh\ncase " $* " in *" exec "*) exit 3 ;; *) exec '${real}' "$@" ;; esac\n`, { mode: 0o755 });
+    writeFileSync(
+      join(broken, 'kubectl'),
+      `#!/bin/sh\ncase " $* " in *" exec "*) exit 3 ;; *) exec '${real}' "$@" ;; esac\n`,
+      { mode: 0o755 },
+    );
     const env = { PATH: `${broken}:${path}` };
-    for (const args of [['explain', 'shop/web'], ['status', 'node-a'], ['status']]) assert.equal((await plugin(args, env)).code, 3, args.join(' '));
+    for (const args of [['explain', 'shop/web'], ['status', 'node-a'], ['status']])
+      assert.equal((await plugin(args, env)).code, 3, args.join(' '));
   });
 
   test('says in one sentence why there is nobody to ask', async () => {
     await refuses(['explain', 'shop/nobody'], 1, 'there is no pod shop/nobody');
-    await refuses(['explain', 'shop/nowhere'], 1, 'pod shop/nowhere is on no node yet, so there is no agent to ask: kubectl -n shop describe pod nowhere says why');
-    await refuses(['explain', 'shop/far'], 1, 'no agent of cgroute is on node node-b: does its DaemonSet select that node?');
-    await refuses(['status', 'node-z'], 1, 'no agent of cgroute is on node node-z: does its DaemonSet select that node?');
+    await refuses(
+      ['explain', 'shop/nowhere'],
+      1,
+      'pod shop/nowhere is on no node yet, so there is no agent to ask: kubectl -n shop describe pod nowhere says why',
+    );
+    await refuses(
+      ['explain', 'shop/far'],
+      1,
+      'no agent of cgroute is on node node-b: does its DaemonSet select that node?',
+    );
+    await refuses(
+      ['status', 'node-z'],
+      1,
+      'no agent of cgroute is on node node-z: does its DaemonSet select that node?',
+    );
     await addAgent('agent-b', 'node-b', 'Pending');
-    await refuses(['explain', 'shop/far'], 1, 'the agent on node node-b does not run: its phase is Pending; kubectl -n mesh describe pod agent-b says why');
+    await refuses(
+      ['explain', 'shop/far'],
+      1,
+      'the agent on node node-b does not run: its phase is Pending; kubectl -n mesh describe pod agent-b says why',
+    );
     const all = await plugin(['status']);
-    assert.deepEqual([all.code, all.stderr], [3, 'kubectl cgroute: the agent on node-b does not run (phase Pending)']);
+    assert.deepEqual(
+      [all.code, all.stderr],
+      [3, 'kubectl cgroute: the agent on node-b does not run (phase Pending)'],
+    );
     assert.match(all.stdout, /^node +node-a\n/);
     await removePod('agent-b');
   });
@@ -150,7 +242,8 @@ shift
 
   test('asks no pod of another namespace that is labelled like an agent', async () => {
     await addAgent('agent-a', 'node-a', 'Running', 'shop');
-    const sentence = 'pods labelled as agents are in namespaces mesh,shop: expected one; set CGROUTE_NAMESPACE';
+    const sentence =
+      'pods labelled as agents are in namespaces mesh,shop: expected one; set CGROUTE_NAMESPACE';
     await refuses(['explain', 'shop/web'], 1, sentence);
     await refuses(['status'], 1, sentence);
     assert.equal((await plugin(['explain', 'shop/web'], { CGROUTE_NAMESPACE: 'mesh' })).code, 0);
@@ -169,10 +262,22 @@ shift
     await refuses(['explain'], 2, 'explain expects a pod as NAMESPACE/POD, got none');
     await refuses(['explain', 'a/b/c'], 2, 'explain expects a pod as NAMESPACE/POD, got "a/b/c"');
     await refuses(['explain', '/web'], 2, 'explain expects a pod as NAMESPACE/POD, got "/web"');
-    await refuses(['explain', 'shop/web', '-n', 'mesh'], 2, 'explain got namespace shop with the pod, and mesh by -n: expected one');
-    await refuses(['explain', 'shop/web', 'shop/far'], 2, 'expected one name after explain, got "shop/web" and "shop/far"');
+    await refuses(
+      ['explain', 'shop/web', '-n', 'mesh'],
+      2,
+      'explain got namespace shop with the pod, and mesh by -n: expected one',
+    );
+    await refuses(
+      ['explain', 'shop/web', 'shop/far'],
+      2,
+      'expected one name after explain, got "shop/web" and "shop/far"',
+    );
     await refuses(['explain', 'shop/web', '-o'], 2, '-o expects a value, got none');
-    await refuses(['explain', 'shop/web', '--all'], 2, 'there is no flag --all: kubectl cgroute help lists them');
+    await refuses(
+      ['explain', 'shop/web', '--all'],
+      2,
+      'there is no flag --all: kubectl cgroute help lists them',
+    );
     await refuses(['doctor'], 2, '"doctor" is no verb: expected explain, status or help');
     const [help, none] = [await plugin(['help']), await plugin([])];
     assert.match(help.stdout, /^usage: kubectl cgroute VERB/);

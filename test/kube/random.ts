@@ -18,7 +18,8 @@ export function makeRandom(seed = Number(process.env['SEED'] ?? Date.now() % 1_0
     return ((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32;
   };
   return {
-    seed, next,
+    seed,
+    next,
     pick: <T>(values: readonly T[]): T => values[Math.floor(next() * values.length)] as T,
     weighted<T extends string>(weights: Readonly<Record<T, number>>): T {
       const entries = Object.entries<number>(weights) as [T, number][];

@@ -23,12 +23,23 @@ interface Role extends KubeObject {
 
 function rightsOf(rules: readonly PolicyRule[]): Right[] {
   return rules.flatMap(({ verbs, resources = [], apiGroups = [] }) =>
-    verbs.flatMap((verb) => resources.flatMap((resource) => apiGroups.map((group) => `${verb} ${group === '' ? '' : `${group}/`}${resource}`))));
+    verbs.flatMap((verb) =>
+      resources.flatMap((resource) =>
+        apiGroups.map((group) => `${verb} ${group === '' ? '' : `${group}/`}${resource}`),
+      ),
+    ),
+  );
 }
 
 /** The same role, with a rule for each right but one. */
 function without(role: Role, right: Right): Role {
-  const rules = role.rules.flatMap((rule) => (rule.verbs).flatMap((verb) => (rule.resources ?? []).map((resource): PolicyRule => ({ ...rule, verbs: [verb], resources: [resource] }))));
+  const rules = role.rules.flatMap((rule) =>
+    rule.verbs.flatMap((verb) =>
+      (rule.resources ?? []).map(
+        (resource): PolicyRule => ({ ...rule, verbs: [verb], resources: [resource] }),
+      ),
+    ),
+  );
   return { ...role, rules: rules.filter((rule) => !rightsOf([rule]).includes(right)) };
 }
 
@@ -51,45 +62,77 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
   before(async () => {
     sandbox = await makeSandbox('kube-rbac');
     cluster = await startCluster(sandbox, { audit: true });
-    const objects = (await chartObjects()).filter(({ metadata }) => metadata.annotations?.['helm.sh/hook'] === undefined);
+    const objects = (await chartObjects()).filter(
+      ({ metadata }) => metadata.annotations?.['helm.sh/hook'] === undefined,
+    );
     await cluster.apply(...objects);
     roles = objects.filter((object): object is Role => /^(Cluster)?Role$/.test(object.kind));
     account = await accountOn('node-a');
     const config = sandbox.file('config.yaml');
-    const { data } = objects.find(({ kind }) => kind === 'ConfigMap') as KubeObject & { data: Record<string, string> };
+    const { data } = objects.find(({ kind }) => kind === 'ConfigMap') as KubeObject & {
+      data: Record<string, string>;
+    };
     writeFileSync(config, data['config.yaml'] ?? '');
-    const { spec } = objects.find(({ kind }) => kind === 'DaemonSet') as KubeObject & { spec: { template: { spec: { containers: [{ args: string[] }] } } } };
+    const { spec } = objects.find(({ kind }) => kind === 'DaemonSet') as KubeObject & {
+      spec: { template: { spec: { containers: [{ args: string[] }] } } };
+    };
     args = spec.template.spec.containers[0].args.map((flag) =>
-      flag.startsWith('--config=') ? `--config=${config}` : flag.startsWith('--http=') ? '--http=127.0.0.1:0' : flag);
+      flag.startsWith('--config=')
+        ? `--config=${config}`
+        : flag.startsWith('--http=')
+          ? '--http=127.0.0.1:0'
+          : flag,
+    );
     await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }));
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
   /** As the kubelet of that node gives it to the agent's pod. Without rules: the account is the chart's, and so are its rights. */
   async function accountOn(node: string): Promise<ServiceAccount> {
-    await cluster.apply(podObject(`agent-${node}`, { node, namespace: 'kube-system', spec: { serviceAccountName: 'cgroute' } }));
+    await cluster.apply(
+      podObject(`agent-${node}`, { node, namespace: 'kube-system', spec: { serviceAccountName: 'cgroute' } }),
+    );
     const { name, uid = '' } = (await cluster.pod('kube-system', `agent-${node}`))?.metadata ?? { name: '' };
     return cluster.serviceAccount({ name: 'cgroute', namespace: 'kube-system', pod: { name, uid } });
   }
 
-  const start = (): Running => sandbox.spawn({
-    cmd: program,
-    args: [...args, '--node=node-a', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`],
-    env: { KUBECONFIG: account.kubeconfig() },
-  });
+  const start = (): Running =>
+    sandbox.spawn({
+      cmd: program,
+      args: [
+        ...args,
+        '--node=node-a',
+        '--cgroup-root',
+        sandbox.cgroupRoot,
+        '--bpffs-root',
+        `${sandbox.bpffs}/cgroute`,
+      ],
+      env: { KUBECONFIG: account.kubeconfig() },
+    });
   const logOf = (agent: Running): string => [...agent.stdout, ...agent.stderr].join('\n');
   const ready = (agent: Running) => eventually('it is ready', () => logOf(agent).includes('"msg":"ready"'));
   /** A pod of its own for each test, with a cgroup, so that what was said before is not in the way. */
   const addPod = async (name: string): Promise<void> => {
     await cluster.apply(podObject(name, { node: 'node-a', namespace: 'shop' }));
-    sandbox.cgroup(`/kubepods/burstable/pod${(await cluster.pod('shop', name))?.metadata.uid}/${containerId(name)}`);
+    sandbox.cgroup(
+      `/kubepods/burstable/pod${(await cluster.pod('shop', name))?.metadata.uid}/${containerId(name)}`,
+    );
   };
-  const removePods = async (...names: string[]): Promise<void> => void (await cluster.kubectl('-n', 'shop', 'delete', 'pod', '--grace-period=0', '--force', ...names));
-  const isAnnotated = async (name: string): Promise<boolean> => (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
+  const removePods = async (...names: string[]): Promise<void> =>
+    void (await cluster.kubectl('-n', 'shop', 'delete', 'pod', '--grace-period=0', '--force', ...names));
+  const isAnnotated = async (name: string): Promise<boolean> =>
+    (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
   const reasons = async (name: string): Promise<string[]> =>
-    (await cluster.api.get<{ items: { reason: string; involvedObject: { name: string } }[] }>('/api/v1/namespaces/shop/events')).items
-      .filter(({ involvedObject }) => involvedObject.name === name).map(({ reason }) => reason).sort();
-  const pins = (): string[] => (existsSync(`${sandbox.bpffs}/cgroute`) ? readdirSync(`${sandbox.bpffs}/cgroute`) : []);
+    (
+      await cluster.api.get<{ items: { reason: string; involvedObject: { name: string } }[] }>(
+        '/api/v1/namespaces/shop/events',
+      )
+    ).items
+      .filter(({ involvedObject }) => involvedObject.name === name)
+      .map(({ reason }) => reason)
+      .sort();
+  const pins = (): string[] =>
+    existsSync(`${sandbox.bpffs}/cgroute`) ? readdirSync(`${sandbox.bpffs}/cgroute`) : [];
   const requests = () => cluster.requests().filter(({ user }) => user === account.user);
 
   /** The API server looks at roles through a watch of its own. */
@@ -97,10 +140,24 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     const [verb = '', what = ''] = right.split(' ');
     const isApps = what.startsWith('apps/');
     const [resource = '', subresource = ''] = what.replace(/^apps\//, '').split('/');
-    const { status } = await cluster.api.request<{ status: { allowed: boolean } }>('POST', '/apis/authorization.k8s.io/v1/subjectaccessreviews', {
-      apiVersion: 'authorization.k8s.io/v1', kind: 'SubjectAccessReview',
-      spec: { user: account.user, resourceAttributes: { verb, group: isApps ? 'apps' : '', resource, subresource, ...(isApps ? { namespace: 'kube-system', name: 'cgroute' } : {}) } },
-    });
+    const { status } = await cluster.api.request<{ status: { allowed: boolean } }>(
+      'POST',
+      '/apis/authorization.k8s.io/v1/subjectaccessreviews',
+      {
+        apiVersion: 'authorization.k8s.io/v1',
+        kind: 'SubjectAccessReview',
+        spec: {
+          user: account.user,
+          resourceAttributes: {
+            verb,
+            group: isApps ? 'apps' : '',
+            resource,
+            subresource,
+            ...(isApps ? { namespace: 'kube-system', name: 'cgroute' } : {}),
+          },
+        },
+      },
+    );
     return status.allowed;
   }
 
@@ -111,23 +168,39 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     await eventually('web is annotated', () => isAnnotated('web'));
     await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', 'istio.io/dataplane-mode=none');
     await eventually('web is not annotated', async () => !(await isAnnotated('web')));
-    await eventually('both are said', async () => (await reasons('web')).join() === 'MeshEnrolled,MeshRemoved');
+    await eventually(
+      'both are said',
+      async () => (await reasons('web')).join() === 'MeshEnrolled,MeshRemoved',
+    );
     // As in an upgrade: the DaemonSet is there, so redirection goes on.
     assert.deepEqual(await agent.stop('SIGTERM'), { code: 0, signal: null });
     assert.match(logOf(agent), /leaving: links and maps stay/);
     assert.notDeepEqual(pins(), []);
-    assert.deepEqual([...new Set(requests().map(usedBy))].sort(), roles.flatMap(({ rules }) => rightsOf(rules)).sort());
+    assert.deepEqual(
+      [...new Set(requests().map(usedBy))].sort(),
+      roles.flatMap(({ rules }) => rightsOf(rules)).sort(),
+    );
   });
 
   test('may write nothing but its annotation, on pods of its own node alone', async () => {
-    await cluster.apply(podObject('near', { node: 'node-a', namespace: 'shop' }), podObject('far', { node: 'node-b', namespace: 'shop' }));
+    await cluster.apply(
+      podObject('near', { node: 'node-a', namespace: 'shop' }),
+      podObject('far', { node: 'node-b', namespace: 'shop' }),
+    );
     const own = { [REDIRECTION]: 'enabled' };
     const patch = async (name: string, body: object, as = account): Promise<string> => {
       using api = makeKubeApi(cluster.endpoint, as.identity);
-      return await api.patch(`/api/v1/namespaces/shop/pods/${name}/status`, 'merge-patch+json', body).then(() => 'done', (error: unknown) => String(error));
+      return await api.patch(`/api/v1/namespaces/shop/pods/${name}/status`, 'merge-patch+json', body).then(
+        () => 'done',
+        (error: unknown) => String(error),
+      );
     };
     // The API server takes a policy up some time after it is made.
-    await eventually('the policy is in force', async () => / may annotate pods of its own node only/.test(await patch('far', { metadata: { annotations: { [REDIRECTION]: null } } })));
+    await eventually('the policy is in force', async () =>
+      / may annotate pods of its own node only/.test(
+        await patch('far', { metadata: { annotations: { [REDIRECTION]: null } } }),
+      ),
+    );
     assert.match(await patch('far', { metadata: { annotations: own } }), /403 /);
     assert.equal(await patch('near', { metadata: { annotations: own } }), 'done');
     for (const body of [
@@ -137,7 +210,12 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
       { status: { phase: 'Failed' } },
       { status: { podIP: '192.0.2.1', podIPs: [{ ip: '192.0.2.1' }] } },
       { metadata: { annotations: own }, status: { conditions: [{ type: 'Ready', status: 'False' }] } },
-    ]) assert.match(await patch('near', body), /403 .*may change the annotation ambient\.istio\.io\/redirection only/, JSON.stringify(body));
+    ])
+      assert.match(
+        await patch('near', body),
+        /403 .*may change the annotation ambient\.istio\.io\/redirection only/,
+        JSON.stringify(body),
+      );
     await cluster.kubectl('-n', 'shop', 'annotate', 'pod', 'near', 'mine=1');
     assert.match(await patch('near', { metadata: { annotations: { mine: null } } }), /403/);
     assert.match(await patch('near', { metadata: { annotations: { mine: '2' } } }), /403/);
@@ -156,12 +234,16 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     'list namespaces': (agent) => saysSo(agent, 'namespaces'),
     'watch namespaces': (agent) => saysSo(agent, 'namespaces'),
     'patch pods/status': async (agent, name) => {
-      await eventually('it says that it may not', () => new RegExp(`annotation of pod shop/${name} could not be written.*403`).test(logOf(agent)));
+      await eventually('it says that it may not', () =>
+        new RegExp(`annotation of pod shop/${name} could not be written.*403`).test(logOf(agent)),
+      );
       assert.equal(await isAnnotated(name), false);
     },
     'create events': async (_, name) => {
       await eventually('it is annotated', () => isAnnotated(name));
-      await eventually('an Event was tried', () => requests().some(({ verb, uri }) => verb === 'create' && uri.includes('/events')));
+      await eventually('an Event was tried', () =>
+        requests().some(({ verb, uri }) => verb === 'create' && uri.includes('/events')),
+      );
       assert.deepEqual(await reasons(name), []);
     },
     'get apps/daemonsets': async (agent, name) => {
@@ -169,7 +251,13 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
       const before = requests().length;
       agent.kill('SIGTERM');
       // It asks again and again: it might be on its way out with its account.
-      await eventually('it asks for its DaemonSet', () => requests().slice(before).filter((request) => usedBy(request) === 'get apps/daemonsets').length > 1);
+      await eventually(
+        'it asks for its DaemonSet',
+        () =>
+          requests()
+            .slice(before)
+            .filter((request) => usedBy(request) === 'get apps/daemonsets').length > 1,
+      );
       assert.doesNotMatch(logOf(agent), /"msg":"leaving/);
     },
   };
@@ -179,8 +267,12 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     eventually(`source ${source} tells of a 403`, async () => {
       const address = /"http":"([^"]+)"/.exec(logOf(agent))?.[1];
       if (address === undefined) return false;
-      const { sources } = (await (await fetch(`http://${address}/status`)).json()) as { sources: { name: string; state: string; detail: string }[] };
-      return sources.some(({ name, state, detail }) => name === source && state !== 'ok' && detail.includes('403'));
+      const { sources } = (await (await fetch(`http://${address}/status`)).json()) as {
+        sources: { name: string; state: string; detail: string }[];
+      };
+      return sources.some(
+        ({ name, state, detail }) => name === source && state !== 'ok' && detail.includes('403'),
+      );
     });
 
   test('each right of the chart is among those that are taken away below', () => {

@@ -21,9 +21,17 @@ import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const RULES = [{ apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] }];
 
-const namespace = (name: string, labels: Record<string, string> = {}): KubeObject => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } });
-const pod = (name: string, inNamespace = 'shop', node = 'node-a'): KubeObject =>
-  ({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: inNamespace }, spec: { nodeName: node, containers: [{ name: 'c', image: 'none' }] } });
+const namespace = (name: string, labels: Record<string, string> = {}): KubeObject => ({
+  apiVersion: 'v1',
+  kind: 'Namespace',
+  metadata: { name, labels },
+});
+const pod = (name: string, inNamespace = 'shop', node = 'node-a'): KubeObject => ({
+  apiVersion: 'v1',
+  kind: 'Pod',
+  metadata: { name, namespace: inNamespace },
+  spec: { nodeName: node, containers: [{ name: 'c', image: 'none' }] },
+});
 
 describe('against a real API server, the source', { skip: KUBE_MISSING }, () => {
   let sandbox: Sandbox;
@@ -50,8 +58,16 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
   async function follow(as: string | KubeAccess, timing: Partial<KubeTiming> = {}): Promise<Followed> {
     const access = typeof as === 'string' ? kubeAccess({ env: { KUBECONFIG: as } }) : as;
     const client = openKubeClient({ access, deadlineMs: 3000 });
-    const source = kubeSource({ client, node: 'node-a', logger: pino({ level: 'silent' }), timing: { ...defaultTiming, backoffMs: [50, 500], settledMs: 500, ...timing } });
-    const inventory = createInventory({ node: 'node-a', proxy: { selector: { matches: () => false } as never, namespaces: [] } });
+    const source = kubeSource({
+      client,
+      node: 'node-a',
+      logger: pino({ level: 'silent' }),
+      timing: { ...defaultTiming, backoffMs: [50, 500], settledMs: 500, ...timing },
+    });
+    const inventory = createInventory({
+      node: 'node-a',
+      proxy: { selector: { matches: () => false } as never, namespaces: [] },
+    });
     const following = await source.follow({
       onObjects: (objects) => inventory.replaceAll(objects),
       onPod: (each) => inventory.upsertPod(each),
@@ -61,7 +77,8 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     });
     await following.synced;
     return {
-      source, inventory,
+      source,
+      inventory,
       names: () => [...inventory.pods()].map(({ name }) => name).sort(),
       restarts: (name) => source.figures().restarts[name] ?? {},
       isOk: () => source.states().every(({ state }) => state === 'ok'),
@@ -70,8 +87,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
   }
 
   const labelsOf = ({ inventory }: Followed): string => JSON.stringify(inventory.namespace('shop')?.labels);
-  const has = (followed: Followed, name: string) => eventually(`pod ${name} is known`, () => followed.names().includes(name), 15_000);
-  const lacks = (followed: Followed, name: string) => eventually(`pod ${name} is not known`, () => !followed.names().includes(name), 15_000);
+  const has = (followed: Followed, name: string) =>
+    eventually(`pod ${name} is known`, () => followed.names().includes(name), 15_000);
+  const lacks = (followed: Followed, name: string) =>
+    eventually(`pod ${name} is not known`, () => !followed.names().includes(name), 15_000);
 
   test('needs to list and watch pods and namespaces, and nothing else', async () => {
     await using f = await follow(account.kubeconfig());
@@ -83,7 +102,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
   test("works with a pod's service account, whose token is renewed", async () => {
     const { port } = new URL(cluster.endpoint.url);
     const env = { KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: port };
-    await using f = await follow(kubeAccess({ env, serviceAccount: account.directory }), { relistMs: 300, watchMs: [1000, 1000] });
+    await using f = await follow(kubeAccess({ env, serviceAccount: account.directory }), {
+      relistMs: 300,
+      watchMs: [1000, 1000],
+    });
     await account.renewToken();
     await cluster.apply(pod('renewed'));
     await has(f, 'renewed');
@@ -110,7 +132,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await cluster.kubectl('label', 'namespace', 'shop', 'a-');
     await eventually('the namespace has lost its label', () => !labelsOf(f).includes('"a"'));
     await cluster.kubectl('-n', 'shop', 'label', 'pod', 'first', 'kmesh.net/bypass=enabled');
-    await eventually('the pod has its label', () => f.inventory.podsNamed('shop', 'first')[0]?.labels['kmesh.net/bypass'] === 'enabled');
+    await eventually(
+      'the pod has its label',
+      () => f.inventory.podsNamed('shop', 'first')[0]?.labels['kmesh.net/bypass'] === 'enabled',
+    );
   });
 
   test('sees pods of its node only, come, go, and come again under one name', async () => {
@@ -129,7 +154,11 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
   test('knows the namespace of a pod before the pod, however fast both are made', async () => {
     await using f = await follow(account.kubeconfig());
-    for (let i = 0; i < 10; i++) await cluster.apply(namespace(`fast-${i}`, { 'istio.io/dataplane-mode': 'ambient' }), pod(`fast-${i}`, `fast-${i}`));
+    for (let i = 0; i < 10; i++)
+      await cluster.apply(
+        namespace(`fast-${i}`, { 'istio.io/dataplane-mode': 'ambient' }),
+        pod(`fast-${i}`, `fast-${i}`),
+      );
     await has(f, 'fast-9');
     for (let i = 0; i < 10; i++) assert.ok(f.inventory.namespace(`fast-${i}`), `namespace fast-${i}`);
   });
@@ -137,7 +166,11 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
   test('catches up when the API server was killed and is back', async () => {
     await using f = await follow(account.kubeconfig());
     await cluster.stopApiServer('SIGKILL');
-    await eventually('it says so', () => f.source.states().every(({ state, detail }) => state === 'degraded' && /what stood before goes on/.test(detail)));
+    await eventually('it says so', () =>
+      f.source
+        .states()
+        .every(({ state, detail }) => state === 'degraded' && /what stood before goes on/.test(detail)),
+    );
     const stood = f.names();
     await delay(500);
     assert.deepEqual(f.names(), stood);
@@ -171,7 +204,15 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       // Each connection lives for its handshake and a few events, and is cut wherever it is then.
       proxy.set({ cutAfterBytes: 5000 + i * 777 });
       proxy.cut();
-      await cluster.kubectl('-n', 'shop', 'annotate', 'pod', 'first', `x=${'y'.repeat(3000)}${i}`, '--overwrite');
+      await cluster.kubectl(
+        '-n',
+        'shop',
+        'annotate',
+        'pod',
+        'first',
+        `x=${'y'.repeat(3000)}${i}`,
+        '--overwrite',
+      );
       await cluster.apply(pod(`cut-${i}`));
     }
     proxy.set({});
@@ -196,10 +237,16 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await using f = await follow(account.kubeconfig(proxy.url));
     await account.revoke();
     try {
-      await eventually('it is refused', () => {
-        proxy.cut();
-        return f.source.states().every(({ state, detail }) => state === 'degraded' && /403.*forbidden/.test(detail));
-      }, 15_000);
+      await eventually(
+        'it is refused',
+        () => {
+          proxy.cut();
+          return f.source
+            .states()
+            .every(({ state, detail }) => state === 'degraded' && /403.*forbidden/.test(detail));
+        },
+        15_000,
+      );
     } finally {
       await account.grant();
     }
@@ -218,27 +265,53 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
   describe('of the agent', () => {
     const program = resolve(import.meta.dirname, '../../dist/cgroute');
-    const uidOf = async (name: string): Promise<string> => (await cluster.pod('shop', name))?.metadata.uid ?? '';
-    const start = (kubeconfig = account.kubeconfig()): Running => sandbox.spawn({
-      cmd: program,
-      args: ['run', '--source', 'kube', '--node', 'node-a', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`, '--http', '127.0.0.1:0'],
-      env: { KUBECONFIG: kubeconfig },
-    });
-    const said = (agent: Running, message: string): boolean => [...agent.stdout, ...agent.stderr].some((line) => line.includes(`"msg":"${message}`));
-    const status = async (): Promise<NodeStatus & { readonly agent: { readonly ready: boolean }; readonly unknown: readonly unknown[]; readonly sources: readonly { name: string; state: string; detail: string }[] }> =>
-      JSON.parse((await cgroute(sandbox, ['status', '-o', 'json'])).stdout);
-    const verdictOf = async (name: string): Promise<string | undefined> => (await status()).pods.find((each) => each.name === name)?.reason;
-    const becomes = (name: string, reason: string) => eventually(`${name} is ${reason}`, async () => (await verdictOf(name)) === reason, 10_000);
+    const uidOf = async (name: string): Promise<string> =>
+      (await cluster.pod('shop', name))?.metadata.uid ?? '';
+    const start = (kubeconfig = account.kubeconfig()): Running =>
+      sandbox.spawn({
+        cmd: program,
+        args: [
+          'run',
+          '--source',
+          'kube',
+          '--node',
+          'node-a',
+          '--cgroup-root',
+          sandbox.cgroupRoot,
+          '--bpffs-root',
+          `${sandbox.bpffs}/cgroute`,
+          '--http',
+          '127.0.0.1:0',
+        ],
+        env: { KUBECONFIG: kubeconfig },
+      });
+    const said = (agent: Running, message: string): boolean =>
+      [...agent.stdout, ...agent.stderr].some((line) => line.includes(`"msg":"${message}`));
+    const status = async (): Promise<
+      NodeStatus & {
+        readonly agent: { readonly ready: boolean };
+        readonly unknown: readonly unknown[];
+        readonly sources: readonly { name: string; state: string; detail: string }[];
+      }
+    > => JSON.parse((await cgroute(sandbox, ['status', '-o', 'json'])).stdout);
+    const verdictOf = async (name: string): Promise<string | undefined> =>
+      (await status()).pods.find((each) => each.name === name)?.reason;
+    const becomes = (name: string, reason: string) =>
+      eventually(`${name} is ${reason}`, async () => (await verdictOf(name)) === reason, 10_000);
     /** `/healthz` and `/readyz`. */
     const health = async (agent: Running): Promise<number[]> => {
-      const line = [...agent.stdout, ...agent.stderr].find((each) => each.includes('"msg":"serving"')) ?? '{}';
+      const line =
+        [...agent.stdout, ...agent.stderr].find((each) => each.includes('"msg":"serving"')) ?? '{}';
       const { http } = JSON.parse(line) as { http?: string };
-      return Promise.all(['healthz', 'readyz'].map(async (path) => (await fetch(`http://${http}/${path}`)).status));
+      return Promise.all(
+        ['healthz', 'readyz'].map(async (path) => (await fetch(`http://${http}/${path}`)).status),
+      );
     };
 
     before(async () => {
       await cluster.apply(pod('web'), pod('db'));
-      for (const name of ['web', 'db']) sandbox.cgroup(`/kubepods/burstable/pod${await uidOf(name)}/${containerId(name)}`);
+      for (const name of ['web', 'db'])
+        sandbox.cgroup(`/kubepods/burstable/pod${await uidOf(name)}/${containerId(name)}`);
     });
 
     test('follows labels of namespaces and pods', async () => {
@@ -253,21 +326,32 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       await becomes('web', 'not-enrolled');
       await cluster.kubectl('label', 'namespace', 'shop', 'istio.io/dataplane-mode=Kmesh');
       await becomes('db', 'namespace-label');
-      assert.deepEqual((await status()).sources.slice(0, 2).map(({ name, state }) => `${name} ${state}`), ['namespaces ok', 'pods ok']);
+      assert.deepEqual(
+        (await status()).sources.slice(0, 2).map(({ name, state }) => `${name} ${state}`),
+        ['namespaces ok', 'pods ok'],
+      );
       await agent.stop('SIGTERM');
     });
 
     test('API server down at start, in the middle, at exit: keeps every verdict, and says that it is not ready', async () => {
-      const before = (await status()).pods.map(({ name, verdict, cgroups }) => `${name} ${verdict} ${cgroups.length}`);
+      const before = (await status()).pods.map(
+        ({ name, verdict, cgroups }) => `${name} ${verdict} ${cgroups.length}`,
+      );
       await using proxy = await cluster.proxied({ refuse: true });
       await using agent = start(account.kubeconfig(proxy.url));
       await eventually('it goes on without', () => said(agent, 'nobody says yet'), 10_000);
       await eventually('it serves', () => said(agent, 'serving'));
       assert.deepEqual(await health(agent), [200, 503]);
       const now = await status();
-      assert.deepEqual(now.pods.map(({ name, verdict, cgroups }) => `${name} ${verdict} ${cgroups.length}`), before);
+      assert.deepEqual(
+        now.pods.map(({ name, verdict, cgroups }) => `${name} ${verdict} ${cgroups.length}`),
+        before,
+      );
       assert.equal(now.agent.ready, false);
-      assert.match(now.sources.find(({ name }) => name === 'pods')?.detail ?? '', /never listed; since .*cannot be reached/);
+      assert.match(
+        now.sources.find(({ name }) => name === 'pods')?.detail ?? '',
+        /never listed; since .*cannot be reached/,
+      );
       // What changes meanwhile is found when the server is there.
       await cluster.kubectl('-n', 'shop', 'label', 'pod', 'db', 'istio.io/dataplane-mode=none');
       await cluster.kubectl('-n', 'shop', 'delete', 'pod', 'first', '--grace-period=0', '--force');
@@ -280,7 +364,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
       proxy.set({ refuse: true });
       proxy.cut();
-      await eventually('it is on its own', async () => (await status()).sources.filter(({ state }) => state === 'degraded').length === 2);
+      await eventually(
+        'it is on its own',
+        async () => (await status()).sources.filter(({ state }) => state === 'degraded').length === 2,
+      );
       assert.deepEqual(await health(agent), [200, 200]);
       assert.equal(await verdictOf('web'), 'bypass-outbound');
       const leaves = performance.now();
@@ -290,9 +377,16 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     });
 
     test('is refused at once where nothing tells how to reach an API server', async () => {
-      const agent = sandbox.spawn({ cmd: program, args: ['run', '--source', 'kube', '--bpffs-root', `${sandbox.bpffs}/none`], env: { HOME: sandbox.directory, KUBECONFIG: '', KUBERNETES_SERVICE_HOST: '' } });
+      const agent = sandbox.spawn({
+        cmd: program,
+        args: ['run', '--source', 'kube', '--bpffs-root', `${sandbox.bpffs}/none`],
+        env: { HOME: sandbox.directory, KUBECONFIG: '', KUBERNETES_SERVICE_HOST: '' },
+      });
       assert.deepEqual(await agent.exit, { code: 2, signal: null });
-      assert.match(agent.stderr.join('\n'), /^cgroute: --source kube finds no way to an API server: expected /);
+      assert.match(
+        agent.stderr.join('\n'),
+        /^cgroute: --source kube finds no way to an API server: expected /,
+      );
     });
   });
 });

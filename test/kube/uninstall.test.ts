@@ -17,7 +17,16 @@ import { containerId } from '../harness/node.ts';
 import { eventually, type Finished, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
-type Workload = KubeObject & { readonly spec: { readonly template: { readonly spec: { readonly serviceAccountName: string; readonly containers: readonly [{ readonly args: readonly string[] }] } } } };
+type Workload = KubeObject & {
+  readonly spec: {
+    readonly template: {
+      readonly spec: {
+        readonly serviceAccountName: string;
+        readonly containers: readonly [{ readonly args: readonly string[] }];
+      };
+    };
+  };
+};
 
 const DAEMONSET = '/apis/apps/v1/namespaces/kube-system/daemonsets/cgroute';
 const JOB = '/apis/batch/v1/namespaces/kube-system/jobs/cgroute-uninstall';
@@ -31,34 +40,78 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
   before(async () => {
     sandbox = await makeSandbox('kube-uninstall');
     cluster = await startCluster(sandbox);
-    await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }), podObject('web', { node: 'node-a', namespace: 'shop' }));
-    sandbox.cgroup(`/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`);
+    await cluster.apply(
+      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
+      podObject('web', { node: 'node-a', namespace: 'shop' }),
+    );
+    sandbox.cgroup(
+      `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
+    );
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
   const runHelm = (...args: readonly string[]): Promise<Finished> =>
-    helm([...args, '--namespace', 'kube-system'], { kubeconfig: cluster.kubeconfig, home: sandbox.file('helm') });
+    helm([...args, '--namespace', 'kube-system'], {
+      kubeconfig: cluster.kubeconfig,
+      home: sandbox.file('helm'),
+    });
   const found = <T>(path: string): Promise<T | undefined> => cluster.api.get<T>(path).catch(() => undefined);
-  const isAnnotated = async (): Promise<boolean> => (await cluster.pod('shop', 'web'))?.metadata.annotations?.[REDIRECTION] === 'enabled';
-  const pins = (): string[] => (existsSync(`${sandbox.bpffs}/cgroute`) ? readdirSync(`${sandbox.bpffs}/cgroute`) : []);
+  const isAnnotated = async (): Promise<boolean> =>
+    (await cluster.pod('shop', 'web'))?.metadata.annotations?.[REDIRECTION] === 'enabled';
+  const pins = (): string[] =>
+    existsSync(`${sandbox.bpffs}/cgroute`) ? readdirSync(`${sandbox.bpffs}/cgroute`) : [];
   const logOf = (running: Running): string => [...running.stdout, ...running.stderr].join('\n');
   const left = (): Promise<string> =>
-    cluster.kubectl('-n', 'kube-system', 'get', 'sa,cm,secret,role,rolebinding,clusterrole,clusterrolebinding,daemonset,job', '-l', 'app.kubernetes.io/name=cgroute', '-o', 'name');
+    cluster.kubectl(
+      '-n',
+      'kube-system',
+      'get',
+      'sa,cm,secret,role,rolebinding,clusterrole,clusterrolebinding,daemonset,job',
+      '-l',
+      'app.kubernetes.io/name=cgroute',
+      '-o',
+      'name',
+    );
 
   /** Runs a pod's container, as the account that it says. */
   async function runPod({ spec }: Workload, ...more: readonly string[]): Promise<Running> {
-    const { serviceAccountName, containers: [{ args }] } = spec.template.spec;
-    await cluster.apply(podObject(serviceAccountName, { node: 'node-a', namespace: 'kube-system', spec: { serviceAccountName } }));
+    const {
+      serviceAccountName,
+      containers: [{ args }],
+    } = spec.template.spec;
+    await cluster.apply(
+      podObject(serviceAccountName, {
+        node: 'node-a',
+        namespace: 'kube-system',
+        spec: { serviceAccountName },
+      }),
+    );
     const { uid = '' } = (await cluster.pod('kube-system', serviceAccountName))?.metadata ?? {};
-    const account = await cluster.serviceAccount({ name: serviceAccountName, namespace: 'kube-system', pod: { name: serviceAccountName, uid } });
+    const account = await cluster.serviceAccount({
+      name: serviceAccountName,
+      namespace: 'kube-system',
+      pod: { name: serviceAccountName, uid },
+    });
     const own = args.filter((flag) => !/^--(config|http)=/.test(flag));
-    return sandbox.spawn({ cmd: program, args: [...own, ...more], env: { KUBECONFIG: account.kubeconfig() } });
+    return sandbox.spawn({
+      cmd: program,
+      args: [...own, ...more],
+      env: { KUBECONFIG: account.kubeconfig() },
+    });
   }
 
   beforeEach(async () => {
     const { code, stderr } = await runHelm('install', 'cgroute', CHART);
     assert.equal(code, 0, stderr);
-    agent = await runPod(await cluster.api.get<Workload>(DAEMONSET), '--node=node-a', '--http=127.0.0.1:0', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', `${sandbox.bpffs}/cgroute`);
+    agent = await runPod(
+      await cluster.api.get<Workload>(DAEMONSET),
+      '--node=node-a',
+      '--http=127.0.0.1:0',
+      '--cgroup-root',
+      sandbox.cgroupRoot,
+      '--bpffs-root',
+      `${sandbox.bpffs}/cgroute`,
+    );
     await eventually('web is annotated', isAnnotated);
     assert.notDeepEqual(pins(), []);
   });
@@ -66,9 +119,15 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
   test('takes annotations, links and maps off the nodes, and then the rest away', async () => {
     const uninstalling = runHelm('uninstall', 'cgroute', '--timeout=60s');
     const job = await runPod(await eventually('its hook is there', () => found<Workload>(JOB)));
-    await eventually('the DaemonSet is on its way out', async () => (await found<KubeObject>(DAEMONSET))?.metadata.deletionTimestamp);
+    await eventually(
+      'the DaemonSet is on its way out',
+      async () => (await found<KubeObject>(DAEMONSET))?.metadata.deletionTimestamp,
+    );
     assert.deepEqual(await agent.stop('SIGTERM'), { code: 0, signal: null });
-    assert.match(logOf(agent), /"why":"its DaemonSet is deleted","msg":"leaving: links and maps are removed"/);
+    assert.match(
+      logOf(agent),
+      /"why":"its DaemonSet is deleted","msg":"leaving: links and maps are removed"/,
+    );
     assert.deepEqual(pins(), []);
     assert.equal(await isAnnotated(), false);
     assert.equal(job.stdout.length, 0, 'the hook waits for the agents');
@@ -77,8 +136,22 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
     assert.deepEqual(job.stdout, ['the agents of kube-system/cgroute have left']);
 
     const now = new Date().toISOString().replace(/\.\d+Z/, 'Z');
-    const conditions = ['SuccessCriteriaMet', 'Complete'].map((type) => ({ type, status: 'True', lastProbeTime: now, lastTransitionTime: now }));
-    await cluster.api.patch(`${JOB}/status`, 'merge-patch+json', { status: { startTime: now, completionTime: now, succeeded: 1, ready: 0, uncountedTerminatedPods: {}, conditions } });
+    const conditions = ['SuccessCriteriaMet', 'Complete'].map((type) => ({
+      type,
+      status: 'True',
+      lastProbeTime: now,
+      lastTransitionTime: now,
+    }));
+    await cluster.api.patch(`${JOB}/status`, 'merge-patch+json', {
+      status: {
+        startTime: now,
+        completionTime: now,
+        succeeded: 1,
+        ready: 0,
+        uncountedTerminatedPods: {},
+        conditions,
+      },
+    });
     const { code, stderr } = await uninstalling;
     assert.equal(code, 0, stderr);
     assert.equal(await left(), '');
@@ -90,7 +163,10 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
     assert.equal(await left(), '');
     agent.kill('SIGTERM');
     assert.deepEqual(await agent.exit, { code: 0, signal: null });
-    assert.match(logOf(agent), /"why":"its service account is deleted","msg":"leaving: links and maps are removed"/);
+    assert.match(
+      logOf(agent),
+      /"why":"its service account is deleted","msg":"leaving: links and maps are removed"/,
+    );
     assert.deepEqual(pins(), []);
     assert.equal(await isAnnotated(), true);
   });

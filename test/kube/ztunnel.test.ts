@@ -42,7 +42,11 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   const clientOf = (node: MeshNode): PodOnNode => clients.get(node) as PodOnNode;
   const ipOf = (pod: PodOnNode): string => pod.worker.network?.ip4 ?? 'none';
   const travel = (node: MeshNode): Promise<string> => node.travel(clientOf(node).place());
-  const isProxy = (node: MeshNode, pod: PodOnNode) => node.until(`${pod.name} is the proxy`, ({ proxy }) => proxy.address === ipOf(pod) && proxy.pod === `${NAMESPACE}/${pod.name}`);
+  const isProxy = (node: MeshNode, pod: PodOnNode) =>
+    node.until(
+      `${pod.name} is the proxy`,
+      ({ proxy }) => proxy.address === ipOf(pod) && proxy.pod === `${NAMESPACE}/${pod.name}`,
+    );
   /** Creation times have seconds, and of two pods the newest counts. */
   const aSecondLater = () => delay(1100);
   const remove = async (node: MeshNode, name: string): Promise<void> => {
@@ -54,15 +58,26 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   async function connecting(node: MeshNode, during: () => Promise<void>): Promise<Totals> {
     const before = mesh.server.listener.accepted().length;
     const client = clientOf(node);
-    const loop = mesh.sandbox.spawn({ ...client.place(), cmd: SOCK, args: ['loop', '--every', '2000', mesh.server.ip, String(SERVER_PORT), '0'] });
+    const loop = mesh.sandbox.spawn({
+      ...client.place(),
+      cmd: SOCK,
+      args: ['loop', '--every', '2000', mesh.server.ip, String(SERVER_PORT), '0'],
+    });
     await delay(200);
     await during();
     await delay(200);
     loop.end();
     const totals = await loop.json<Totals>();
     assert.ok(totals.server > 10, JSON.stringify(totals));
-    const peers = mesh.server.listener.accepted().slice(before).map(({ peer }) => peer.replace(/^\[::ffff:([\d.]+)\]/, '$1').replace(/:\d+$/, ''));
-    assert.equal(peers.filter((peer) => peer === ipOf(client)).length, 0, 'connections that were not redirected');
+    const peers = mesh.server.listener
+      .accepted()
+      .slice(before)
+      .map(({ peer }) => peer.replace(/^\[::ffff:([\d.]+)\]/, '$1').replace(/:\d+$/, ''));
+    assert.equal(
+      peers.filter((peer) => peer === ipOf(client)).length,
+      0,
+      'connections that were not redirected',
+    );
     return totals;
   }
 
@@ -82,7 +97,9 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   });
 
   test('only of its own node, and one that is not ready is none', async () => {
-    const [, second] = [a, b].map((node) => node.kubelet.pods().find(({ namespace }) => namespace === NAMESPACE)) as [PodOnNode, PodOnNode];
+    const [, second] = [a, b].map((node) =>
+      node.kubelet.pods().find(({ namespace }) => namespace === NAMESPACE),
+    ) as [PodOnNode, PodOnNode];
     second.setReady(false);
     await b.until('no proxy is known', ({ proxy }) => !proxy.ready && proxy.address === null);
     assert.deepEqual([await travel(a), await travel(b)], ['redirected', 'EPERM']);
@@ -122,9 +139,19 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
     const newer = await a.startProxy('ztunnel-newer');
     await isProxy(a, newer);
     const path = `/api/v1/namespaces/${NAMESPACE}/pods/ztunnel-newer`;
-    await mesh.cluster.api.patch(path, 'merge-patch+json', { metadata: { finalizers: ['test.invalid/hold'] } });
+    await mesh.cluster.api.patch(path, 'merge-patch+json', {
+      metadata: { finalizers: ['test.invalid/hold'] },
+    });
     const { failed } = await connecting(a, async () => {
-      await mesh.cluster.kubectl('-n', NAMESPACE, 'delete', 'pod', 'ztunnel-newer', '--wait=false', '--grace-period=1');
+      await mesh.cluster.kubectl(
+        '-n',
+        NAMESPACE,
+        'delete',
+        'pod',
+        'ztunnel-newer',
+        '--wait=false',
+        '--grace-period=1',
+      );
       await a.until('the older one is the proxy', ({ proxy }) => proxy.pod === `${NAMESPACE}/${name}`);
     });
     await mesh.cluster.api.patch(path, 'merge-patch+json', { metadata: { finalizers: null } });

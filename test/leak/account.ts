@@ -1,5 +1,13 @@
 /** Client, proxy and server each wrote down what they saw: the three must say the same of every connection. */
-import { type Attempt, type CaseName, type ClientLine, type Endpoint, type ProxyLine, type ServerLine, type Way } from './connection.ts';
+import {
+  type Attempt,
+  type CaseName,
+  type ClientLine,
+  type Endpoint,
+  type ProxyLine,
+  type ServerLine,
+  type Way,
+} from './connection.ts';
 
 export interface Tally {
   connects: number;
@@ -38,7 +46,17 @@ export interface Observed {
   readonly ports: { readonly outbound: number; readonly inbound: number };
 }
 
-const newTally = (): Tally => ({ connects: 0, proxied: 0, inbound: 0, direct: 0, denied: 0, failed: {}, escaped: 0, caughtWrongly: 0, deniedWrongly: 0 });
+const newTally = (): Tally => ({
+  connects: 0,
+  proxied: 0,
+  inbound: 0,
+  direct: 0,
+  denied: 0,
+  failed: {},
+  escaped: 0,
+  caughtWrongly: 0,
+  deniedWrongly: 0,
+});
 
 const textOf = ({ ip, port }: Endpoint): string => `${ip}:${port}`;
 
@@ -80,33 +98,50 @@ export function account(observed: Observed): Account {
       const given = client.local === '' ? undefined : takeProxyLine(client, ({ state }) => state !== '--');
       const failure = `${client.step} ${client.errno}${given === undefined ? '' : `, the proxy took ${given.destination} for its destination`}`;
       const isDenied = given === undefined && client.step === 'connect' && client.errno === 'EPERM';
-      const disagreement = line === undefined ? {} : { disagreement: `the client was told ${failure}, and the server saw it from ${line.peer}` };
+      const disagreement =
+        line === undefined
+          ? {}
+          : { disagreement: `the client was told ${failure}, and the server saw it from ${line.peer}` };
       return isDenied ? { way: 'denied', ...disagreement } : { way: undefined, failure, ...disagreement };
     }
     answered++;
     const asked = textOf(attempt.to);
     const way = line === undefined ? undefined : wayOf(client, line, asked);
-    if (line === undefined || way === undefined) return { way: undefined, failure: 'unaccounted', disagreement: 'the client had an answer, and the server knows nothing of it' };
+    if (line === undefined || way === undefined)
+      return {
+        way: undefined,
+        failure: 'unaccounted',
+        disagreement: 'the client had an answer, and the server knows nothing of it',
+      };
     if (typeof way === 'object') return { way: undefined, failure: 'unaccounted', disagreement: way.why };
     if (lines.length > 1) return { way, disagreement: `the server saw it ${lines.length} times` };
     if (line.local !== asked) return { way, disagreement: `the server had it at ${line.local}` };
-    if (client.reply !== `server ${line.local} ${line.peer}`) return { way, disagreement: `the client was answered "${client.reply}"` };
+    if (client.reply !== `server ${line.local} ${line.peer}`)
+      return { way, disagreement: `the client was answered "${client.reply}"` };
     if (client.peer !== asked) return { way, disagreement: `getpeername said ${client.peer}` };
     return { way };
   }
 
   function wayOf(client: ClientLine, line: ServerLine, asked: string): Way | { readonly why: string } {
     if (line.peer === client.local) return 'direct';
-    if (!line.peer.startsWith(`${proxyIp}:`)) return { why: `the server saw it from ${line.peer}, the client had ${client.local}` };
+    if (!line.peer.startsWith(`${proxyIp}:`))
+      return { why: `the server saw it from ${line.peer}, the client had ${client.local}` };
     const first = takeProxyLine(client, ({ server }) => server === line.peer);
-    if (first === undefined) return { why: `the server saw it from the proxy's ${line.peer}, and the proxy knows nothing of it` };
+    if (first === undefined)
+      return { why: `the server saw it from the proxy's ${line.peer}, and the proxy knows nothing of it` };
     byProxy++;
-    if (first.destination !== asked) return { why: `the proxy took ${first.destination} for its destination` };
+    if (first.destination !== asked)
+      return { why: `the proxy took ${first.destination} for its destination` };
     if (first.port === ports.outbound) return 'proxied';
     return first.port === ports.inbound ? 'inbound' : { why: `the proxy had it at port ${first.port}` };
   }
 
-  function judge(attempt: Attempt, client: ClientLine, { way, failure }: Fate, tally: Tally): string | undefined {
+  function judge(
+    attempt: Attempt,
+    client: ClientLine,
+    { way, failure }: Fate,
+    tally: Tally,
+  ): string | undefined {
     if (way === undefined) {
       const what = failure ?? 'unknown';
       const kind = what.split(',')[0] ?? what;
@@ -140,11 +175,21 @@ export function account(observed: Observed): Account {
     if (fault !== undefined) faults.push(`${name}: ${fault}`);
   }
   for (const token of clients.keys()) disagreements.push(`a client told of ${token}, which nobody asked for`);
-  for (const [token, lines] of served) disagreements.push(`the server was sent "${token}" from ${lines.map(({ peer }) => peer).join(', ')}, of which no client tells`);
+  for (const [token, lines] of served)
+    disagreements.push(
+      `the server was sent "${token}" from ${lines.map(({ peer }) => peer).join(', ')}, of which no client tells`,
+    );
   for (const line of [...proxied.values()].flat()) {
-    disagreements.push(`the proxy had ${line.client} to ${line.destination} at ${line.port} (${line.state}), of which no client tells`);
+    disagreements.push(
+      `the proxy had ${line.client} to ${line.destination} at ${line.port} (${line.state}), of which no client tells`,
+    );
   }
-  return { cases, disagreements, faults, counts: { client: answered, proxy: byProxy, server: observed.server.length } };
+  return {
+    cases,
+    disagreements,
+    faults,
+    counts: { client: answered, proxy: byProxy, server: observed.server.length },
+  };
 }
 
 /** Whether nothing went wrong at all. */

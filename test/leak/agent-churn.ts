@@ -13,7 +13,12 @@ const READY = /"msg":"ready"/;
 const START_MS = 20_000;
 
 /** Parts of the data plane that can be taken away, to see that the test would notice. */
-export const BREAKS = { identity: ['cgroup_mkdir@*'], handoff: ['sock_ops@*'], connect: ['*_connect?@*'], takeover: ['*_connect?@*'] } as const;
+export const BREAKS = {
+  identity: ['cgroup_mkdir@*'],
+  handoff: ['sock_ops@*'],
+  connect: ['*_connect?@*'],
+  takeover: ['*_connect?@*'],
+} as const;
 export type Break = keyof typeof BREAKS;
 
 export type UnknownPods = 'allow' | 'deny';
@@ -47,7 +52,8 @@ export const NEXT_VERSION = '-next';
 /** A copy of the bundle that says to be a later version; its programs and maps have the same layouts. */
 function nextBundle(directory: string): string {
   mkdirSync(`${directory}/next/dist`, { recursive: true });
-  for (const name of ['bpf', 'cgroute']) cpSync(`${root}/dist/${name}`, `${directory}/next/dist/${name}`, { recursive: true });
+  for (const name of ['bpf', 'cgroute'])
+    cpSync(`${root}/dist/${name}`, `${directory}/next/dist/${name}`, { recursive: true });
   const { version } = JSON.parse(readFileSync(`${root}/package.json`, 'utf8')) as { version: string };
   const bundle = readFileSync(`${root}/dist/cgroute.mjs`, 'utf8');
   const next = bundle.replaceAll(`"${version}"`, `"${version}${NEXT_VERSION}"`);
@@ -78,7 +84,21 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
     if (breaks === 'takeover') breakParts();
     return sandbox.spawn({
       cmd: program,
-      args: ['run', '--source', `file:${manifest}`, '--node', 'node-a', '--cgroup-root', sandbox.cgroupRoot, '--bpffs-root', bpffs, '--http', '127.0.0.1:0', '--config', config],
+      args: [
+        'run',
+        '--source',
+        `file:${manifest}`,
+        '--node',
+        'node-a',
+        '--cgroup-root',
+        sandbox.cgroupRoot,
+        '--bpffs-root',
+        bpffs,
+        '--http',
+        '127.0.0.1:0',
+        '--config',
+        config,
+      ],
     });
   }
 
@@ -95,7 +115,8 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
   async function live(signal: AbortSignal, isPatient: boolean, onReady: () => void): Promise<void> {
     const agent = start();
     const isShort = !isPatient && random() < 0.25;
-    const untilKilled = (ms: number): Promise<unknown> => delay(ms, undefined, { signal }).catch(() => undefined);
+    const untilKilled = (ms: number): Promise<unknown> =>
+      delay(ms, undefined, { signal }).catch(() => undefined);
     if (isShort) {
       await untilKilled(random() * 600 * SLOWDOWN);
     } else {
@@ -105,7 +126,10 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
       await Promise.race([untilKilled(1000 + random() * 2500), agent.exit]);
     }
     const { code, signal: by } = await agent.stop('SIGKILL');
-    if (by !== 'SIGKILL') throw new Error(`the agent ended by itself, with ${code ?? by}\n${[...agent.stdout.slice(-5), ...agent.stderr].join('\n')}`);
+    if (by !== 'SIGKILL')
+      throw new Error(
+        `the agent ended by itself, with ${code ?? by}\n${[...agent.stdout.slice(-5), ...agent.stderr].join('\n')}`,
+      );
     kills++;
   }
 
@@ -123,11 +147,21 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
 
   return {
     failed: failed.promise,
-    get kills() { return kills; },
-    get starts() { return starts; },
-    get upgrades() { return upgrades; },
-    get unknownPods() { return unknownPods; },
-    set unknownPods(policy) { unknownPods = policy; },
+    get kills() {
+      return kills;
+    },
+    get starts() {
+      return starts;
+    },
+    get upgrades() {
+      return upgrades;
+    },
+    get unknownPods() {
+      return unknownPods;
+    },
+    set unknownPods(policy) {
+      unknownPods = policy;
+    },
     pause,
     resume() {
       if (isStopped) throw new Error('the agent is not to run any more');

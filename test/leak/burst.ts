@@ -39,7 +39,12 @@ export interface Server {
 }
 
 /** Listens on all IPv4 addresses of its namespace. */
-export async function startServer(sandbox: Sandbox, place: Place, name: string, ports: readonly number[]): Promise<Server> {
+export async function startServer(
+  sandbox: Sandbox,
+  place: Place,
+  name: string,
+  ports: readonly number[],
+): Promise<Server> {
   const log = sandbox.file(`${name}.log`);
   await sandbox.spawn({ ...place, cmd: BURST, args: ['serve', log, ports.join(',')] }).json();
   return { lines: () => linesOf(log) };

@@ -21,7 +21,7 @@ export const CASES = {
   taken_over: 'known pods, while an agent starts and takes over',
   exec: 'exec into a container',
   nested: "cgroup below a pod, with another pod's name",
-  nested_out: "the same below a pod that is out",
+  nested_out: 'the same below a pod that is out',
   out: 'pod that is out',
   bypassed: 'bypassed pod',
   proxy_pod: "the proxy's own pod",

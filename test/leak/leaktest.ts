@@ -40,22 +40,34 @@ class UsageError extends Error {}
 
 function whole(flag: string, text: string, least: number): number {
   const number = Number(text);
-  if (!Number.isInteger(number) || number < least) throw new UsageError(`${flag} must be a whole number from ${least}, not "${text}"`);
+  if (!Number.isInteger(number) || number < least)
+    throw new UsageError(`${flag} must be a whole number from ${least}, not "${text}"`);
   return number;
 }
 
 function parseOptions(args: readonly string[]): Options {
   const { values } = parseArgs({
     args: [...args],
-    options: { count: { type: 'string' }, only: { type: 'string' }, seed: { type: 'string' }, json: { type: 'string' }, break: { type: 'string' } },
+    options: {
+      count: { type: 'string' },
+      only: { type: 'string' },
+      seed: { type: 'string' },
+      json: { type: 'string' },
+      break: { type: 'string' },
+    },
   });
-  const only = values.only === undefined ? CASE_NAMES : values.only.split(',').map((name) => {
-    const known = CASE_NAMES.find((one) => one === name);
-    if (known === undefined) throw new UsageError(`--only must name cases (${CASE_NAMES.join(', ')}), not "${name}"`);
-    return known;
-  });
+  const only =
+    values.only === undefined
+      ? CASE_NAMES
+      : values.only.split(',').map((name) => {
+          const known = CASE_NAMES.find((one) => one === name);
+          if (known === undefined)
+            throw new UsageError(`--only must name cases (${CASE_NAMES.join(', ')}), not "${name}"`);
+          return known;
+        });
   const breaks = Object.keys(BREAKS).find((name): name is Break => name === values.break);
-  if (values.break !== undefined && breaks === undefined) throw new UsageError(`--break must be one of ${Object.keys(BREAKS).join(', ')}, not "${values.break}"`);
+  if (values.break !== undefined && breaks === undefined)
+    throw new UsageError(`--break must be one of ${Object.keys(BREAKS).join(', ')}, not "${values.break}"`);
   return {
     breaks,
     only: new Set(only),
@@ -80,7 +92,10 @@ async function run({ count, only, seed, breaks }: Options): Promise<Run> {
   await node.known(homes, 'in');
 
   // Two rounds at least, as halfway something happens.
-  const size = Math.min(1, count / 2 / (only.size === CASE_NAMES.length ? FRESH_PER_ROUND.all : FRESH_PER_ROUND.some));
+  const size = Math.min(
+    1,
+    count / 2 / (only.size === CASE_NAMES.length ? FRESH_PER_ROUND.all : FRESH_PER_ROUND.some),
+  );
   const progress = process.stderr.isTTY;
   let rounds = 0;
   for (let before = -1; fresh < count && fresh > before; rounds++) {
@@ -96,13 +111,17 @@ async function run({ count, only, seed, breaks }: Options): Promise<Run> {
     if (progress) process.stderr.write(`\r${fresh} of ${count}`);
   }
   if (progress) process.stderr.write('\r\x1b[K');
-  if (fresh < count) throw new Error(`of these cases, a round makes no new cgroup: --only ${[...only].join(',')}`);
+  if (fresh < count)
+    throw new Error(`of these cases, a round makes no new cgroup: --only ${[...only].join(',')}`);
   await churn.pause();
-  if (churn.upgrades > 0 && node.agentVersion?.endsWith(NEXT_VERSION) !== true) throw new Error(`the agent was upgraded, and says to be ${node.agentVersion}`);
+  if (churn.upgrades > 0 && node.agentVersion?.endsWith(NEXT_VERSION) !== true)
+    throw new Error(`the agent was upgraded, and says to be ${node.agentVersion}`);
   return {
     account: await node.account(),
     agent: { starts: churn.starts, kills: churn.kills, upgrades: churn.upgrades },
-    fresh, rounds, seed,
+    fresh,
+    rounds,
+    seed,
     seconds: Math.round((performance.now() - started) / 1000),
   };
 }
@@ -112,15 +131,20 @@ async function main(options: Options): Promise<void> {
   console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} CPUs\n`);
   const result = await run(options);
   console.log(`${tableText(result)}\n\n${verdictText(result)}`);
-  if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify({ ...figures(result), machine }, null, 2)}\n`);
+  if (options.json !== undefined)
+    writeFileSync(options.json, `${JSON.stringify({ ...figures(result), machine }, null, 2)}\n`);
   process.exitCode = isClean(result.account) ? 0 : 3;
 }
 
 try {
   await main(parseOptions(process.argv.slice(2)));
 } catch (error) {
-  const isUsage = error instanceof UsageError || (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
-  console.error(isUsage ? `leaktest: ${messageOf(error)}\n${USAGE}` : `leaktest: it could not run: ${messageOf(error)}`);
+  const isUsage =
+    error instanceof UsageError ||
+    (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
+  console.error(
+    isUsage ? `leaktest: ${messageOf(error)}\n${USAGE}` : `leaktest: it could not run: ${messageOf(error)}`,
+  );
   if (!isUsage && error instanceof Error && error.stack !== undefined) console.error(error.stack);
   process.exitCode = isUsage ? 2 : 1;
 }

@@ -9,7 +9,15 @@ import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { type Account, account } from './account.ts';
 import { startBurst, startServer } from './burst.ts';
 import type { Attempt, CaseName, ClientLine, Job } from './connection.ts';
-import { cgroupId, type LeakPod, MODE, NAMESPACES, type PodFactory, podFactory, type Verdict } from './pods.ts';
+import {
+  cgroupId,
+  type LeakPod,
+  MODE,
+  NAMESPACES,
+  type PodFactory,
+  podFactory,
+  type Verdict,
+} from './pods.ts';
 import { PORTS, startProxy } from './proxy.ts';
 
 /** Processes at a time. */
@@ -19,8 +27,13 @@ const SERVER_PORTS = [8080, 8081, 8082, 8083];
 export const POD_PORT = 80;
 /** Where kubelets keep pods, and the host its services; made before anything else. */
 const PLACES = [
-  'kubepods/burstable', 'kubepods/besteffort', 'kubepods.slice/kubepods-burstable.slice', 'kubepods.slice/kubepods-besteffort.slice',
-  'system.slice', 'user.slice', 'docker',
+  'kubepods/burstable',
+  'kubepods/besteffort',
+  'kubepods.slice/kubepods-burstable.slice',
+  'kubepods.slice/kubepods-besteffort.slice',
+  'system.slice',
+  'user.slice',
+  'docker',
 ];
 
 export interface LeakNode extends AsyncDisposable {
@@ -51,16 +64,29 @@ export async function startLeakNode(only: ReadonlySet<CaseName>, onFresh: () => 
   }
 }
 
-async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: () => void): Promise<LeakNode> {
+async function startIn(
+  sandbox: Sandbox,
+  only: ReadonlySet<CaseName>,
+  onFresh: () => void,
+): Promise<LeakNode> {
   for (const place of PLACES) sandbox.cgroup(place);
   const network = await makeNetwork(sandbox);
-  const [proxyHost, serverHost, podHost] = [await network.addHost('proxy'), await network.addHost('server'), await network.addHost('pods')];
+  const [proxyHost, serverHost, podHost] = [
+    await network.addHost('proxy'),
+    await network.addHost('server'),
+    await network.addHost('pods'),
+  ];
   // Each pod has an address, and each connection a destination of its own.
-  await ip(network.gateway.netns, `route add 10.78.0.0/16 via ${podHost.ip4}`, `route add 10.79.0.0/16 via ${serverHost.ip4}`);
+  await ip(
+    network.gateway.netns,
+    `route add 10.78.0.0/16 via ${podHost.ip4}`,
+    `route add 10.79.0.0/16 via ${serverHost.ip4}`,
+  );
   await ip(podHost.netns, 'route add local 10.78.0.0/16 dev lo');
   await ip(serverHost.netns, 'route add local 10.79.0.0/16 dev lo');
   await sysctl(network.gateway.netns, 'ipv4.conf.all.send_redirects=0', 'ipv4.conf.br0.send_redirects=0');
-  for (const { netns } of [network.gateway, podHost, proxyHost]) await sysctl(netns, 'ipv4.ip_local_port_range=10000 65000', 'ipv4.tcp_syn_retries=3');
+  for (const { netns } of [network.gateway, podHost, proxyHost])
+    await sysctl(netns, 'ipv4.ip_local_port_range=10000 65000', 'ipv4.tcp_syn_retries=3');
 
   const proxyUid = 'fafafafa-0000-4000-8000-000000000001';
   const proxyCgroup = sandbox.cgroup(containerPath('cgroupfs', proxyUid, containerId('proxy')));
@@ -77,7 +103,13 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
   manifest.namespace(NAMESPACES.mesh, { [MODE]: 'ambient' });
   manifest.namespace(NAMESPACES.plain);
   manifest.namespace(NAMESPACES.flipping, { [MODE]: 'ambient' });
-  manifest.pod({ name: 'ztunnel', namespace: 'istio-system', uid: proxyUid, labels: { app: 'ztunnel' }, ips: [proxyHost.ip4] });
+  manifest.pod({
+    name: 'ztunnel',
+    namespace: 'istio-system',
+    uid: proxyUid,
+    labels: { app: 'ztunnel' },
+    ips: [proxyHost.ip4],
+  });
   manifest.write();
 
   const attempts: Attempt[] = [];
@@ -91,7 +123,10 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
 
   function destination(number: number): { ip: string; port: number } {
     const host = number % 60_000;
-    return { ip: `10.79.${1 + Math.floor(host / 250)}.${1 + (host % 250)}`, port: SERVER_PORTS[Math.floor(number / 60_000) % SERVER_PORTS.length] ?? 0 };
+    return {
+      ip: `10.79.${1 + Math.floor(host / 250)}.${1 + (host % 250)}`,
+      port: SERVER_PORTS[Math.floor(number / 60_000) % SERVER_PORTS.length] ?? 0,
+    };
   }
 
   function isKnown(pod: LeakPod, verdict: Verdict): boolean {
@@ -108,20 +143,25 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
   }
 
   return {
-    sandbox, manifest,
+    sandbox,
+    manifest,
     wants: (cases) => cases.some((name) => only.has(name)),
     pods: podFactory(sandbox.cgroupRoot),
     proxyPod: { directory: `${sandbox.cgroupRoot}/kubepods/burstable/pod${proxyUid}` },
-    get agentVersion() { return pinned().agent.get(0)?.version; },
+    get agentVersion() {
+      return pinned().agent.get(0)?.version;
+    },
     async connect(jobs) {
-      const begun = jobs.filter((job) => only.has(job.case)).map((job): Attempt => {
-        // As many as the agent's start takes time for; what a round makes is counted without them.
-        if (job.isNew && job.case !== 'taken_over') onFresh();
-        const number = attempts.length;
-        const attempt = { ...job, token: `c${number}`, to: job.to ?? destination(number) };
-        attempts.push(attempt);
-        return attempt;
-      });
+      const begun = jobs
+        .filter((job) => only.has(job.case))
+        .map((job): Attempt => {
+          // As many as the agent's start takes time for; what a round makes is counted without them.
+          if (job.isNew && job.case !== 'taken_over') onFresh();
+          const number = attempts.length;
+          const attempt = { ...job, token: `c${number}`, to: job.to ?? destination(number) };
+          attempts.push(attempt);
+          return attempt;
+        });
       const of = (from: Job['from']): Attempt[] => begun.filter((attempt) => attempt.from === from);
       clients.push(...(await Promise.all([bursts.pods.run(of('pods')), bursts.host.run(of('host'))])).flat());
     },
@@ -133,7 +173,10 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
         return !isDone;
       };
       for (let missing = pods; (missing = missing.filter(isMissing)).length > 0; ) {
-        if (performance.now() > until) throw new Error(`${KNOWN_MS} ms passed, and the agent has not said of ${missing.length} pods that they are ${verdict}: ${missing[0]?.object.name}`);
+        if (performance.now() > until)
+          throw new Error(
+            `${KNOWN_MS} ms passed, and the agent has not said of ${missing.length} pods that they are ${verdict}: ${missing[0]?.object.name}`,
+          );
         await delay(2);
       }
     },
@@ -141,7 +184,15 @@ async function startIn(sandbox: Sandbox, only: ReadonlySet<CaseName>, onFresh: (
       let count = -1;
       // A log's last line comes late where everything is slow.
       while (count !== (count = proxy.lines().length)) await delay(500 * Math.min(SLOWDOWN, 6));
-      return account({ attempts, clients, proxy: proxy.lines(), server: servers.flatMap((server) => server.lines()), cgroupRoot: sandbox.cgroupRoot, proxyIp: proxyHost.ip4, ports: PORTS });
+      return account({
+        attempts,
+        clients,
+        proxy: proxy.lines(),
+        server: servers.flatMap((server) => server.lines()),
+        cgroupRoot: sandbox.cgroupRoot,
+        proxyIp: proxyHost.ip4,
+        ports: PORTS,
+      });
     },
     async [Symbol.asyncDispose]() {
       maps?.[Symbol.dispose]();

@@ -31,7 +31,10 @@ export interface PodFactory {
   /** Whether pods may have cgroups of their own right below the root; each is a branch, and of many branches the programs know none. */
   hasRootPods: boolean;
   /** A pod that is in the mesh unless told otherwise; in no manifest, and without cgroups. */
-  make(fields?: Partial<PodObject>, options?: { readonly isStatic?: boolean; readonly style?: CgroupStyle; readonly tree?: string }): LeakPod;
+  make(
+    fields?: Partial<PodObject>,
+    options?: { readonly isStatic?: boolean; readonly style?: CgroupStyle; readonly tree?: string },
+  ): LeakPod;
 }
 
 export function podFactory(cgroupRoot: string): PodFactory {
@@ -42,29 +45,51 @@ export function podFactory(cgroupRoot: string): PodFactory {
     return styles[made % styles.length] ?? 'cgroupfs';
   };
   return {
-    get hasRootPods() { return hasRootPods; },
-    set hasRootPods(has) { hasRootPods = has; },
+    get hasRootPods() {
+      return hasRootPods;
+    },
+    set hasRootPods(has) {
+      hasRootPods = has;
+    },
     make(fields = {}, { isStatic = false, tree, style = tree === undefined ? nextStyle() : 'systemd' } = {}) {
       const number = ++made;
       let begun = 0;
       const uid = randomUUID();
       const key = isStatic ? containerId(uid).slice(0, 32) : uid;
-      const pathOf = (id: string): string => (tree === undefined
-        ? containerPath(style, key, id)
-        : join(tree, `${tree.replace(/\.slice$/, '')}-pod${key.replaceAll('-', '_')}.slice`, `cri-containerd-${id}.scope`));
+      const pathOf = (id: string): string =>
+        tree === undefined
+          ? containerPath(style, key, id)
+          : join(
+              tree,
+              `${tree.replace(/\.slice$/, '')}-pod${key.replaceAll('-', '_')}.slice`,
+              `cri-containerd-${id}.scope`,
+            );
       const containers: string[] = [];
       const some = join(cgroupRoot, pathOf(containerId(uid)));
       const directory = style === 'joined' ? some : dirname(some);
-      const ip = `10.78.${1 + Math.floor(number / 250) % 250}.${1 + (number % 250)}`;
-      const annotations = isStatic ? { 'kubernetes.io/config.hash': key, 'kubernetes.io/config.mirror': key } : undefined;
+      const ip = `10.78.${1 + (Math.floor(number / 250) % 250)}.${1 + (number % 250)}`;
+      const annotations = isStatic
+        ? { 'kubernetes.io/config.hash': key, 'kubernetes.io/config.mirror': key }
+        : undefined;
       return {
-        uid, key, ip, containers,
-        object: { name: `pod-${number}`, namespace: NAMESPACES.mesh, uid, ips: [ip], ...(annotations === undefined ? {} : { annotations }), ...fields },
+        uid,
+        key,
+        ip,
+        containers,
+        object: {
+          name: `pod-${number}`,
+          namespace: NAMESPACES.mesh,
+          uid,
+          ips: [ip],
+          ...(annotations === undefined ? {} : { annotations }),
+          ...fields,
+        },
         directory,
         newContainer() {
           const id = containerId(`${uid} ${++begun}`);
           // Where pod and container are one, whatever else there is runs below it.
-          const at = style !== 'joined' ? join(cgroupRoot, pathOf(id)) : begun === 1 ? directory : join(directory, id);
+          const at =
+            style !== 'joined' ? join(cgroupRoot, pathOf(id)) : begun === 1 ? directory : join(directory, id);
           containers.push(at);
           return at;
         },

@@ -47,13 +47,21 @@ backend original
 /** The lines of a file that a program still writes; one that is not whole yet is left out. */
 export function linesOf<T>(file: string): T[] {
   const text = readFileSync(file, 'utf8');
-  return text.slice(0, text.lastIndexOf('\n') + 1).split('\n').filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as T);
+  return text
+    .slice(0, text.lastIndexOf('\n') + 1)
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line) as T);
 }
 
 export async function startProxy(sandbox: Sandbox, place: Place): Promise<Proxy> {
   const [configuration, log] = [sandbox.file('haproxy.cfg'), sandbox.file('haproxy.log')];
   writeFileSync(configuration, CONFIGURATION);
-  const running = sandbox.spawn({ ...place, cmd: 'sh', args: ['-c', 'exec haproxy -db -f "$1" >"$2"', 'sh', configuration, log] });
+  const running = sandbox.spawn({
+    ...place,
+    cmd: 'sh',
+    args: ['-c', 'exec haproxy -db -f "$1" >"$2"', 'sh', configuration, log],
+  });
   await waitListening(running, Object.values(PORTS));
   return { lines: () => linesOf(log) };
 }

@@ -16,5 +16,8 @@ export function seeded(seed: number): Random {
 
 /** The same items in another order. */
 export function shuffled<T>(items: readonly T[], random: Random): T[] {
-  return items.map((item) => ({ item, at: random() })).sort((a, b) => a.at - b.at).map(({ item }) => item);
+  return items
+    .map((item) => ({ item, at: random() }))
+    .sort((a, b) => a.at - b.at)
+    .map(({ item }) => item);
 }

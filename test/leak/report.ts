@@ -18,12 +18,18 @@ const COLUMNS = ['connects', 'by proxy', 'direct', 'denied', 'failed', 'escaped'
 const NAME_WIDTH = Math.max(...Object.values(CASES).map((title) => title.length));
 
 const failedOf = ({ failed }: Tally): number => Object.values(failed).reduce((all, count) => all + count, 0);
-const sum = (tallies: Iterable<Tally>, of: (tally: Tally) => number): number => [...tallies].reduce((all, tally) => all + of(tally), 0);
+const sum = (tallies: Iterable<Tally>, of: (tally: Tally) => number): number =>
+  [...tallies].reduce((all, tally) => all + of(tally), 0);
 
 function row(title: string, tallies: readonly Tally[]): string {
   const numbers = [
-    sum(tallies, (tally) => tally.connects), sum(tallies, (tally) => tally.proxied + tally.inbound), sum(tallies, (tally) => tally.direct),
-    sum(tallies, (tally) => tally.denied), sum(tallies, failedOf), sum(tallies, (tally) => tally.escaped), sum(tallies, (tally) => tally.caughtWrongly),
+    sum(tallies, (tally) => tally.connects),
+    sum(tallies, (tally) => tally.proxied + tally.inbound),
+    sum(tallies, (tally) => tally.direct),
+    sum(tallies, (tally) => tally.denied),
+    sum(tallies, failedOf),
+    sum(tallies, (tally) => tally.escaped),
+    sum(tallies, (tally) => tally.caughtWrongly),
   ];
   return `${title.padEnd(NAME_WIDTH)}  ${numbers.map((number, n) => number.toLocaleString('en-US').padStart(COLUMNS[n]?.length ?? 0)).join('  ')}`;
 }
@@ -41,26 +47,50 @@ export function tableText({ account }: Run): string {
 export function verdictText(run: Run): string {
   const { account, agent } = run;
   const tallies = [...account.cases.values()];
-  const [escaped, caught] = [sum(tallies, (tally) => tally.escaped), sum(tallies, (tally) => tally.caughtWrongly)];
+  const [escaped, caught] = [
+    sum(tallies, (tally) => tally.escaped),
+    sum(tallies, (tally) => tally.caughtWrongly),
+  ];
   const [failed, denied] = [sum(tallies, failedOf), sum(tallies, (tally) => tally.deniedWrongly)];
   const wrong = [...account.faults, ...account.disagreements];
   const shown = wrong.slice(0, SHOWN_FAULTS).map((text) => `  ${text}`);
   const more = wrong.length > SHOWN_FAULTS ? [`  and ${wrong.length - SHOWN_FAULTS} more`] : [];
-  const failures = [...account.cases].flatMap(([name, tally]) => Object.entries(tally.failed).map(([what, count]) => `${name}: ${count} failed with ${what}`));
-  const early = (['same_moment_allow', 'object_after_allow'] as const).map((name) => account.cases.get(name)?.direct ?? 0).reduce((all, count) => all + count);
+  const failures = [...account.cases].flatMap(([name, tally]) =>
+    Object.entries(tally.failed).map(([what, count]) => `${name}: ${count} failed with ${what}`),
+  );
+  const early = (['same_moment_allow', 'object_after_allow'] as const)
+    .map((name) => account.cases.get(name)?.direct ?? 0)
+    .reduce((all, count) => all + count);
   const lost = failed + denied === 0 ? '' : `, ${failed} failed, ${denied} denied wrongly`;
-  const agreed = account.disagreements.length === 0 ? 'client, proxy and server agree on each' : `client, proxy and server do not agree on ${account.disagreements.length}`;
+  const agreed =
+    account.disagreements.length === 0
+      ? 'client, proxy and server agree on each'
+      : `client, proxy and server do not agree on ${account.disagreements.length}`;
   return [
-    ...shown, ...more, ...failures,
-    ...(early === 0 ? [] : [`${early.toLocaleString('en-US')} connections of pods that nobody knew yet were let through, as unknownPods: allow says; they are not counted as escaped`]),
+    ...shown,
+    ...more,
+    ...failures,
+    ...(early === 0
+      ? []
+      : [
+          `${early.toLocaleString('en-US')} connections of pods that nobody knew yet were let through, as unknownPods: allow says; they are not counted as escaped`,
+        ]),
     `${run.fresh.toLocaleString('en-US')} cgroups were made, in each a process whose first act was connect(); the agent was started ${agent.starts} times, killed ${agent.kills} times, upgraded ${agent.upgrades === 1 ? 'once' : `${agent.upgrades} times`} (${run.seconds} s, seed ${run.seed})`,
     `${isClean(account) ? '✓' : '✗'} ${escaped} escaped, ${caught} wrongly caught${lost}; ${agreed}`,
   ].join('\n');
 }
 
 const tallyJson = (tally: Tally): Record<string, unknown> => ({
-  connects: tally.connects, proxied: tally.proxied, inbound: tally.inbound, direct: tally.direct, denied: tally.denied,
-  failed: failedOf(tally), failures: tally.failed, escaped: tally.escaped, caught_wrongly: tally.caughtWrongly, denied_wrongly: tally.deniedWrongly,
+  connects: tally.connects,
+  proxied: tally.proxied,
+  inbound: tally.inbound,
+  direct: tally.direct,
+  denied: tally.denied,
+  failed: failedOf(tally),
+  failures: tally.failed,
+  escaped: tally.escaped,
+  caught_wrongly: tally.caughtWrongly,
+  denied_wrongly: tally.deniedWrongly,
 });
 
 export function figures(run: Run): Record<string, unknown> {
@@ -74,9 +104,15 @@ export function figures(run: Run): Record<string, unknown> {
     denied_wrongly: sum(tallies, (tally) => tally.deniedWrongly),
     disagreements: account.disagreements.length,
     clean: isClean(account),
-    cases: Object.fromEntries([...account.cases].map(([name, tally]) => [name, { title: CASES[name], ...tallyJson(tally) }])),
+    cases: Object.fromEntries(
+      [...account.cases].map(([name, tally]) => [name, { title: CASES[name], ...tallyJson(tally) }]),
+    ),
     faults: account.faults.slice(0, 100),
     disagreed: account.disagreements.slice(0, 100),
-    new_cgroups: run.fresh, rounds: run.rounds, agent: run.agent, seed: run.seed, seconds: run.seconds,
+    new_cgroups: run.fresh,
+    rounds: run.rounds,
+    agent: run.agent,
+    seed: run.seed,
+    seconds: run.seconds,
   };
 }

@@ -30,7 +30,8 @@ export async function runRound(options: RoundOptions): Promise<void> {
   const live: LeakPod[] = [];
   const stray: string[] = [];
   const many = (count: number): number => Math.max(1, Math.round(count * size));
-  const times = <T>(count: number, make: (index: number) => T): T[] => Array.from({ length: many(count) }, (_, index) => make(index));
+  const times = <T>(count: number, make: (index: number) => T): T[] =>
+    Array.from({ length: many(count) }, (_, index) => make(index));
   const pick = <T>(items: readonly T[]): T => {
     const item = items[Math.floor(random() * items.length)];
     if (item === undefined) throw new Error('there is nothing to pick from');
@@ -41,8 +42,18 @@ export async function runRound(options: RoundOptions): Promise<void> {
     live.push(made);
     return made;
   };
-  const job = (name: CaseName, directory: string, ways: readonly Way[] | Job['allowed'], more: Partial<Job> = {}): Job => ({
-    case: name, directory, isNew: true, isExec: random() < 0.5, isMapped: random() < 0.2, from: 'pods',
+  const job = (
+    name: CaseName,
+    directory: string,
+    ways: readonly Way[] | Job['allowed'],
+    more: Partial<Job> = {},
+  ): Job => ({
+    case: name,
+    directory,
+    isNew: true,
+    isExec: random() < 0.5,
+    isMapped: random() < 0.2,
+    from: 'pods',
     allowed: typeof ways === 'function' ? ways : always(ways),
     ...more,
   });
@@ -52,7 +63,8 @@ export async function runRound(options: RoundOptions): Promise<void> {
     return job(name, directory, [way], { isExec: false, from: 'host', ...more, directory });
   };
   const connect = (jobs: readonly Job[]): Promise<void> => node.connect(shuffled(jobs, random));
-  const nest = (outer: string, uid: string): string => `${outer}/kubepods/burstable/pod${uid}/${containerId(`${outer} ${uid}`)}`;
+  const nest = (outer: string, uid: string): string =>
+    `${outer}/kubepods/burstable/pod${uid}/${containerId(`${outer} ${uid}`)}`;
 
   // Known before their cgroups: some for now, some for when no agent runs.
   node.pods.hasRootPods = number % 3 === 2;
@@ -66,9 +78,14 @@ export async function runRound(options: RoundOptions): Promise<void> {
   const dead = times(60, () => pod());
   const again = times(15, () => pod());
   const againDead = times(15, () => pod());
-  const out = times(30, (n) => (n % 2 === 0 ? pod({ namespace: NAMESPACES.plain }) : pod({ labels: { [MODE]: 'none' } })));
+  const out = times(30, (n) =>
+    n % 2 === 0 ? pod({ namespace: NAMESPACES.plain }) : pod({ labels: { [MODE]: 'none' } }),
+  );
   const bypassed = times(20, (n) => pod({ labels: { [BYPASS]: n % 2 === 0 ? 'enabled' : 'outbound' } }));
-  const flips = makeFlips(times(24, (n) => n), pod);
+  const flips = makeFlips(
+    times(24, (n) => n),
+    pod,
+  );
   for (const { object } of live) manifest.pod(object);
   manifest.write();
   const inMesh = [...known, ...statics, ...trees, ...treesDead, ...dead, ...again, ...againDead];
@@ -85,23 +102,37 @@ export async function runRound(options: RoundOptions): Promise<void> {
     for (const old of containers.splice(at, 1)) removeCgroup(old);
     return [job('restarted', newContainer(), PROXIED)];
   };
-  const dial = (name: CaseName, way: Way, more: Partial<Job> = {}): Job => host(name, way, { to: { ip: home().ip, port: POD_PORT }, ...more });
+  const dial = (name: CaseName, way: Way, more: Partial<Job> = {}): Job =>
+    host(name, way, { to: { ip: home().ip, port: POD_PORT }, ...more });
   const steady = (): Job[] => [
     ...times(30, () => job('new_container', home().newContainer(), PROXIED)),
     ...times(15, restart).flat(),
     ...times(15, () => job('exec', pick(home().containers.slice(0, 1)), PROXIED, { isNew: false })),
-    ...times(20, () => job('nested', nest(home().newContainer(), pick([...out, ...known, ...bypassed]).uid), PROXIED)),
-    ...times(3, () => job('proxy_pod', `${node.proxyPod.directory}/${containerId(`proxy ${random()}`)}`, DIRECT)),
+    ...times(20, () =>
+      job('nested', nest(home().newContainer(), pick([...out, ...known, ...bypassed]).uid), PROXIED),
+    ),
+    ...times(3, () =>
+      job('proxy_pod', `${node.proxyPod.directory}/${containerId(`proxy ${random()}`)}`, DIRECT),
+    ),
     ...times(15, () => host('host', 'direct')),
-    ...times(5, () => host('host', 'direct', { directory: `user.slice/kubepods/burstable/pod${home().uid}/${containerId(String(random()))}` })),
+    ...times(5, () =>
+      host('host', 'direct', {
+        directory: `user.slice/kubepods/burstable/pod${home().uid}/${containerId(String(random()))}`,
+      }),
+    ),
     ...times(15, () => dial('host_inbound', 'inbound')),
     ...times(8, () => dial('kubelet', 'direct', { comm: 'kubelet' })),
   ];
-  const first = (name: CaseName, pods: readonly LeakPod[], ways: readonly Way[]): Job[] => pods.map((one) => job(name, one.newContainer(), ways));
+  const first = (name: CaseName, pods: readonly LeakPod[], ways: readonly Way[]): Job[] =>
+    pods.map((one) => job(name, one.newContainer(), ways));
 
   await connect([
-    ...first('known', known, PROXIED), ...first('static_pod', statics, PROXIED), ...first('new_tree', trees, PROXIED),
-    ...first('out', out, DIRECT), ...first('bypassed', bypassed, DIRECT), ...flips.flatMap(({ pods, was }) => first('flip_before', pods, wayOf(was))),
+    ...first('known', known, PROXIED),
+    ...first('static_pod', statics, PROXIED),
+    ...first('new_tree', trees, PROXIED),
+    ...first('out', out, DIRECT),
+    ...first('bypassed', bypassed, DIRECT),
+    ...flips.flatMap(({ pods, was }) => first('flip_before', pods, wayOf(was))),
     ...times(10, () => job('nested_out', nest(pick(out).newContainer(), home().uid), DIRECT)),
     ...first('known', [...again, ...againDead], PROXIED),
     ...steady(),
@@ -115,7 +146,11 @@ export async function runRound(options: RoundOptions): Promise<void> {
     await connect(jobs);
     await resumeWhileDialled(options);
   };
-  await whileDead([...first('new_tree_dead', treesDead, PROXIED), ...first('agent_dead', dead, PROXIED), ...steady()]);
+  await whileDead([
+    ...first('new_tree_dead', treesDead, PROXIED),
+    ...first('agent_dead', dead, PROXIED),
+    ...steady(),
+  ]);
   // Now each pod has a cgroup, and the agent awaits none. Where one is made again that
   // the agent has not heard of, the proxy cannot be told where to: refused is right, too.
   const remade: readonly Way[] = ['proxied', 'denied'];
@@ -134,7 +169,12 @@ export async function runRound(options: RoundOptions): Promise<void> {
 }
 
 /** Of pods that live long, every few milliseconds until the agent is ready: what it swaps and takes over must leave no gap. */
-export async function resumeWhileDialled({ node, churn, random, homes }: Pick<RoundOptions, 'node' | 'churn' | 'random' | 'homes'>): Promise<void> {
+export async function resumeWhileDialled({
+  node,
+  churn,
+  random,
+  homes,
+}: Pick<RoundOptions, 'node' | 'churn' | 'random' | 'homes'>): Promise<void> {
   let isReady = false;
   const ready = churn.resume().finally(() => (isReady = true));
   const dial = async (): Promise<void> => {
@@ -143,7 +183,15 @@ export async function resumeWhileDialled({ node, churn, random, homes }: Pick<Ro
         const home = homes[Math.floor(random() * homes.length)];
         const directory = isNew ? home?.newContainer() : home?.containers[0];
         if (directory === undefined) throw new Error('there is no pod to connect from');
-        return { case: 'taken_over', directory, isNew, isExec: false, isMapped: random() < 0.2, from: 'pods', allowed: always(PROXIED) };
+        return {
+          case: 'taken_over',
+          directory,
+          isNew,
+          isExec: false,
+          isMapped: random() < 0.2,
+          from: 'pods',
+          allowed: always(PROXIED),
+        };
       });
       await node.connect(jobs);
       await delay(5);
@@ -157,17 +205,31 @@ const wayOf = (verdict: Verdict): readonly Way[] => (verdict === 'in' ? PROXIED 
 interface Parts {
   readonly pod: LeakNode['pods']['make'];
   readonly times: <T>(count: number, make: (index: number) => T) => T[];
-  readonly job: (name: CaseName, directory: string, ways: readonly Way[] | Job['allowed'], more?: Partial<Job>) => Job;
+  readonly job: (
+    name: CaseName,
+    directory: string,
+    ways: readonly Way[] | Job['allowed'],
+    more?: Partial<Job>,
+  ) => Job;
   readonly connect: (jobs: readonly Job[]) => Promise<void>;
 }
 
 /** So many pods begin at the same moment, and some more a few milliseconds later: the agent reads what has been written, and knows some of them. */
 const AT_ONCE = 5;
 
-const EARLY_CASES: readonly CaseName[] = ['same_moment_allow', 'same_moment_deny', 'object_after_allow', 'object_after_deny', 'known_late'];
+const EARLY_CASES: readonly CaseName[] = [
+  'same_moment_allow',
+  'same_moment_deny',
+  'object_after_allow',
+  'object_after_deny',
+  'known_late',
+];
 
 /** Pods whose first process is there before anybody has said whose it is, or as they say it. */
-async function connectEarly({ node, churn, random }: RoundOptions, { pod, times, job, connect }: Parts): Promise<void> {
+async function connectEarly(
+  { node, churn, random }: RoundOptions,
+  { pod, times, job, connect }: Parts,
+): Promise<void> {
   const { manifest } = node;
   const policy = churn.unknownPods;
   const unknown: Way = policy === 'allow' ? 'direct' : 'denied';
@@ -180,18 +242,27 @@ async function connectEarly({ node, churn, random }: RoundOptions, { pod, times,
   manifest.write();
   const first = (async () => {
     for (let begun = 0; begun < same.length; begun += AT_ONCE) {
-      await connect(same.slice(begun, begun + AT_ONCE).map((one) =>
-        job(`same_moment_${policy}`, one.newContainer(), (startNs) => (isOver(startNs, one) ? PROXIED : [unknown, 'proxied']))));
+      await connect(
+        same
+          .slice(begun, begun + AT_ONCE)
+          .map((one) =>
+            job(`same_moment_${policy}`, one.newContainer(), (startNs) =>
+              isOver(startNs, one) ? PROXIED : [unknown, 'proxied'],
+            ),
+          ),
+      );
       await delay(random() * 60);
     }
   })();
   await node.known(same, 'in', ({ uid }) => void knownAt.set(uid, process.hrtime.bigint()));
   await first;
   await node.known([...late, ...same], 'in');
-  await connect([...late, ...same].flatMap((one, n) => [
-    job('known_late', one.newContainer(), PROXIED),
-    ...(n % 2 === 0 ? [job('known_late', one.containers[0] ?? '', PROXIED, { isNew: false })] : []),
-  ]));
+  await connect(
+    [...late, ...same].flatMap((one, n) => [
+      job('known_late', one.newContainer(), PROXIED),
+      ...(n % 2 === 0 ? [job('known_late', one.containers[0] ?? '', PROXIED, { isNew: false })] : []),
+    ]),
+  );
 }
 
 /** Pods that are going to change, all in one write. */
@@ -204,8 +275,11 @@ interface Flip {
 }
 
 function makeFlips(indexes: readonly number[], pod: LeakNode['pods']['make']): Flip[] {
-  const some = (kind: number, labels: Readonly<Record<string, string>>, namespace: string = NAMESPACES.mesh): LeakPod[] =>
-    indexes.filter((index) => index % 6 === kind).map(() => pod({ labels, namespace }));
+  const some = (
+    kind: number,
+    labels: Readonly<Record<string, string>>,
+    namespace: string = NAMESPACES.mesh,
+  ): LeakPod[] => indexes.filter((index) => index % 6 === kind).map(() => pod({ labels, namespace }));
   return [
     { pods: some(0, {}), was: 'in', becomes: 'out', labels: { [MODE]: 'none' } },
     { pods: some(1, { [MODE]: 'none' }), was: 'out', becomes: 'in', labels: {} },
@@ -219,7 +293,12 @@ function makeFlips(indexes: readonly number[], pod: LeakNode['pods']['make']): F
 /** So long after the change is written connections begin, in milliseconds: the agent is somewhere in between. */
 const DURING_MS = [0, 30, 60];
 
-async function flip({ node }: RoundOptions, flips: readonly Flip[], job: Parts['job'], connect: Parts['connect']): Promise<void> {
+async function flip(
+  { node }: RoundOptions,
+  flips: readonly Flip[],
+  job: Parts['job'],
+  connect: Parts['connect'],
+): Promise<void> {
   const { manifest } = node;
   for (const { pods, labels } of flips) {
     if (labels !== undefined) for (const { uid } of pods) manifest.change(uid, { labels });
@@ -228,12 +307,20 @@ async function flip({ node }: RoundOptions, flips: readonly Flip[], job: Parts['
   manifest.write();
   for (const ms of DURING_MS) {
     await delay(ms);
-    await connect(flips.flatMap(({ pods }) => pods.map((one) => job('flip_during', one.newContainer(), ['proxied', 'direct']))));
+    await connect(
+      flips.flatMap(({ pods }) =>
+        pods.map((one) => job('flip_during', one.newContainer(), ['proxied', 'direct'])),
+      ),
+    );
   }
   for (const { pods, becomes } of flips) await node.known(pods, becomes);
-  await connect(flips.flatMap(({ pods, becomes }) => pods.flatMap((one) => [
-    job('flip_after', one.newContainer(), wayOf(becomes)),
-    job('flip_after', one.containers[0] ?? '', wayOf(becomes), { isNew: false }),
-  ])));
+  await connect(
+    flips.flatMap(({ pods, becomes }) =>
+      pods.flatMap((one) => [
+        job('flip_after', one.newContainer(), wayOf(becomes)),
+        job('flip_after', one.containers[0] ?? '', wayOf(becomes), { isNew: false }),
+      ]),
+    ),
+  );
   manifest.namespace(NAMESPACES.flipping, { [MODE]: 'ambient' });
 }

@@ -24,7 +24,10 @@ export interface DebianSuite {
 
 async function tool(command: string, args: readonly string[], cwd?: string): Promise<string> {
   try {
-    const { stdout } = await exec(command, args, { maxBuffer: 64 << 20, ...(cwd === undefined ? {} : { cwd }) });
+    const { stdout } = await exec(command, args, {
+      maxBuffer: 64 << 20,
+      ...(cwd === undefined ? {} : { cwd }),
+    });
     return stdout;
   } catch (error) {
     const { stderr, message } = error as { stderr?: string; message: string };
@@ -34,12 +37,19 @@ async function tool(command: string, args: readonly string[], cwd?: string): Pro
 
 /** Where this machine gets Debian itself from. */
 export async function mirror(): Promise<string> {
-  const targets = await tool('apt-get', ['indextargets', '--format', '$(ORIGIN) $(RELEASE) $(REPO_URI)', 'Created-By: Packages']).catch(() => '');
+  const targets = await tool('apt-get', [
+    'indextargets',
+    '--format',
+    '$(ORIGIN) $(RELEASE) $(REPO_URI)',
+    'Created-By: Packages',
+  ]).catch(() => '');
   for (const target of targets.split('\n')) {
     const [origin, release, uri] = target.split(' ');
     if (origin === 'Debian' && uri !== undefined && /^[a-z]+$/.test(release ?? '')) return uri;
   }
-  throw new Error('the kernels come from Debian: this machine has no apt sources of Debian, or `apt-get update` has not run yet');
+  throw new Error(
+    'the kernels come from Debian: this machine has no apt sources of Debian, or `apt-get update` has not run yet',
+  );
 }
 
 function ageOf(directory: string): number {
@@ -58,14 +68,25 @@ export async function openSuite(suite: string, directory: string): Promise<Debia
   mkdirSync(join(directory, 'archives/partial'), { recursive: true });
   writeFileSync(join(directory, 'status'), '');
   const options = [
-    `Dir::State=${directory}`, `Dir::State::lists=${lists}`, `Dir::State::status=${directory}/status`,
-    `Dir::Cache=${directory}`, `Dir::Cache::archives=${directory}/archives`,
-    `Dir::Etc::sourcelist=${directory}/sources.list`, 'Dir::Etc::sourceparts=/dev/null', 'Dir::Etc::preferencesparts=/dev/null',
-    'APT::Architecture=amd64', 'APT::Sandbox::User=root', 'Acquire::Languages=none',
+    `Dir::State=${directory}`,
+    `Dir::State::lists=${lists}`,
+    `Dir::State::status=${directory}/status`,
+    `Dir::Cache=${directory}`,
+    `Dir::Cache::archives=${directory}/archives`,
+    `Dir::Etc::sourcelist=${directory}/sources.list`,
+    'Dir::Etc::sourceparts=/dev/null',
+    'Dir::Etc::preferencesparts=/dev/null',
+    'APT::Architecture=amd64',
+    'APT::Sandbox::User=root',
+    'Acquire::Languages=none',
   ].flatMap((option) => ['-o', option]);
-  const apt = (command: string, ...args: readonly string[]): Promise<string> => tool(command, [...options, '-q', ...args], directory);
+  const apt = (command: string, ...args: readonly string[]): Promise<string> =>
+    tool(command, [...options, '-q', ...args], directory);
   const refresh = async (): Promise<void> => {
-    writeFileSync(join(directory, 'sources.list'), `deb [signed-by=${KEYRING}] ${await mirror()} ${suite} main\n`);
+    writeFileSync(
+      join(directory, 'sources.list'),
+      `deb [signed-by=${KEYRING}] ${await mirror()} ${suite} main\n`,
+    );
     await apt('apt-get', 'update');
   };
   if (ageOf(lists) > INDEX_MAX_AGE_MS) {
@@ -80,15 +101,21 @@ export async function openSuite(suite: string, directory: string): Promise<Debia
   return {
     version: (packageName) => field(packageName, 'Version'),
     async dependencies(packageName) {
-      return ((await field(packageName, 'Depends')) ?? '').split(/, | \| /).map((text) => text.split(' ')[0] ?? '').filter(Boolean);
+      return ((await field(packageName, 'Depends')) ?? '')
+        .split(/, | \| /)
+        .map((text) => text.split(' ')[0] ?? '')
+        .filter(Boolean);
     },
     async unpack(packageNames, target) {
       const archives = join(directory, 'archives');
-      const fetch = (): Promise<string> => tool('apt-get', [...options, '-q', 'download', ...packageNames], archives);
+      const fetch = (): Promise<string> =>
+        tool('apt-get', [...options, '-q', 'download', ...packageNames], archives);
       // An index of yesterday may name what the mirror has replaced.
       await fetch().catch(() => refresh().then(fetch));
       for (const packageName of packageNames) {
-        const file = readdirSync(archives).find((name) => name.startsWith(`${packageName}_`) && name.endsWith('.deb'));
+        const file = readdirSync(archives).find(
+          (name) => name.startsWith(`${packageName}_`) && name.endsWith('.deb'),
+        );
         if (file === undefined) throw new Error(`apt-get downloaded no ${packageName} of ${suite}`);
         await tool('dpkg-deb', ['-x', join(archives, file), target]);
       }

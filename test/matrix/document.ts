@@ -25,32 +25,56 @@ const code = (text: string): string => `\`${text}\``;
 function featureName({ name, kind }: ProbedFeature): string {
   const [what = '', where] = name.split(' in ');
   if (kind === 'helper') return `${code(what)} in ${code(where ?? '')}`;
-  return kind === 'map' ? `map ${code(name.slice('map '.length))}` : kind === 'program' ? `program ${code(name)}` : name;
+  return kind === 'map'
+    ? `map ${code(name.slice('map '.length))}`
+    : kind === 'program'
+      ? `program ${code(name)}`
+      : name;
 }
 
 function featureMark({ support, instead }: ProbedFeature): string {
-  return support === 'yes' ? 'yes' : support === 'unknown' ? '?' : instead === undefined ? '**no**' : 'no, not needed';
+  return support === 'yes'
+    ? 'yes'
+    : support === 'unknown'
+      ? '?'
+      : instead === undefined
+        ? '**no**'
+        : 'no, not needed';
 }
 
 /** What some kernel lacks, with what the agent does there. Helpers of one kind of program that do the same are one row. */
 function lackRows(results: readonly KernelResult[]): Row[] {
-  const rows = new Map<string, { readonly names: string[]; readonly since: string; readonly kernels: string; readonly text: string }>();
+  const rows = new Map<
+    string,
+    { readonly names: string[]; readonly since: string; readonly kernels: string; readonly text: string }
+  >();
   for (const feature of results[0]?.features ?? []) {
-    const kernels = results.filter(({ features }) => features.some(({ name, support }) => name === feature.name && support === 'no')).map(({ name }) => name).join(', ');
+    const kernels = results
+      .filter(({ features }) =>
+        features.some(({ name, support }) => name === feature.name && support === 'no'),
+      )
+      .map(({ name }) => name)
+      .join(', ');
     if (kernels === '') continue;
     const { since, without, instead } = feature;
-    const text = instead !== undefined ? `nothing is lost: ${instead}` : without ?? 'does not work';
+    const text = instead !== undefined ? `nothing is lost: ${instead}` : (without ?? 'does not work');
     const key = `${since} ${kernels} ${text}`;
     const row = rows.get(key) ?? { names: [], since, kernels, text };
     rows.set(key, row);
     row.names.push(featureName(feature));
   }
-  return [...rows.values()].map(({ names, since, kernels, text }) => [names.join(', '), since, kernels, text]);
+  return [...rows.values()].map(({ names, since, kernels, text }) => [
+    names.join(', '),
+    since,
+    kernels,
+    text,
+  ]);
 }
 
 function featureRows(results: readonly KernelResult[]): Row[] {
   return (results[0]?.features ?? []).map((feature) => [
-    featureName(feature), feature.since,
+    featureName(feature),
+    feature.since,
     ...results.map(({ features }) => {
       const same = features.find(({ name }) => name === feature.name);
       return same === undefined ? '?' : featureMark(same);
@@ -61,12 +85,19 @@ function featureRows(results: readonly KernelResult[]): Row[] {
 function fileCell(file: FileResult | undefined): string {
   if (file === undefined) return 'did not run';
   const { passed, failures, skips } = file;
-  return [`${passed}`, ...(failures.length > 0 ? [`**${failures.length} failed**`] : []), ...(skips.length > 0 ? [`${skips.length} skipped`] : [])].join(', ');
+  return [
+    `${passed}`,
+    ...(failures.length > 0 ? [`**${failures.length} failed**`] : []),
+    ...(skips.length > 0 ? [`${skips.length} skipped`] : []),
+  ].join(', ');
 }
 
 function fileRows(results: readonly KernelResult[]): Row[] {
   const files = [...new Set(results.flatMap((result) => result.files.map(({ file }) => file)))];
-  return files.map((name) => [code(name), ...results.map(({ files: all }) => fileCell(all.find(({ file }) => file === name)))]);
+  return files.map((name) => [
+    code(name),
+    ...results.map(({ files: all }) => fileCell(all.find(({ file }) => file === name))),
+  ]);
 }
 
 function skipRows(results: readonly KernelResult[]): Row[] {
@@ -86,22 +117,35 @@ function skipRows(results: readonly KernelResult[]): Row[] {
 }
 
 function leakRows(results: readonly KernelResult[]): Row[] {
-  const row = (title: string, cell: (figures: NonNullable<NonNullable<KernelResult['leak']>['figures']>) => string): Row =>
-    [title, ...results.map(({ leak }) => (leak?.figures === undefined ? 'did not run' : cell(leak.figures)))];
+  const row = (
+    title: string,
+    cell: (figures: NonNullable<NonNullable<KernelResult['leak']>['figures']>) => string,
+  ): Row => [
+    title,
+    ...results.map(({ leak }) => (leak?.figures === undefined ? 'did not run' : cell(leak.figures))),
+  ];
   const count = (number: number): string => (number === 0 ? '0' : `**${number}**`);
   return [
-    row('new cgroups, each with a process whose first act is `connect()`', ({ new_cgroups: made }) => (made >= LEAK_CGROUPS ? `${LEAK_CGROUPS} and more` : `${made}`)),
+    row('new cgroups, each with a process whose first act is `connect()`', ({ new_cgroups: made }) =>
+      made >= LEAK_CGROUPS ? `${LEAK_CGROUPS} and more` : `${made}`,
+    ),
     row('escaped', ({ escaped }) => count(escaped)),
     row('wrongly caught', ({ caught_wrongly: caught }) => count(caught)),
     row('failed, or denied wrongly', ({ failed, denied_wrongly: denied }) => count(failed + denied)),
-    row('client, proxy and server', ({ disagreements }) => (disagreements === 0 ? 'agree' : `**disagree ${disagreements} times**`)),
+    row('client, proxy and server', ({ disagreements }) =>
+      disagreements === 0 ? 'agree' : `**disagree ${disagreements} times**`,
+    ),
     row('agent killed with `kill -9` meanwhile', ({ agent }) => (agent.kills > 0 ? 'yes' : '**no**')),
     row('agent upgraded meanwhile', ({ agent }) => (agent.upgrades > 0 ? 'yes' : '**no**')),
   ];
 }
 
 /** All of it, as `--write` writes it. */
-export function documentText(results: readonly KernelResult[], leftOut: readonly LeftOut[], node?: NodeResult): string {
+export function documentText(
+  results: readonly KernelResult[],
+  leftOut: readonly LeftOut[],
+  node?: NodeResult,
+): string {
   const names = results.map(({ name }) => name);
   const skips = skipRows(results);
   return `<!-- Generated by test/matrix/run.ts; \`npm run test:matrix -- --write\` writes it anew. -->
@@ -110,11 +154,14 @@ export function documentText(results: readonly KernelResult[], leftOut: readonly
 
 cgroute needs Linux 5.10 or later, with BTF and cgroup v2. \`npm run test:matrix\` boots kernels of Debian, made for clouds, in QEMU's software emulation, each on a host with cgroup v2 alone, and runs the kernel tests and a short leak test in it. CI does so too, and fails when this page says something else. \`cgroute doctor\` tries the same features on the kernel that it runs on, and tells what follows where one is missing.
 
-${table(['', ...names], [
+${table(
+  ['', ...names],
+  [
     ['Debian', ...results.map(({ suite }) => suite)],
     ["Debian's package", ...results.map(({ release, version }) => `${release}, ${version}`)],
     ['time', ...results.map(({ seconds }) => `${Math.round(seconds)} s`)],
-  ])}
+  ],
+)}
 
 ## What a kernel lacks
 
@@ -143,14 +190,23 @@ ${table(['', ...names], leakRows(results))}
 ${node === undefined ? '' : `\n${nodeSection(node)}`}`;
 }
 
-export function writeDocument(results: readonly KernelResult[], leftOut: readonly LeftOut[], node?: NodeResult): void {
+export function writeDocument(
+  results: readonly KernelResult[],
+  leftOut: readonly LeftOut[],
+  node?: NodeResult,
+): void {
   writeFileSync(FILE, documentText(results, leftOut, node));
 }
 
 const lasting = (text: string): string[] => text.split('\n').filter((line) => !OF_THE_DAY.test(line));
 
 /** Lines that a document has too many, with `-`, and too few, with `+`; those of the day do not count. */
-export function documentDifferences(text: string, results: readonly KernelResult[], leftOut: readonly LeftOut[], node?: NodeResult): string[] {
+export function documentDifferences(
+  text: string,
+  results: readonly KernelResult[],
+  leftOut: readonly LeftOut[],
+  node?: NodeResult,
+): string[] {
   const [is, wanted] = [lasting(text), lasting(documentText(results, leftOut, node))];
   const gone = is.filter((line) => !wanted.includes(line)).map((line) => `- ${line}`);
   const come = wanted.filter((line) => !is.includes(line)).map((line) => `+ ${line}`);
@@ -158,9 +214,25 @@ export function documentDifferences(text: string, results: readonly KernelResult
 }
 
 /** Whether docs/kernels.md says what came of the kernels; tells what it does not. */
-export function documentAgrees(results: readonly KernelResult[], leftOut: readonly LeftOut[], node: NodeResult | undefined, say: (line: string) => void): boolean {
-  const differences = documentDifferences(existsSync(FILE) ? readFileSync(FILE, 'utf8') : '', results, leftOut, node);
+export function documentAgrees(
+  results: readonly KernelResult[],
+  leftOut: readonly LeftOut[],
+  node: NodeResult | undefined,
+  say: (line: string) => void,
+): boolean {
+  const differences = documentDifferences(
+    existsSync(FILE) ? readFileSync(FILE, 'utf8') : '',
+    results,
+    leftOut,
+    node,
+  );
   if (differences.length === 0) return true;
-  say(['', 'docs/kernels.md says something else; `npm run test:matrix -- --write` writes it anew:', ...differences.slice(0, SHOWN_DIFFERENCES)].join('\n'));
+  say(
+    [
+      '',
+      'docs/kernels.md says something else; `npm run test:matrix -- --write` writes it anew:',
+      ...differences.slice(0, SHOWN_DIFFERENCES),
+    ].join('\n'),
+  );
   return false;
 }

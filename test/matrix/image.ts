@@ -4,7 +4,19 @@
  * throws away, so one image serves all of them.
  */
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { stripTypeScriptTypes } from 'node:module';
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { makeExt4 } from './kernel.ts';
@@ -16,17 +28,63 @@ export const GUEST_PROJECT = '/cgroute';
 
 /** Of this machine; what else a script may call is busybox's. */
 const COMMANDS = [
-  'sh', 'bash', 'mount', 'umount', 'nsenter', 'unshare', 'setpriv', 'prlimit', 'flock', 'ip', 'tc', 'sysctl', 'ps', 'kill',
-  'stat', 'cat', 'sleep', 'true', 'rm', 'mkdir', 'chroot', 'env', 'timeout', 'stty',
-  'bpftool', 'haproxy', 'runc', 'openssl', 'busybox',
-  'iptables', 'ip6tables', 'iptables-save', 'ip6tables-save', 'iptables-restore', 'ip6tables-restore',
-  ...['iptables', 'ip6tables'].flatMap((tool) => ['nft', 'legacy'].flatMap((backend) => ['', '-save', '-restore'].map((verb) => `${tool}-${backend}${verb}`))),
+  'sh',
+  'bash',
+  'mount',
+  'umount',
+  'nsenter',
+  'unshare',
+  'setpriv',
+  'prlimit',
+  'flock',
+  'ip',
+  'tc',
+  'sysctl',
+  'ps',
+  'kill',
+  'stat',
+  'cat',
+  'sleep',
+  'true',
+  'rm',
+  'mkdir',
+  'chroot',
+  'env',
+  'timeout',
+  'stty',
+  'bpftool',
+  'haproxy',
+  'runc',
+  'openssl',
+  'busybox',
+  'iptables',
+  'ip6tables',
+  'iptables-save',
+  'ip6tables-save',
+  'iptables-restore',
+  'ip6tables-restore',
+  ...['iptables', 'ip6tables'].flatMap((tool) =>
+    ['nft', 'legacy'].flatMap((backend) =>
+      ['', '-save', '-restore'].map((verb) => `${tool}-${backend}${verb}`),
+    ),
+  ),
 ];
 /** Opened by name at run time, so that no program's header tells of them. */
 const LIBRARIES = ['libbpf.so.1', 'libnss_files.so.2'];
 const PLUGINS = ['xtables'];
 /** Of the project: what the agent and the live tests read. */
-const PROJECT = ['package.json', 'cgroute.ts', 'bpf', 'native', 'watcher', 'mapper', 'deploy', 'test', 'docs', 'dist'];
+const PROJECT = [
+  'package.json',
+  'cgroute.ts',
+  'bpf',
+  'native',
+  'watcher',
+  'mapper',
+  'deploy',
+  'test',
+  'docs',
+  'dist',
+];
 /** Of node_modules: all but the compilers, and Node, of which the program alone is taken. */
 const LEFT_OUT = /^(?:@types|@typescript|typescript|@esbuild|esbuild|node-linux-.*|\.bin)$/;
 
@@ -35,7 +93,10 @@ const PATH = `${process.env['PATH']}:/usr/local/sbin:/usr/sbin:/sbin`;
 
 function which(command: string): string | undefined {
   // Node's own modules folder is no place of the machine's.
-  return PATH.split(':').filter((directory) => !directory.includes('node_modules')).map((directory) => join(directory, command)).find((path) => existsSync(path));
+  return PATH.split(':')
+    .filter((directory) => !directory.includes('node_modules'))
+    .map((directory) => join(directory, command))
+    .find((path) => existsSync(path));
 }
 
 /** The libraries that a program is linked with, and its loader. */
@@ -69,7 +130,21 @@ function copyMachine(tree: string): string[] {
     mkdirSync(join(tree, 'usr', name), { recursive: true });
     symlinkSync(`usr/${name}`, join(tree, name));
   }
-  for (const name of ['proc', 'sys', 'dev', 'run', 'tmp', 'root', 'mnt', 'etc', 'var/lib', 'var/run', 'usr/lib/modules', 'guest']) mkdirSync(join(tree, name), { recursive: true });
+  for (const name of [
+    'proc',
+    'sys',
+    'dev',
+    'run',
+    'tmp',
+    'root',
+    'mnt',
+    'etc',
+    'var/lib',
+    'var/run',
+    'usr/lib/modules',
+    'guest',
+  ])
+    mkdirSync(join(tree, name), { recursive: true });
   for (const command of COMMANDS) {
     const path = which(command);
     if (path === undefined) missing.push(command);
@@ -84,12 +159,17 @@ function copyMachine(tree: string): string[] {
     const path = directories.map((directory) => join(directory, plugin)).find((name) => existsSync(name));
     if (path !== undefined) for (const name of readdirSync(path)) copyWithLibraries(tree, join(path, name));
   }
-  for (const applet of execFileSync('busybox', ['--list-full'], { encoding: 'utf8' }).split('\n').filter(Boolean)) {
+  for (const applet of execFileSync('busybox', ['--list-full'], { encoding: 'utf8' })
+    .split('\n')
+    .filter(Boolean)) {
     const there = ['bin', 'sbin'].some((name) => existsSync(join(tree, 'usr', name, basename(applet))));
     if (!there) symlinkSync('/usr/bin/busybox', join(tree, 'usr/bin', basename(applet)));
   }
   symlinkSync('/usr/bin/busybox', join(tree, 'usr/sbin/modprobe'));
-  writeFileSync(join(tree, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n');
+  writeFileSync(
+    join(tree, 'etc/passwd'),
+    'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n',
+  );
   writeFileSync(join(tree, 'etc/group'), 'root:x:0:\nnogroup:x:65534:\n');
   writeFileSync(join(tree, 'etc/hosts'), '127.0.0.1 localhost guest\n::1 localhost\n');
   return missing;
@@ -98,11 +178,19 @@ function copyMachine(tree: string): string[] {
 function copyProject(tree: string): void {
   const to = join(tree, GUEST_PROJECT);
   for (const name of PROJECT) {
-    if (existsSync(join(root, name))) cpSync(join(root, name), join(to, name), { recursive: true, filter: (path) => !/\/dist\/(?:\.stamps|test\/logs)$|\/vmlinux\.h$/.test(path) });
+    if (existsSync(join(root, name)))
+      cpSync(join(root, name), join(to, name), {
+        recursive: true,
+        filter: (path) => !/\/dist\/(?:\.stamps|test\/logs)$|\/vmlinux\.h$/.test(path),
+      });
   }
   const modules = join(root, 'node_modules');
   for (const name of readdirSync(modules)) {
-    if (!LEFT_OUT.test(name)) cpSync(join(modules, name), join(to, 'node_modules', name), { recursive: true, verbatimSymlinks: true });
+    if (!LEFT_OUT.test(name))
+      cpSync(join(modules, name), join(to, 'node_modules', name), {
+        recursive: true,
+        verbatimSymlinks: true,
+      });
   }
   copyFileSync(process.execPath, join(tree, 'usr/bin/node'));
   for (const library of linked(process.execPath)) copyFile(tree, library);
@@ -117,7 +205,9 @@ function copyProject(tree: string): void {
  * some milliseconds.
  */
 function strip(project: string): void {
-  const sources = readdirSync(project, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts') && !name.endsWith('.d.ts') && !name.startsWith('node_modules'));
+  const sources = readdirSync(project, { recursive: true, encoding: 'utf8' }).filter(
+    (name) => name.endsWith('.ts') && !name.endsWith('.d.ts') && !name.startsWith('node_modules'),
+  );
   for (const name of sources) {
     const path = join(project, name);
     writeFileSync(`${path}.js`, stripTypeScriptTypes(readFileSync(path, 'utf8'), { mode: 'strip' }));

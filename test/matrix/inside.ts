@@ -24,7 +24,7 @@ const MESSAGE_CHARACTERS = 2000;
 
 function tell(report: Report): void {
   const bytes = Buffer.from(`${JSON.stringify(report)}\n`);
-  for (let at = 0; at < bytes.length;) at += writeSync(serial, bytes, at);
+  for (let at = 0; at < bytes.length; ) at += writeSync(serial, bytes, at);
 }
 
 /** An error's own words and the causes below it, which node:test wraps. */
@@ -39,7 +39,12 @@ async function runFile(file: string): Promise<FileResult> {
   const failures: { name: string; message: string }[] = [];
   const skips: { name: string; why: string }[] = [];
   let passed = 0;
-  for await (const { type, data } of run({ files: [resolve(root, 'test', file)], cwd: root, concurrency: 1, timeout: FILE_TIMEOUT_MS })) {
+  for await (const { type, data } of run({
+    files: [resolve(root, 'test', file)],
+    cwd: root,
+    concurrency: 1,
+    timeout: FILE_TIMEOUT_MS,
+  })) {
     if (type === 'test:pass' && data.details.type !== 'suite') {
       const why = data.skip ?? data.todo;
       if (why === undefined || why === false) passed++;
@@ -49,7 +54,8 @@ async function runFile(file: string): Promise<FileResult> {
     } else if (type === 'test:fail') {
       // A suite fails with its tests, which speak for themselves.
       const { error } = data.details;
-      if (data.details.type === 'suite' && 'failureType' in error && error.failureType === 'subtestsFailed') continue;
+      if (data.details.type === 'suite' && 'failureType' in error && error.failureType === 'subtestsFailed')
+        continue;
       failures.push({ name: data.name, message: messageOf(error) });
     }
   }
@@ -66,19 +72,42 @@ function figuresOf(file: string): LeakFigures | undefined {
 
 function runLeakTest(count: string): LeakResult {
   const began = performance.now();
-  const { stdout, stderr, error } = spawnSync(process.execPath, ['test/leak/leaktest.ts', '--count', count, '--seed', LEAK_SEED, '--json', LEAK_FIGURES], {
-    cwd: root, encoding: 'utf8', timeout: LEAK_TIMEOUT_MS, killSignal: 'SIGKILL', maxBuffer: 16 << 20,
-  });
+  const { stdout, stderr, error } = spawnSync(
+    process.execPath,
+    ['test/leak/leaktest.ts', '--count', count, '--seed', LEAK_SEED, '--json', LEAK_FIGURES],
+    {
+      cwd: root,
+      encoding: 'utf8',
+      timeout: LEAK_TIMEOUT_MS,
+      killSignal: 'SIGKILL',
+      maxBuffer: 16 << 20,
+    },
+  );
   const lines = `${stdout ?? ''}\n${stderr ?? ''}\n${error?.message ?? ''}`.trim().split('\n');
-  return { figures: figuresOf(LEAK_FIGURES), tail: lines.slice(-25).join('\n').slice(-2 * MESSAGE_CHARACTERS), seconds: (performance.now() - began) / 1000 };
+  return {
+    figures: figuresOf(LEAK_FIGURES),
+    tail: lines
+      .slice(-25)
+      .join('\n')
+      .slice(-2 * MESSAGE_CHARACTERS),
+    seconds: (performance.now() - began) / 1000,
+  };
 }
 
 const { values, positionals } = parseArgs({ options: { leak: { type: 'string' } }, allowPositionals: true });
-tell({ type: 'host', release: release(), cgroups: readFileSync('/sys/fs/cgroup/cgroup.controllers', 'utf8').trim(), features: probeFeatures() });
+tell({
+  type: 'host',
+  release: release(),
+  cgroups: readFileSync('/sys/fs/cgroup/cgroup.controllers', 'utf8').trim(),
+  features: probeFeatures(),
+});
 for (const file of positionals) {
   tell({ type: 'begin', file });
   const result = await runFile(file);
-  tell({ type: 'file', result: result.failures.length === 0 ? result : { ...(await runFile(file)), before: result.failures } });
+  tell({
+    type: 'file',
+    result: result.failures.length === 0 ? result : { ...(await runFile(file)), before: result.failures },
+  });
 }
 if (values.leak !== undefined) {
   tell({ type: 'begin', file: 'the leak test' });

@@ -1,6 +1,17 @@
 /** Debian's cloud kernels, made ready for QEMU: the kernel, an initramfs that finds the disk, a disk with its modules. */
 import { execFileSync } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { openSuite } from './debian.ts';
 
@@ -42,7 +53,19 @@ export interface Kernel extends KernelChoice {
 const PACKAGE = 'linux-image-cloud-amd64';
 
 /** What guests use of a kernel's modules; the rest would only take time to unpack. */
-const MODULES = ['arch', 'crypto', 'lib', 'net', 'fs/overlayfs', 'fs/fuse', 'fs/squashfs', 'drivers/block', 'drivers/char', 'drivers/net', 'drivers/virtio'];
+const MODULES = [
+  'arch',
+  'crypto',
+  'lib',
+  'net',
+  'fs/overlayfs',
+  'fs/fuse',
+  'fs/squashfs',
+  'drivers/block',
+  'drivers/char',
+  'drivers/net',
+  'drivers/virtio',
+];
 /** What the initramfs needs to see a virtio disk. */
 const DISK = ['drivers/virtio', 'drivers/block'];
 
@@ -54,7 +77,8 @@ export async function prepareKernel(choice: KernelChoice, cache: string): Promis
   const suite = await openSuite(choice.suite, join(cache, 'apt', choice.suite));
   const version = await suite.version(PACKAGE);
   const image = (await suite.dependencies(PACKAGE)).find((name) => /^linux-image-\d/.test(name));
-  if (version === undefined || image === undefined) throw new Error(`Debian ${choice.suite} has no ${PACKAGE}`);
+  if (version === undefined || image === undefined)
+    throw new Error(`Debian ${choice.suite} has no ${PACKAGE}`);
   const release = image.slice('linux-image-'.length);
   const directory = join(cache, `${release}_${version}`);
   if (!existsSync(directory)) {
@@ -68,14 +92,26 @@ export async function prepareKernel(choice: KernelChoice, cache: string): Promis
     rmSync(join(unfinished, 'tree'), { recursive: true });
     renameSync(unfinished, directory);
   }
-  return { ...choice, release, version, vmlinuz: join(directory, 'vmlinuz'), initramfs: join(directory, 'initramfs'), modules: join(directory, 'modules.ext4') };
+  return {
+    ...choice,
+    release,
+    version,
+    vmlinuz: join(directory, 'vmlinuz'),
+    initramfs: join(directory, 'initramfs'),
+    modules: join(directory, 'modules.ext4'),
+  };
 }
 
 function make(directory: string, release: string): void {
   const tree = join(directory, 'tree');
-  const from = [`usr/lib/modules/${release}`, `lib/modules/${release}`].map((path) => join(tree, path)).find((path) => existsSync(path));
-  const vmlinuz = [join(tree, `boot/vmlinuz-${release}`), join(from ?? '', 'vmlinuz')].find((path) => existsSync(path));
-  if (from === undefined || vmlinuz === undefined) throw new Error(`the package of ${release} has no vmlinuz or no modules where they are expected`);
+  const from = [`usr/lib/modules/${release}`, `lib/modules/${release}`]
+    .map((path) => join(tree, path))
+    .find((path) => existsSync(path));
+  const vmlinuz = [join(tree, `boot/vmlinuz-${release}`), join(from ?? '', 'vmlinuz')].find((path) =>
+    existsSync(path),
+  );
+  if (from === undefined || vmlinuz === undefined)
+    throw new Error(`the package of ${release} has no vmlinuz or no modules where they are expected`);
   copyFileSync(vmlinuz, join(directory, 'vmlinuz'));
   const modules = join(directory, 'modules');
   copyModules(from, join(modules, release), MODULES);
@@ -92,9 +128,12 @@ function copyModules(from: string, to: string, folders: readonly string[]): void
     mkdirSync(join(to, 'kernel', folder), { recursive: true });
     execFileSync('cp', ['-a', `${from}/kernel/${folder}/.`, join(to, 'kernel', folder)]);
   }
-  for (const name of ['modules.builtin', 'modules.builtin.modinfo', 'modules.order']) if (existsSync(join(from, name))) copyFileSync(join(from, name), join(to, name));
+  for (const name of ['modules.builtin', 'modules.builtin.modinfo', 'modules.order'])
+    if (existsSync(join(from, name))) copyFileSync(join(from, name), join(to, name));
   // So that any modprobe can load them.
-  const packed = readdirSync(to, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ko.xz')).map((name) => join(to, name));
+  const packed = readdirSync(to, { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ko.xz'))
+    .map((name) => join(to, name));
   for (let i = 0; i < packed.length; i += 200) execFileSync('busybox', ['unxz', ...packed.slice(i, i + 200)]);
 }
 
@@ -112,20 +151,46 @@ export function makeExt4(directory: string, image: string, spare: number): void 
   const kib = Number(execFileSync('du', ['-sk', directory], { encoding: 'utf8' }).split('\t')[0]);
   const size = Math.ceil(kib * 1.15) + 16 * 1024 + Math.ceil(spare / 1024);
   rmSync(image, { force: true });
-  execFileSync('mke2fs', ['-q', '-t', 'ext4', '-O', '^has_journal,^metadata_csum', '-E', 'root_owner=0:0', '-d', directory, image, `${size}k`], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-    env: { ...process.env, PATH: `${process.env['PATH']}:/usr/sbin:/sbin` },
-  });
+  execFileSync(
+    'mke2fs',
+    [
+      '-q',
+      '-t',
+      'ext4',
+      '-O',
+      '^has_journal,^metadata_csum',
+      '-E',
+      'root_owner=0:0',
+      '-d',
+      directory,
+      image,
+      `${size}k`,
+    ],
+    {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, PATH: `${process.env['PATH']}:/usr/sbin:/sbin` },
+    },
+  );
 }
 
 function makeInitramfs(directory: string, from: string, release: string): void {
   const tree = join(directory, 'initramfs.tree');
-  for (const name of ['bin', 'dev', 'proc', 'sys', 'root', 'lib/modules']) mkdirSync(join(tree, name), { recursive: true });
+  for (const name of ['bin', 'dev', 'proc', 'sys', 'root', 'lib/modules'])
+    mkdirSync(join(tree, name), { recursive: true });
   copyModules(from, join(tree, 'lib/modules', release), DISK);
   depmod(join(tree, 'lib/modules'), release);
-  copyFileSync(execFileSync('sh', ['-c', 'command -v busybox'], { encoding: 'utf8' }).trim(), join(tree, 'bin/busybox'));
+  copyFileSync(
+    execFileSync('sh', ['-c', 'command -v busybox'], { encoding: 'utf8' }).trim(),
+    join(tree, 'bin/busybox'),
+  );
   writeFileSync(join(tree, 'init'), readFileSync(join(import.meta.dirname, 'guest/initramfs.sh')));
   chmodSync(join(tree, 'init'), 0o755);
-  execFileSync('sh', ['-c', 'cd "$1" && find . | busybox cpio -o -H newc >"$2" 2>/dev/null', 'sh', tree, join(directory, 'initramfs')]);
+  execFileSync('sh', [
+    '-c',
+    'cd "$1" && find . | busybox cpio -o -H newc >"$2" 2>/dev/null',
+    'sh',
+    tree,
+    join(directory, 'initramfs'),
+  ]);
   rmSync(tree, { recursive: true });
 }

@@ -39,7 +39,12 @@ export interface LeakResult {
 }
 
 export type Report =
-  | { readonly type: 'host'; readonly release: string; readonly cgroups: string; readonly features: readonly ProbedFeature[] }
+  | {
+      readonly type: 'host';
+      readonly release: string;
+      readonly cgroups: string;
+      readonly features: readonly ProbedFeature[];
+    }
   | { readonly type: 'begin'; readonly file: string }
   | { readonly type: 'file'; readonly result: FileResult }
   | { readonly type: 'leak'; readonly result: LeakResult }

@@ -56,33 +56,76 @@ interface Options {
 function parseOptions(args: readonly string[]): Options {
   const { values } = parseArgs({
     args: [...args],
-    options: { only: { type: 'string' }, from: { type: 'string' }, files: { type: 'string' }, keep: { type: 'boolean', default: false }, json: { type: 'string' }, write: { type: 'boolean', default: false } },
+    options: {
+      only: { type: 'string' },
+      from: { type: 'string' },
+      files: { type: 'string' },
+      keep: { type: 'boolean', default: false },
+      json: { type: 'string' },
+      write: { type: 'boolean', default: false },
+    },
   });
   const only = values.only?.split(',');
   const unknown = only?.find((name) => !NAMES.includes(name));
-  if (unknown !== undefined) throw new UsageError(`--only must name kernels (${NAMES.join(', ')}), not "${unknown}"`);
-  const earlier = values.from?.split(',').flatMap((file) => JSON.parse(readFileSync(file, 'utf8')) as (KernelResult | NodeResult)[]) ?? [];
-  const known = earlier.filter((result) => 'files' in result).reduce<readonly KernelResult[]>((all, result) => {
-    const before = all.find(({ name }) => name === result.name);
-    return before === undefined ? [...all, result] : all.map((each) => (each === before ? renewed(before, result) : each));
-  }, []);
+  if (unknown !== undefined)
+    throw new UsageError(`--only must name kernels (${NAMES.join(', ')}), not "${unknown}"`);
+  const earlier =
+    values.from
+      ?.split(',')
+      .flatMap((file) => JSON.parse(readFileSync(file, 'utf8')) as (KernelResult | NodeResult)[]) ?? [];
+  const known = earlier
+    .filter((result) => 'files' in result)
+    .reduce<readonly KernelResult[]>((all, result) => {
+      const before = all.find(({ name }) => name === result.name);
+      return before === undefined
+        ? [...all, result]
+        : all.map((each) => (each === before ? renewed(before, result) : each));
+    }, []);
   const knownNode = earlier.findLast((result) => 'rows' in result);
   const isKnown = (kernel: string): boolean => known.some(({ name }) => name === kernel);
-  const kernels = KERNELS.filter(({ name }) => only?.includes(name) ?? (!isKnown(name) || values.files !== undefined));
+  const kernels = KERNELS.filter(
+    ({ name }) => only?.includes(name) ?? (!isKnown(name) || values.files !== undefined),
+  );
   const node = only?.includes(NODE_NAME) ?? (knownNode === undefined && values.files === undefined);
-  const whole = (node || knownNode !== undefined) && KERNELS.every((kernel) => isKnown(kernel.name) || (kernels.includes(kernel) && values.files === undefined));
-  if (values.write && !whole) throw new UsageError('--write takes all guests and all files, so neither --files nor --only without --from');
-  return { kernels, known, node, knownNode, isWhole: whole, words: values.files?.split(','), keep: values.keep, json: values.json, write: values.write };
+  const whole =
+    (node || knownNode !== undefined) &&
+    KERNELS.every(
+      (kernel) => isKnown(kernel.name) || (kernels.includes(kernel) && values.files === undefined),
+    );
+  if (values.write && !whole)
+    throw new UsageError(
+      '--write takes all guests and all files, so neither --files nor --only without --from',
+    );
+  return {
+    kernels,
+    known,
+    node,
+    knownNode,
+    isWhole: whole,
+    words: values.files?.split(','),
+    keep: values.keep,
+    json: values.json,
+    write: values.write,
+  };
 }
 
 /** Boots one kernel, and puts together what its guest tells. */
-async function runKernel(choice: KernelChoice, cache: string, image: string, consoleFile: string): Promise<KernelResult> {
+async function runKernel(
+  choice: KernelChoice,
+  cache: string,
+  image: string,
+  consoleFile: string,
+): Promise<KernelResult> {
   const say = (text: string): void => console.log(`${choice.name.padEnd(7)} ${text}`);
   const kernel = await prepareKernel(choice, cache);
   say(`boots Linux ${kernel.release} (${kernel.version})`);
   const result = beginResult(kernel);
   const ended = await runGuest({
-    ...GUEST, kernel, image, console: consoleFile, kernelArguments: choice.kernelArguments ?? '',
+    ...GUEST,
+    kernel,
+    image,
+    console: consoleFile,
+    kernelArguments: choice.kernelArguments ?? '',
     onLine(line) {
       const report = parseReport(line);
       const text = report === undefined ? undefined : take(result, report);
@@ -99,7 +142,10 @@ async function runKernel(choice: KernelChoice, cache: string, image: string, con
 }
 
 async function main(options: Options): Promise<boolean> {
-  if (process.arch !== 'x64') throw new Error(`the guests are x86_64 machines that run this machine's own programs, and this one is ${process.arch}`);
+  if (process.arch !== 'x64')
+    throw new Error(
+      `the guests are x86_64 machines that run this machine's own programs, and this one is ${process.arch}`,
+    );
   await installPackages(console.log);
   const { files, leftOut, leak } = selectFiles(options.words);
   const cache = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'cgroute/kernels');
@@ -110,8 +156,12 @@ async function main(options: Options): Promise<boolean> {
   });
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(1));
   const image = join(directory, 'root.ext4');
-  const missing = options.kernels.length === 0 ? [] : makeImage(image, guestScript(files, leak ? LEAK_CGROUPS : undefined));
-  if (missing.length > 0) throw new Error(`the guests would lack programs that this machine has not: ${missing.join(', ')}; \`npm run setup\` installs them`);
+  const missing =
+    options.kernels.length === 0 ? [] : makeImage(image, guestScript(files, leak ? LEAK_CGROUPS : undefined));
+  if (missing.length > 0)
+    throw new Error(
+      `the guests would lack programs that this machine has not: ${missing.join(', ')}; \`npm run setup\` installs them`,
+    );
   for (const { file, why } of leftOut) console.log(`left out: ${file}: ${why}`);
 
   const results = new Map(options.known.map((result) => [result.name, result]));
@@ -124,7 +174,12 @@ async function main(options: Options): Promise<boolean> {
       results.set(choice.name, earlier === undefined ? now : renewed(earlier, now));
     },
   }));
-  if (options.node) waiting.push({ name: NODE_NAME, run: async () => void (node = await runNode({ cache, say: (text) => console.log(`${NODE_NAME.padEnd(7)} ${text}`) })) });
+  if (options.node)
+    waiting.push({
+      name: NODE_NAME,
+      run: async () =>
+        void (node = await runNode({ cache, say: (text) => console.log(`${NODE_NAME.padEnd(7)} ${text}`) })),
+    });
   const failures: string[] = [];
   const worker = async (): Promise<void> => {
     for (let guest = waiting.shift(); guest !== undefined; guest = waiting.shift()) {
@@ -139,9 +194,19 @@ async function main(options: Options): Promise<boolean> {
   await Promise.all(Array.from({ length: GUESTS_AT_ONCE }, worker));
   rmSync(image, { force: true });
   const all = KERNELS.flatMap(({ name }) => results.get(name) ?? []);
-  if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify([...all, ...(node === undefined ? [] : [node])], null, 2)}\n`);
-  console.log(['', ...resultLines(all), ...(node === undefined ? [] : nodeLines(node)), ...failures].join('\n'));
-  const isWell = failures.length === 0 && all.length + (node === undefined ? 0 : 1) > 0 && all.every(isGood) && (node === undefined || isNodeGood(node));
+  if (options.json !== undefined)
+    writeFileSync(
+      options.json,
+      `${JSON.stringify([...all, ...(node === undefined ? [] : [node])], null, 2)}\n`,
+    );
+  console.log(
+    ['', ...resultLines(all), ...(node === undefined ? [] : nodeLines(node)), ...failures].join('\n'),
+  );
+  const isWell =
+    failures.length === 0 &&
+    all.length + (node === undefined ? 0 : 1) > 0 &&
+    all.every(isGood) &&
+    (node === undefined || isNodeGood(node));
   if (!isWell || !options.isWhole) return isWell;
   if (!options.write) return documentAgrees(all, leftOut, node, console.log);
   writeDocument(all, leftOut, node);
@@ -151,7 +216,9 @@ async function main(options: Options): Promise<boolean> {
 try {
   process.exitCode = (await main(parseOptions(process.argv.slice(2)))) ? 0 : 1;
 } catch (error) {
-  const isUsage = error instanceof UsageError || (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
+  const isUsage =
+    error instanceof UsageError ||
+    (error as NodeJS.ErrnoException).code?.startsWith('ERR_PARSE_ARGS') === true;
   console.error(`test:matrix: ${messageOf(error)}${isUsage ? `\n${USAGE}` : ''}`);
   process.exitCode = isUsage ? 2 : 1;
 }

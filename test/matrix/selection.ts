@@ -13,7 +13,8 @@ export interface LeftOut {
 /** File to the reason, for people. */
 const LEFT_OUT: Readonly<Record<string, string>> = {
   'image.test.ts': "it builds a container image, of Debian's packages; no kernel has a part in it",
-  'image-sidecar.test.ts': 'it builds that image, too; what the image calls is tried by bypass.test.ts and pod-netns.test.ts',
+  'image-sidecar.test.ts':
+    'it builds that image, too; what the image calls is tried by bypass.test.ts and pod-netns.test.ts',
   'harness.test.ts': 'it tests the tools of the tests, which the others use here, too',
 };
 
@@ -33,13 +34,19 @@ export interface Selection {
 
 /** @param words parts of files' names, or `leak`; undefined for all */
 export function selectFiles(words?: readonly string[]): Selection {
-  const all = readdirSync(directory).filter((name) => name.endsWith('.test.ts')).sort();
+  const all = readdirSync(directory)
+    .filter((name) => name.endsWith('.test.ts'))
+    .sort();
   const wanted = all.filter((name) => words?.some((word) => name.includes(word)) ?? true);
   const leftOut = wanted.flatMap((file) => {
     const why = LEFT_OUT[file];
     return why === undefined ? [] : [{ file: `kernel/${file}`, why }];
   });
-  return { files: wanted.filter((name) => LEFT_OUT[name] === undefined).map((name) => `kernel/${name}`), leftOut, leak: words?.includes('leak') ?? true };
+  return {
+    files: wanted.filter((name) => LEFT_OUT[name] === undefined).map((name) => `kernel/${name}`),
+    leftOut,
+    leak: words?.includes('leak') ?? true,
+  };
 }
 
 /** What the guest's init runs. */

@@ -92,8 +92,7 @@ static int prepare(int fd, const struct client *client)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (client->bind.any.sa_family &&
-	    bind(fd, &client->bind.any, address_len(&client->bind)))
+	if (client->bind.any.sa_family && bind(fd, &client->bind.any, address_len(&client->bind)))
 		return errno;
 	if (client->tfo_connect &&
 	    setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof(one)))
@@ -278,7 +277,8 @@ int cmd_connect(int argc, char **argv)
 		default: return 1;
 		}
 	}
-	if (argc - optind != 2 || !parse_address(argv[optind], argv[optind + 1], &client.destination))
+	if (argc - optind != 2 ||
+	    !parse_address(argv[optind], argv[optind + 1], &client.destination))
 		misuse("connect needs ADDR PORT");
 	if (v6) {
 		map_to_v6(&client.destination);

@@ -24,10 +24,9 @@ struct options {
 static int parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option names[] = {
-		{ "bind", required_argument, NULL, 'b' }, { "comm", required_argument, NULL, 'c' },
+		{ "bind", required_argument, NULL, 'b' },  { "comm", required_argument, NULL, 'c' },
 		{ "every", required_argument, NULL, 'e' }, { "mapped", no_argument, NULL, 'm' },
-		{ "answer", no_argument, NULL, 'a' },
-		{},
+		{ "answer", no_argument, NULL, 'a' },	   {},
 	};
 	int option;
 
@@ -221,7 +220,8 @@ static void on_usr1(int signal)
 
 static void print_totals(const struct totals *totals)
 {
-	printf("{\"total\":%ld,\"proxy\":%ld,\"server\":%ld,\"other\":%ld,\"failed\":%ld,\"errors\":{",
+	printf("{\"total\":%ld,\"proxy\":%ld,\"server\":%ld,\"other\":%ld,\"failed\":%ld,"
+	       "\"errors\":{",
 	       totals->total, totals->proxy, totals->server, totals->other, totals->errors);
 	for (int i = 0; i < 16 && totals->by_errno[i].count; i++)
 		printf("%s\"%s\":%ld", i ? "," : "", errno_name(totals->by_errno[i].error),
@@ -338,7 +338,8 @@ int cmd_bench(int argc, char **argv)
 		close_reset(fd);
 	}
 	qsort(ns, done, sizeof(*ns), by_value);
-	printf("{\"count\":%ld,\"errors\":%ld,\"p50\":%llu,\"p90\":%llu,\"p99\":%llu,\"min\":%llu}\n",
+	printf("{\"count\":%ld,\"errors\":%ld,\"p50\":%llu,\"p90\":%llu,\"p99\":%llu,\"min\":%llu}"
+	       "\n",
 	       done, errors, (unsigned long long)ns[done / 2],
 	       (unsigned long long)ns[done * 9 / 10], (unsigned long long)ns[done * 99 / 100],
 	       (unsigned long long)ns[0]);

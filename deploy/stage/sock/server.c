@@ -258,10 +258,14 @@ static int run(struct server *server)
 static int start(int argc, char **argv, bool proxy)
 {
 	static const struct option options[] = {
-		{ "again", no_argument, NULL, 'a' }, { "comm", required_argument, NULL, 'c' },
-		{ "dual", no_argument, NULL, 'd' }, { "lengths", no_argument, NULL, 'L' },
-		{ "level", required_argument, NULL, 'l' }, { "quiet", no_argument, NULL, 'q' },
-		{ "tfo", no_argument, NULL, 'f' }, { "udp", no_argument, NULL, 'u' },
+		{ "again", no_argument, NULL, 'a' },
+		{ "comm", required_argument, NULL, 'c' },
+		{ "dual", no_argument, NULL, 'd' },
+		{ "lengths", no_argument, NULL, 'L' },
+		{ "level", required_argument, NULL, 'l' },
+		{ "quiet", no_argument, NULL, 'q' },
+		{ "tfo", no_argument, NULL, 'f' },
+		{ "udp", no_argument, NULL, 'u' },
 		{},
 	};
 	static const char *const levels[] = { "auto", "ip", "ipv6", "both" };
@@ -288,7 +292,8 @@ static int start(int argc, char **argv, bool proxy)
 				}
 			}
 			if (!known)
-				misuse("--level must be auto, ip, ipv6 or both, not \"%s\"", optarg);
+				misuse("--level must be auto, ip, ipv6 or both, not \"%s\"",
+				       optarg);
 			break;
 		case 'q': server.quiet = true; break;
 		case 'u': server.udp = !proxy; break;

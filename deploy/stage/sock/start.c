@@ -69,7 +69,8 @@ int cmd_arrived(int argc, char **argv)
 {
 	if (argc != 5)
 		misuse("arrived is what arrive begins");
-	printf("{\"cgroup\":\"%s\",\"mkdirNs\":\"%s\",\"execNs\":\"%s\"}\n", argv[1], argv[2], argv[3]);
+	printf("{\"cgroup\":\"%s\",\"mkdirNs\":\"%s\",\"execNs\":\"%s\"}\n", argv[1], argv[2],
+	       argv[3]);
 	usleep(number(argv[4], "MS", 3600000) * 1000);
 	return 0;
 }

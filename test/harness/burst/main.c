@@ -13,13 +13,14 @@
 #include <sys/socket.h>
 #include "burst.h"
 
-#define USAGE                                                                   \
-	"usage: burst run PARALLEL\n"                                           \
-	"         jobs on stdin, a line each: TOKEN FLAGS DIRECTORY ADDR PORT COMM\n" \
-	"         FLAGS: m makes the cgroup and its parents, e execs a program in it that connects,\n" \
-	"         6 takes an IPv6 socket to the mapped address; - is none of them\n" \
-	"         COMM: the name that the process goes by; - is none\n"        \
-	"       burst serve LOGFILE PORT[,PORT]\n"                              \
+#define USAGE                                                                                      \
+	"usage: burst run PARALLEL\n"                                                              \
+	"         jobs on stdin, a line each: TOKEN FLAGS DIRECTORY ADDR PORT COMM\n"              \
+	"         FLAGS: m makes the cgroup and its parents, e execs a program in it that "        \
+	"connects,\n"                                                                              \
+	"         6 takes an IPv6 socket to the mapped address; - is none of them\n"               \
+	"         COMM: the name that the process goes by; - is none\n"                            \
+	"       burst serve LOGFILE PORT[,PORT]\n"                                                 \
 	"         answers on any IPv4 address, and writes a line for each token\n"
 
 void die(const char *what)
@@ -32,9 +33,9 @@ void die(const char *what)
 static void address_text(const struct sockaddr_in6 *address, char *text)
 {
 	const struct sockaddr_in *v4 = (const void *)address;
-	const void *bytes = address->sin6_family == AF_INET ?
-				    (const void *)&v4->sin_addr :
-				    (const void *)&address->sin6_addr.s6_addr[12];
+	const void *bytes = address->sin6_family == AF_INET
+				    ? (const void *)&v4->sin_addr
+				    : (const void *)&address->sin6_addr.s6_addr[12];
 	char host[INET_ADDRSTRLEN] = "?";
 
 	inet_ntop(AF_INET, bytes, host, sizeof(host));

@@ -25,7 +25,8 @@ static void answer(int fd, int log)
 		local_text(fd, local);
 		peer_text(fd, peer);
 		/* In the log before the client can know. */
-		dprintf(log, "{\"token\":\"%s\",\"local\":\"%s\",\"peer\":\"%s\"}\n", line, local, peer);
+		dprintf(log, "{\"token\":\"%s\",\"local\":\"%s\",\"peer\":\"%s\"}\n", line, local,
+			peer);
 		snprintf(reply, sizeof(reply), "server %s %s\n", local, peer);
 		send(fd, reply, strlen(reply), MSG_NOSIGNAL);
 		return;

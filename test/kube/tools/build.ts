@@ -12,24 +12,30 @@ const HERE = import.meta.dirname;
 export function linkerFlags(version: string): string {
   const [, major = '', minor = ''] = /^v(\d+)\.(\d+)/.exec(version) ?? [];
   const facts = { gitVersion: version, gitMajor: major, gitMinor: minor, gitCommit: 'unknown' };
-  return ['-s -w', ...Object.entries(facts).map(([name, value]) => `-X k8s.io/component-base/version.${name}=${value}`)].join(' ');
+  return [
+    '-s -w',
+    ...Object.entries(facts).map(([name, value]) => `-X k8s.io/component-base/version.${name}=${value}`),
+  ].join(' ');
 }
 
 /** The directory with `etcd`, `kube-apiserver` and `kubectl`, see {@link goPrograms}. */
 export async function buildTools(say: Say = toStandardError): Promise<string> {
   const version = requiredVersion(HERE, 'k8s.io/kubernetes');
-  return goPrograms({
-    directory: HERE,
-    name: 'kube',
-    title: `etcd, kubectl and kube-apiserver of Kubernetes ${version}`,
-    version,
-    programs: {
-      etcd: 'go.etcd.io/etcd/server/v3',
-      kubectl: 'k8s.io/kubernetes/cmd/kubectl',
-      'kube-apiserver': 'k8s.io/kubernetes/cmd/kube-apiserver',
+  return goPrograms(
+    {
+      directory: HERE,
+      name: 'kube',
+      title: `etcd, kubectl and kube-apiserver of Kubernetes ${version}`,
+      version,
+      programs: {
+        etcd: 'go.etcd.io/etcd/server/v3',
+        kubectl: 'k8s.io/kubernetes/cmd/kubectl',
+        'kube-apiserver': 'k8s.io/kubernetes/cmd/kube-apiserver',
+      },
+      linkerFlags: linkerFlags(version),
     },
-    linkerFlags: linkerFlags(version),
-  }, say);
+    say,
+  );
 }
 
 if (import.meta.main) console.log(await buildTools());

@@ -24,7 +24,10 @@ export function makeArchive(root: string, file: string, name: string, entrypoint
       rootfs: { type: 'layers', diff_ids: [`sha256:${digest}`] },
     };
     writeFileSync(join(directory, 'config.json'), JSON.stringify(config));
-    writeFileSync(join(directory, 'manifest.json'), JSON.stringify([{ Config: 'config.json', RepoTags: [name], Layers: ['layer.tar'] }]));
+    writeFileSync(
+      join(directory, 'manifest.json'),
+      JSON.stringify([{ Config: 'config.json', RepoTags: [name], Layers: ['layer.tar'] }]),
+    );
     execFileSync('tar', [...TAR, '-C', directory, '-cf', file, 'manifest.json', 'config.json', 'layer.tar']);
   } finally {
     rmSync(directory, { recursive: true, force: true });

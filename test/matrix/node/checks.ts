@@ -3,7 +3,18 @@ import assert from 'node:assert/strict';
 import type { DoctorLine } from '../../../mapper/cli/doctor-line.ts';
 import { REDIRECTION } from '../../../mapper/reports/pod-annotator.ts';
 import type { CgroupDriver } from '../../harness/kubelet-cgroups.ts';
-import { AGENT, ENROLLED, type NodeMesh, PLAIN, type Place, SERVER_PORT, SHOP, firstAct, pod, termination } from './mesh.ts';
+import {
+  AGENT,
+  ENROLLED,
+  type NodeMesh,
+  PLAIN,
+  type Place,
+  SERVER_PORT,
+  SHOP,
+  firstAct,
+  pod,
+  termination,
+} from './mesh.ts';
 import { NODE } from './node.ts';
 
 export interface Check {
@@ -18,19 +29,30 @@ const WEB = { namespace: SHOP, name: 'web' } as const;
 
 /** Where a container's cgroup is below the node's root, as kubelet and containerd name it. */
 const CGROUPS: Readonly<Record<CgroupDriver, RegExp>> = {
-  systemd: /^\/kubepods\.slice\/kubepods-besteffort\.slice\/kubepods-besteffort-pod[0-9a-f_]{36}\.slice\/cri-containerd-[0-9a-f]{64}\.scope$/,
+  systemd:
+    /^\/kubepods\.slice\/kubepods-besteffort\.slice\/kubepods-besteffort-pod[0-9a-f_]{36}\.slice\/cri-containerd-[0-9a-f]{64}\.scope$/,
   cgroupfs: /^\/kubepods\/besteffort\/pod[0-9a-f-]{36}\/[0-9a-f]{64}$/,
 };
 
 /** What the node has in /data: a static pod, JSON being YAML too. */
-export const NODE_FILES = { 'static.yaml': JSON.stringify(pod({ namespace: SHOP, name: 'static' }, undefined)) } as const;
+export const NODE_FILES = {
+  'static.yaml': JSON.stringify(pod({ namespace: SHOP, name: 'static' }, undefined)),
+} as const;
 
 /** Waits until the agent has told the API server what it does with a pod. */
-async function untilAnnotated({ node }: NodeMesh, { namespace, name }: Place, wanted: string | undefined): Promise<void> {
-  await node.until(`${namespace}/${name} is annotated ${wanted ?? 'no more'}`, async () => {
-    const found = await node.cluster.pod(namespace, name);
-    return found !== undefined && found.metadata.annotations?.[REDIRECTION] === wanted;
-  }, 60_000);
+async function untilAnnotated(
+  { node }: NodeMesh,
+  { namespace, name }: Place,
+  wanted: string | undefined,
+): Promise<void> {
+  await node.until(
+    `${namespace}/${name} is annotated ${wanted ?? 'no more'}`,
+    async () => {
+      const found = await node.cluster.pod(namespace, name);
+      return found !== undefined && found.metadata.annotations?.[REDIRECTION] === wanted;
+    },
+    60_000,
+  );
 }
 
 export const CHECKS: readonly Check[] = [
@@ -53,7 +75,9 @@ export const CHECKS: readonly Check[] = [
     name: 'status names the cgroups that kubelet and containerd have made',
     async run(mesh, driver) {
       const { pods } = await mesh.status();
-      const client = pods.find(({ namespace, name }) => namespace === CLIENT.namespace && name === CLIENT.name);
+      const client = pods.find(
+        ({ namespace, name }) => namespace === CLIENT.namespace && name === CLIENT.name,
+      );
       assert.equal(client?.verdict, 'in');
       const paths = client.cgroups.map(({ path }) => path ?? '').filter((path) => CGROUPS[driver].test(path));
       // Its one container and its sandbox.
@@ -73,7 +97,10 @@ export const CHECKS: readonly Check[] = [
         const expected = each.metadata.namespace === SHOP ? 'redirected' : 'direct';
         assert.deepEqual(travels, [expected, expected], each.metadata.name);
       }
-      await node.remove(...names.map((name) => ({ namespace: SHOP, name })), { namespace: PLAIN, name: 'first' });
+      await node.remove(...names.map((name) => ({ namespace: SHOP, name })), {
+        namespace: PLAIN,
+        name: 'first',
+      });
     },
   },
   {
@@ -85,22 +112,45 @@ export const CHECKS: readonly Check[] = [
       const mirror = await node.cluster.pod(STATIC.namespace, STATIC.name);
       const hash = mirror?.metadata.annotations?.['kubernetes.io/config.hash'] ?? '';
       assert.match(hash, /^[0-9a-f]{32}$/);
-      await node.until('it runs', async () => (await node.cluster.pod(STATIC.namespace, STATIC.name))?.status?.containerStatuses?.[0]?.ready);
+      await node.until(
+        'it runs',
+        async () =>
+          (await node.cluster.pod(STATIC.namespace, STATIC.name))?.status?.containerStatuses?.[0]?.ready,
+      );
       assert.equal(await mesh.travel(STATIC), 'redirected');
       const { pods } = await mesh.status();
-      const cgroups = pods.find(({ uid }) => uid === mirror?.metadata.uid)?.cgroups.map(({ path }) => path ?? '') ?? [];
-      assert.equal(cgroups.filter((path) => path.includes(`pod${hash}`)).length >= 2, true, JSON.stringify(cgroups));
+      const cgroups =
+        pods.find(({ uid }) => uid === mirror?.metadata.uid)?.cgroups.map(({ path }) => path ?? '') ?? [];
+      assert.equal(
+        cgroups.filter((path) => path.includes(`pod${hash}`)).length >= 2,
+        true,
+        JSON.stringify(cgroups),
+      );
       await mesh.host('rm', '/etc/kubernetes/manifests/static.yaml');
-      await node.until('it is gone', async () => (await node.cluster.pod(STATIC.namespace, STATIC.name)) === undefined);
+      await node.until(
+        'it is gone',
+        async () => (await node.cluster.pod(STATIC.namespace, STATIC.name)) === undefined,
+      );
     },
   },
   {
     name: 'doctor, run in the agent, finds nothing wrong with the node',
     async run(mesh) {
-      const text = await mesh.node.exec(AGENT.namespace, AGENT.name, 'agent', 'cgroute', 'doctor', '-o', 'json');
+      const text = await mesh.node.exec(
+        AGENT.namespace,
+        AGENT.name,
+        'agent',
+        'cgroute',
+        'doctor',
+        '-o',
+        'json',
+      );
       const lines = JSON.parse(text) as readonly DoctorLine[];
       // The image has no iptables, and the agent of deploy/cgroute.yaml serves no sidecars.
-      assert.deepEqual(lines.filter(({ state, check }) => state !== 'ok' && !/^ip6?tables-/.test(check)), []);
+      assert.deepEqual(
+        lines.filter(({ state, check }) => state !== 'ok' && !/^ip6?tables-/.test(check)),
+        [],
+      );
       assert.ok(lines.length > 20, `${lines.length} lines`);
     },
   },
@@ -108,13 +158,24 @@ export const CHECKS: readonly Check[] = [
     name: "the kubelet's probe reaches an enrolled pod past the proxy; other processes of the host come to it by the proxy's inbound port",
     async run(mesh) {
       const { node } = mesh;
-      const [web] = await node.start(pod(WEB, ['sock', 'serve', '0.0.0.0', String(SERVER_PORT)], {}, { readinessProbe: { tcpSocket: { port: SERVER_PORT }, periodSeconds: 1 } }));
+      const [web] = await node.start(
+        pod(
+          WEB,
+          ['sock', 'serve', '0.0.0.0', String(SERVER_PORT)],
+          {},
+          { readinessProbe: { tcpSocket: { port: SERVER_PORT }, periodSeconds: 1 } },
+        ),
+      );
       const to = { ip: web?.status?.podIP ?? '', port: SERVER_PORT };
       await untilAnnotated(mesh, WEB, 'enabled');
-      const probes = async (): Promise<number> => (await node.logs(WEB.namespace, WEB.name, 'main')).split('\n').length;
+      const probes = async (): Promise<number> =>
+        (await node.logs(WEB.namespace, WEB.name, 'main')).split('\n').length;
       const before = await probes();
       await node.until('two more probes have come', async () => (await probes()) >= before + 2, 30_000);
-      assert.deepEqual((await mesh.proxied()).filter(({ destination }) => destination === `${to.ip}:${to.port}`), []);
+      assert.deepEqual(
+        (await mesh.proxied()).filter(({ destination }) => destination === `${to.ip}:${to.port}`),
+        [],
+      );
       assert.equal(await mesh.hostTravel(to), 'inbound');
       await node.remove(WEB);
     },
@@ -124,7 +185,8 @@ export const CHECKS: readonly Check[] = [
     async run(mesh) {
       const { node } = mesh;
       const restarts = async (): Promise<{ readonly count: number; readonly ready: boolean }> => {
-        const [status] = (await node.cluster.pod(AGENT.namespace, AGENT.name))?.status?.containerStatuses ?? [];
+        const [status] =
+          (await node.cluster.pod(AGENT.namespace, AGENT.name))?.status?.containerStatuses ?? [];
         return { count: status?.restartCount ?? 0, ready: status?.ready ?? false };
       };
       const { agent } = await mesh.status();
@@ -146,13 +208,15 @@ export const CHECKS: readonly Check[] = [
     name: 'the kubelet restarted: running pods and new ones still go through the proxy',
     async run(mesh) {
       const { node } = mesh;
-      const kubelet = async (): Promise<string> => (await mesh.host('systemctl', 'show', '--property=MainPID', '--value', 'kubelet')).trim();
+      const kubelet = async (): Promise<string> =>
+        (await mesh.host('systemctl', 'show', '--property=MainPID', '--value', 'kubelet')).trim();
       const was = await kubelet();
       // The answer may be cut off, as it is the kubelet that gives it.
       await mesh.host('systemctl', '--no-block', 'restart', 'kubelet').catch(() => undefined);
       await node.until('the kubelet is another process', async () => ![was, '0'].includes(await kubelet()));
       const place = { namespace: SHOP, name: 'after' };
-      for (const text of (await node.start(firstAct(place, mesh.server))).flatMap(termination)) assert.equal(await mesh.travelled(text), 'redirected');
+      for (const text of (await node.start(firstAct(place, mesh.server))).flatMap(termination))
+        assert.equal(await mesh.travelled(text), 'redirected');
       assert.equal(await mesh.travel(CLIENT), 'redirected');
       await node.remove(place);
     },
@@ -161,9 +225,17 @@ export const CHECKS: readonly Check[] = [
     name: 'the label kmesh.net/bypass takes a pod out of the path, and without it the pod is back',
     async run(mesh) {
       await mesh.label(SHOP, { 'kmesh.net/bypass': 'enabled' }, CLIENT.name);
-      await mesh.node.until('it connects directly', async () => (await mesh.travel(CLIENT)) === 'direct', 60_000);
+      await mesh.node.until(
+        'it connects directly',
+        async () => (await mesh.travel(CLIENT)) === 'direct',
+        60_000,
+      );
       await mesh.label(SHOP, { 'kmesh.net/bypass': null }, CLIENT.name);
-      await mesh.node.until('it is redirected', async () => (await mesh.travel(CLIENT)) === 'redirected', 60_000);
+      await mesh.node.until(
+        'it is redirected',
+        async () => (await mesh.travel(CLIENT)) === 'redirected',
+        60_000,
+      );
     },
   },
   {
@@ -178,7 +250,8 @@ export const CHECKS: readonly Check[] = [
     name: 'the DaemonSet deleted, the agent takes its links and maps off the node',
     async run(mesh) {
       const { node } = mesh;
-      const pins = async (): Promise<string> => (await mesh.host('find', '/sys/fs/bpf', '-mindepth', '1')).trim();
+      const pins = async (): Promise<string> =>
+        (await mesh.host('find', '/sys/fs/bpf', '-mindepth', '1')).trim();
       assert.notEqual(await pins(), '');
       await node.cluster.api.request('DELETE', '/apis/apps/v1/namespaces/kube-system/daemonsets/cgroute');
       await node.remove(AGENT);

@@ -1,13 +1,17 @@
 /** The real node's section of docs/kernels.md. */
 import type { NodeResult, NodeRow } from './run.ts';
 
-const mark = (row: NodeRow | undefined): string => (row === undefined ? '**did not run**' : row.passed ? 'yes' : '**no**');
+const mark = (row: NodeRow | undefined): string =>
+  row === undefined ? '**did not run**' : row.passed ? 'yes' : '**no**';
 
 /** Row by row what was tried, a column for each cgroup driver; nothing in it depends on the day. */
 export function nodeSection({ rows }: NodeResult): string {
   const drivers = [...new Set(rows.map(({ driver }) => driver))];
   const checks = [...new Set(rows.map(({ check }) => check))];
-  const cells = checks.map((check) => [check, ...drivers.map((driver) => mark(rows.find((row) => row.check === check && row.driver === driver)))]);
+  const cells = checks.map((check) => [
+    check,
+    ...drivers.map((driver) => mark(rows.find((row) => row.check === check && row.driver === driver))),
+  ]);
   const line = (texts: readonly string[]): string => `| ${texts.join(' | ')} |`;
   return `## A real node
 

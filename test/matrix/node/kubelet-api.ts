@@ -12,18 +12,38 @@ export interface KubeletApi {
 /** @param ca the authority of its certificate, PEM */
 export function makeKubeletApi(port: number, ca: string, { cert, key }: KeyPair): KubeletApi {
   return {
-    ask: (method, path) => new Promise((resolve, reject) => {
-      const options = { host: '127.0.0.1', port, method, path, ca, cert, key, agent: false, timeout: TIMEOUT_MS } as const;
-      const outgoing = request(options, (response) => {
-        response.toArray().then((chunks) => {
-          const text = Buffer.concat(chunks as Buffer[]).toString();
-          if (response.statusCode === 200) resolve(text);
-          else reject(new Error(`the kubelet answered ${method} ${path} with ${response.statusCode}: ${text.trim()}`));
-        }, reject);
-      });
-      outgoing.once('timeout', () => outgoing.destroy(new Error(`no answer from the kubelet to ${method} ${path} within ${TIMEOUT_MS / 1000} s`)));
-      outgoing.once('error', reject);
-      outgoing.end();
-    }),
+    ask: (method, path) =>
+      new Promise((resolve, reject) => {
+        const options = {
+          host: '127.0.0.1',
+          port,
+          method,
+          path,
+          ca,
+          cert,
+          key,
+          agent: false,
+          timeout: TIMEOUT_MS,
+        } as const;
+        const outgoing = request(options, (response) => {
+          response.toArray().then((chunks) => {
+            const text = Buffer.concat(chunks as Buffer[]).toString();
+            if (response.statusCode === 200) resolve(text);
+            else
+              reject(
+                new Error(
+                  `the kubelet answered ${method} ${path} with ${response.statusCode}: ${text.trim()}`,
+                ),
+              );
+          }, reject);
+        });
+        outgoing.once('timeout', () =>
+          outgoing.destroy(
+            new Error(`no answer from the kubelet to ${method} ${path} within ${TIMEOUT_MS / 1000} s`),
+          ),
+        );
+        outgoing.once('error', reject);
+        outgoing.end();
+      }),
   };
 }

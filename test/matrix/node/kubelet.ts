@@ -8,15 +8,18 @@ export const KUBELET_VERSION = requiredVersion(HERE, 'k8s.io/kubernetes');
 
 /** Its path; a static program, as the guest's C library is another than this machine's. */
 export async function buildKubelet(say: Say = toStandardError): Promise<string> {
-  const directory = await goPrograms({
-    directory: HERE,
-    name: 'kubelet',
-    title: `kubelet of Kubernetes ${KUBELET_VERSION}`,
-    version: KUBELET_VERSION,
-    programs: { kubelet: 'k8s.io/kubernetes/cmd/kubelet' },
-    linkerFlags: linkerFlags(KUBELET_VERSION),
-    isStatic: true,
-  }, say);
+  const directory = await goPrograms(
+    {
+      directory: HERE,
+      name: 'kubelet',
+      title: `kubelet of Kubernetes ${KUBELET_VERSION}`,
+      version: KUBELET_VERSION,
+      programs: { kubelet: 'k8s.io/kubernetes/cmd/kubelet' },
+      linkerFlags: linkerFlags(KUBELET_VERSION),
+      isStatic: true,
+    },
+    say,
+  );
   return join(directory, 'kubelet');
 }
 

@@ -2,8 +2,20 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { parseAllDocuments } from 'yaml';
-import { type ProxiedConnection, HAPROXY_PORTS, haproxyCommand, proxiedConnections } from '../../../deploy/stage/haproxy.ts';
-import { type KubeObject, type Pod, type PodSpec, type Texts, namespaceObject, podObject } from '../../harness/kube-objects.ts';
+import {
+  type ProxiedConnection,
+  HAPROXY_PORTS,
+  haproxyCommand,
+  proxiedConnections,
+} from '../../../deploy/stage/haproxy.ts';
+import {
+  type KubeObject,
+  type Pod,
+  type PodSpec,
+  type Texts,
+  namespaceObject,
+  podObject,
+} from '../../harness/kube-objects.ts';
 import { type NodeStatus, type Travel, travelOf } from '../../harness/node.ts';
 import type { Connected } from '../../../deploy/stage/sock.ts';
 import { NODE, type RealNode } from './node.ts';
@@ -25,7 +37,14 @@ export interface Place {
   readonly namespace: string;
   readonly name: string;
 }
-type Workload = KubeObject & { readonly spec: { readonly template: { readonly metadata: { readonly labels: Texts; readonly annotations: Texts }; readonly spec: PodSpec & { readonly volumes: readonly unknown[] } } } };
+type Workload = KubeObject & {
+  readonly spec: {
+    readonly template: {
+      readonly metadata: { readonly labels: Texts; readonly annotations: Texts };
+      readonly spec: PodSpec & { readonly volumes: readonly unknown[] };
+    };
+  };
+};
 
 export interface NodeMesh {
   readonly node: RealNode;
@@ -50,25 +69,56 @@ export interface NodeMesh {
 
 function objects(): readonly KubeObject[] {
   const text = readFileSync(resolve(import.meta.dirname, '../../../deploy/cgroute.yaml'), 'utf8');
-  return parseAllDocuments(text).map((document) => document.toJS() as KubeObject | null).filter((object) => object !== null);
+  return parseAllDocuments(text)
+    .map((document) => document.toJS() as KubeObject | null)
+    .filter((object) => object !== null);
 }
 
 /** A pod of one container that runs in the test's own image. */
-export function pod(place: Place, command: readonly string[] | undefined, spec: Partial<PodSpec> = {}, container: Readonly<Record<string, unknown>> = {}): Pod {
-  const main = { name: 'main', image: POD_IMAGE, imagePullPolicy: 'Never', ...(command === undefined ? {} : { command }), ...container };
-  return podObject(place.name, { node: NODE, namespace: place.namespace, spec: { automountServiceAccountToken: false, enableServiceLinks: false, containers: [main], ...spec } });
+export function pod(
+  place: Place,
+  command: readonly string[] | undefined,
+  spec: Partial<PodSpec> = {},
+  container: Readonly<Record<string, unknown>> = {},
+): Pod {
+  const main = {
+    name: 'main',
+    image: POD_IMAGE,
+    imagePullPolicy: 'Never',
+    ...(command === undefined ? {} : { command }),
+    ...container,
+  };
+  return podObject(place.name, {
+    node: NODE,
+    namespace: place.namespace,
+    spec: { automountServiceAccountToken: false, enableServiceLinks: false, containers: [main], ...spec },
+  });
 }
 
 /** Its first act is to connect; what came of it is its termination message. */
 export function firstAct(place: Place, to: { readonly ip: string; readonly port: number }): Pod {
-  const command = ['sh', '-c', 'exec >/dev/termination-log; exec sock connect "$@"', 'sh', '--timeout', '30000', to.ip, String(to.port)];
+  const command = [
+    'sh',
+    '-c',
+    'exec >/dev/termination-log; exec sock connect "$@"',
+    'sh',
+    '--timeout',
+    '30000',
+    to.ip,
+    String(to.port),
+  ];
   const init = { name: 'init', image: POD_IMAGE, imagePullPolicy: 'Never', command };
   return pod(place, command, { restartPolicy: 'Never', initContainers: [init] });
 }
 
 /** What its containers have said at their end, those before the start first. */
 export function termination({ status }: Pod): readonly string[] {
-  const statuses = [status?.['initContainerStatuses'], status?.containerStatuses].flatMap((list) => (list ?? []) as readonly { readonly state?: Readonly<Record<string, Readonly<Record<string, unknown>>>> }[]);
+  const statuses = [status?.['initContainerStatuses'], status?.containerStatuses].flatMap(
+    (list) =>
+      (list ?? []) as readonly {
+        readonly state?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+      }[],
+  );
   return statuses.map(({ state }) => String(state?.['terminated']?.['message'] ?? JSON.stringify(state)));
 }
 
@@ -83,24 +133,49 @@ export async function startMesh(node: RealNode): Promise<NodeMesh> {
   const at = ({ namespace, name }: Place): string => `/api/v1/namespaces/${namespace}/pods/${name}`;
 
   async function startAgent(): Promise<Pod> {
-    const daemonSet = await cluster.api.get<Workload>('/apis/apps/v1/namespaces/kube-system/daemonsets/cgroute');
+    const daemonSet = await cluster.api.get<Workload>(
+      '/apis/apps/v1/namespaces/kube-system/daemonsets/cgroute',
+    );
     const { metadata, spec } = daemonSet.spec.template;
-    const owner = { apiVersion: 'apps/v1', kind: 'DaemonSet', name: daemonSet.metadata.name, uid: daemonSet.metadata.uid, controller: true };
+    const owner = {
+      apiVersion: 'apps/v1',
+      kind: 'DaemonSet',
+      name: daemonSet.metadata.name,
+      uid: daemonSet.metadata.uid,
+      controller: true,
+    };
     const token = {
       name: 'kube-api-access',
       projected: {
         sources: [
           { serviceAccountToken: { path: 'token', expirationSeconds: 3607 } },
           { configMap: { name: 'kube-root-ca.crt', items: [{ key: 'ca.crt', path: 'ca.crt' }] } },
-          { downwardAPI: { items: [{ path: 'namespace', fieldRef: { apiVersion: 'v1', fieldPath: 'metadata.namespace' } }] } },
+          {
+            downwardAPI: {
+              items: [{ path: 'namespace', fieldRef: { apiVersion: 'v1', fieldPath: 'metadata.namespace' } }],
+            },
+          },
         ],
       },
     };
-    const mount = { name: token.name, mountPath: '/var/run/secrets/kubernetes.io/serviceaccount', readOnly: true };
-    const containers = spec.containers.map((container) => ({ ...container, volumeMounts: [...((container as { volumeMounts?: readonly unknown[] }).volumeMounts ?? []), mount] }));
+    const mount = {
+      name: token.name,
+      mountPath: '/var/run/secrets/kubernetes.io/serviceaccount',
+      readOnly: true,
+    };
+    const containers = spec.containers.map((container) => ({
+      ...container,
+      volumeMounts: [...((container as { volumeMounts?: readonly unknown[] }).volumeMounts ?? []), mount],
+    }));
     const [started] = await node.start({
-      apiVersion: 'v1', kind: 'Pod',
-      metadata: { ...AGENT, labels: metadata.labels, annotations: metadata.annotations, ownerReferences: [owner] },
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: {
+        ...AGENT,
+        labels: metadata.labels,
+        annotations: metadata.annotations,
+        ownerReferences: [owner],
+      },
       spec: { ...spec, nodeName: NODE, containers, volumes: [...spec.volumes, token] },
     });
     if (started === undefined) throw new Error('the agent has not started');
@@ -108,54 +183,119 @@ export async function startMesh(node: RealNode): Promise<NodeMesh> {
   }
 
   const host: NodeMesh['host'] = (...command) =>
-    node.exec(TOOLBOX.namespace, TOOLBOX.name, 'main', 'nsenter', '-t', '1', '-m', '-n', 'systemd-run', '--quiet', '--pipe', '--wait', ...command);
-  const proxied: NodeMesh['proxied'] = async () => proxiedConnections((await node.logs(PROXY.namespace, PROXY.name, 'main')).split('\n'));
+    node.exec(
+      TOOLBOX.namespace,
+      TOOLBOX.name,
+      'main',
+      'nsenter',
+      '-t',
+      '1',
+      '-m',
+      '-n',
+      'systemd-run',
+      '--quiet',
+      '--pipe',
+      '--wait',
+      ...command,
+    );
+  const proxied: NodeMesh['proxied'] = async () =>
+    proxiedConnections((await node.logs(PROXY.namespace, PROXY.name, 'main')).split('\n'));
 
   const travelled: NodeMesh['travelled'] = async (text, to = server) => {
     const connected = JSON.parse(text) as Connected;
     let connections: readonly ProxiedConnection[] = [];
     if (connected.ok && !connected.reply.endsWith(` ${connected.local}`)) {
-      await node.until(`the proxy tells of ${connected.local}`, async () => (connections = await proxied()).some(({ client }) => client === connected.local), 20_000);
+      await node.until(
+        `the proxy tells of ${connected.local}`,
+        async () => (connections = await proxied()).some(({ client }) => client === connected.local),
+        20_000,
+      );
     }
     return travelOf(connected, to, { connections: () => [...connections] });
   };
 
   const configuration = readFileSync(haproxyCommand(sandbox, 'haproxy').at(-1) ?? '', 'utf8');
-  const configMap = (place: Place, data: Texts): KubeObject => ({ apiVersion: 'v1', kind: 'ConfigMap', metadata: place, data });
-  await cluster.apply(namespaceObject(PLAIN), namespaceObject(SHOP), namespaceObject(PROXY.namespace), namespaceObject(AGENT.namespace));
+  const configMap = (place: Place, data: Texts): KubeObject => ({
+    apiVersion: 'v1',
+    kind: 'ConfigMap',
+    metadata: place,
+    data,
+  });
+  await cluster.apply(
+    namespaceObject(PLAIN),
+    namespaceObject(SHOP),
+    namespaceObject(PROXY.namespace),
+    namespaceObject(AGENT.namespace),
+  );
   await cluster.apply(
     ...objects(),
     configMap({ namespace: AGENT.namespace, name: 'kube-root-ca.crt' }, { 'ca.crt': cluster.endpoint.ca }),
     configMap({ namespace: PROXY.namespace, name: 'haproxy' }, { 'haproxy.cfg': configuration }),
   );
-  const proxy = pod(PROXY, ['haproxy', '-db', '-f', '/etc/haproxy/haproxy.cfg'], {
-    hostNetwork: true, volumes: [{ name: 'configuration', configMap: { name: 'haproxy' } }],
-  }, { readinessProbe: { tcpSocket: { port: HAPROXY_PORTS[0] }, periodSeconds: 1 }, volumeMounts: [{ name: 'configuration', mountPath: '/etc/haproxy' }] });
+  const proxy = pod(
+    PROXY,
+    ['haproxy', '-db', '-f', '/etc/haproxy/haproxy.cfg'],
+    {
+      hostNetwork: true,
+      volumes: [{ name: 'configuration', configMap: { name: 'haproxy' } }],
+    },
+    {
+      readinessProbe: { tcpSocket: { port: HAPROXY_PORTS[0] }, periodSeconds: 1 },
+      volumeMounts: [{ name: 'configuration', mountPath: '/etc/haproxy' }],
+    },
+  );
   const [, [found]] = await Promise.all([
     startAgent(),
     node.start(
       pod(SERVER, ['sock', 'serve', '0.0.0.0', String(SERVER_PORT)]),
-      pod(TOOLBOX, undefined, { hostPID: true, hostNetwork: true }, { securityContext: { privileged: true } }),
+      pod(
+        TOOLBOX,
+        undefined,
+        { hostPID: true, hostNetwork: true },
+        { securityContext: { privileged: true } },
+      ),
       { ...proxy, metadata: { ...proxy.metadata, labels: { app: 'ztunnel' } } },
     ),
   ]);
   const server = { ip: found?.status?.podIP ?? '', port: SERVER_PORT };
 
   return {
-    node, server, host, travelled, proxied, startAgent,
-    travel: async (from, to = server) => travelled(await node.exec(from.namespace, from.name, 'main', 'sock', 'connect', to.ip, String(to.port)), to),
-    hostTravel: async (to) => travelled(await host('/usr/local/bin/sock', 'connect', to.ip, String(to.port)), to),
+    node,
+    server,
+    host,
+    travelled,
+    proxied,
+    startAgent,
+    travel: async (from, to = server) =>
+      travelled(
+        await node.exec(from.namespace, from.name, 'main', 'sock', 'connect', to.ip, String(to.port)),
+        to,
+      ),
+    hostTravel: async (to) =>
+      travelled(await host('/usr/local/bin/sock', 'connect', to.ip, String(to.port)), to),
     async lastWords() {
-      const logs = [[AGENT, 'agent'], [PROXY, 'main']] as const;
-      const texts = await Promise.all(logs.map(async ([{ namespace, name }, container]) => {
-        const text = await node.logs(namespace, name, container).catch((error: unknown) => String(error));
-        return `${namespace}/${name}:\n${text.trim().split('\n').slice(-10).join('\n')}`;
-      }));
+      const logs = [
+        [AGENT, 'agent'],
+        [PROXY, 'main'],
+      ] as const;
+      const texts = await Promise.all(
+        logs.map(async ([{ namespace, name }, container]) => {
+          const text = await node.logs(namespace, name, container).catch((error: unknown) => String(error));
+          return `${namespace}/${name}:\n${text.trim().split('\n').slice(-10).join('\n')}`;
+        }),
+      );
       return texts.join('\n');
     },
-    status: async () => JSON.parse(await node.exec(AGENT.namespace, AGENT.name, 'agent', 'cgroute', 'status', '-o', 'json')) as NodeStatus,
+    status: async () =>
+      JSON.parse(
+        await node.exec(AGENT.namespace, AGENT.name, 'agent', 'cgroute', 'status', '-o', 'json'),
+      ) as NodeStatus,
     async label(namespace, labels, name) {
-      await cluster.api.patch(name === undefined ? `/api/v1/namespaces/${namespace}` : at({ namespace, name }), 'merge-patch+json', { metadata: { labels } });
+      await cluster.api.patch(
+        name === undefined ? `/api/v1/namespaces/${namespace}` : at({ namespace, name }),
+        'merge-patch+json',
+        { metadata: { labels } },
+      );
     },
   };
 }
@@ -167,10 +307,29 @@ export async function switchDriver({ node }: NodeMesh, driver: 'cgroupfs' | 'sys
     const { items } = await cluster.api.get<{ items: readonly Pod[] }>('/api/v1/pods');
     return items.map(({ metadata: { namespace = '', name } }) => ({ namespace, name }));
   };
-  const isToolbox = ({ namespace, name }: Place): boolean => namespace === TOOLBOX.namespace && name === TOOLBOX.name;
+  const isToolbox = ({ namespace, name }: Place): boolean =>
+    namespace === TOOLBOX.namespace && name === TOOLBOX.name;
   await node.remove(...(await list()).filter((place) => !isToolbox(place)));
-  await node.exec(TOOLBOX.namespace, TOOLBOX.name, 'main', 'nsenter', '-t', '1', '-m', '-n', 'systemd-run', '--quiet', '--no-block', '/usr/local/sbin/cgroup-driver', driver, 'switch');
+  await node.exec(
+    TOOLBOX.namespace,
+    TOOLBOX.name,
+    'main',
+    'nsenter',
+    '-t',
+    '1',
+    '-m',
+    '-n',
+    'systemd-run',
+    '--quiet',
+    '--no-block',
+    '/usr/local/sbin/cgroup-driver',
+    driver,
+    'switch',
+  );
   await node.until('the kubelet stops', async () => (await node.driver()) === undefined);
-  await cluster.api.request('DELETE', `/api/v1/namespaces/${TOOLBOX.namespace}/pods/${TOOLBOX.name}?gracePeriodSeconds=0`);
+  await cluster.api.request(
+    'DELETE',
+    `/api/v1/namespaces/${TOOLBOX.namespace}/pods/${TOOLBOX.name}?gracePeriodSeconds=0`,
+  );
   await node.until(`the kubelet is back with ${driver}`, async () => (await node.driver()) === driver);
 }

@@ -22,7 +22,13 @@ import { SUITE, prepareRoot } from './root.ts';
 
 export const NODE = 'node';
 export const NODE_IP = '10.96.255.15';
-const NETWORK = ['net=10.96.0.0/16', 'host=10.96.255.2', 'dns=10.96.255.3', 'dhcpstart=10.96.255.15', 'restrict=on'];
+const NETWORK = [
+  'net=10.96.0.0/16',
+  'host=10.96.255.2',
+  'dns=10.96.255.3',
+  'dhcpstart=10.96.255.15',
+  'restrict=on',
+];
 /** The service `kubernetes`: the first of the API server's range. */
 const API_SERVER = '10.96.0.1:443';
 const MEMORY_MIB = 3072;
@@ -67,15 +73,25 @@ export interface NodeOptions {
 }
 
 /** What the guest's disk with this run's files has. */
-async function makeData(sandbox: Sandbox, cluster: Cluster, driver: CgroupDriver, files: Readonly<Record<string, string>>): Promise<string> {
+async function makeData(
+  sandbox: Sandbox,
+  cluster: Cluster,
+  driver: CgroupDriver,
+  files: Readonly<Record<string, string>>,
+): Promise<string> {
   const directory = sandbox.file('data');
   mkdirSync(directory);
   const identity = await cluster.certificate(`system:node:${NODE}`, 'system:nodes');
   const server = await cluster.serverCertificate();
   const text = (pem: string): string => Buffer.from(pem).toString('base64');
-  writeKubeconfig(join(directory, 'kubeconfig'), { ...cluster.endpoint, url: `https://${API_SERVER}` }, {
-    'client-certificate-data': text(identity.cert), 'client-key-data': text(identity.key),
-  });
+  writeKubeconfig(
+    join(directory, 'kubeconfig'),
+    { ...cluster.endpoint, url: `https://${API_SERVER}` },
+    {
+      'client-certificate-data': text(identity.cert),
+      'client-key-data': text(identity.key),
+    },
+  );
   writeFileSync(join(directory, 'ca.crt'), cluster.endpoint.ca);
   copyFileSync(server.certFile, join(directory, 'kubelet.crt'));
   copyFileSync(server.keyFile, join(directory, 'kubelet.key'));
@@ -105,8 +121,15 @@ export async function startNode({ driver, cache, limitMs, files = {}, say }: Nod
     const stopped = new AbortController();
     let ended: Ended | undefined;
     const guest = runGuest({
-      kernel, image: root.image, console: sandbox.file('console'), memoryMib: MEMORY_MIB, cpus: CPUS, timeoutMs: limitMs,
-      drives: [data], kernelArguments: KERNEL_ARGUMENTS, signal: stopped.signal,
+      kernel,
+      image: root.image,
+      console: sandbox.file('console'),
+      memoryMib: MEMORY_MIB,
+      cpus: CPUS,
+      timeoutMs: limitMs,
+      drives: [data],
+      kernelArguments: KERNEL_ARGUMENTS,
+      signal: stopped.signal,
       network: [
         ...NETWORK,
         `guestfwd=tcp:${API_SERVER}-cmd:busybox nc 127.0.0.1 ${new URL(cluster.endpoint.url).port}`,
@@ -120,12 +143,26 @@ export async function startNode({ driver, cache, limitMs, files = {}, say }: Nod
     });
     const identity = await cluster.certificate('test', 'system:masters');
     const kubelet = makeKubeletApi(port, cluster.endpoint.ca, identity);
-    const node = makeNode({ sandbox, cluster, kernel, versions: { ...root.versions, kubelet: KUBELET_VERSION }, kubelet, journal, ended: () => ended });
-    await node.until('the node is ready', async () => {
-      const { items } = await cluster.api.get<{ items: readonly KubeObject[] }>('/api/v1/nodes');
-      const status = items[0]?.['status'] as { readonly conditions?: readonly { readonly type: string; readonly status: string }[] } | undefined;
-      return status?.conditions?.some(({ type, status: is }) => type === 'Ready' && is === 'True');
-    }, limitMs);
+    const node = makeNode({
+      sandbox,
+      cluster,
+      kernel,
+      versions: { ...root.versions, kubelet: KUBELET_VERSION },
+      kubelet,
+      journal,
+      ended: () => ended,
+    });
+    await node.until(
+      'the node is ready',
+      async () => {
+        const { items } = await cluster.api.get<{ items: readonly KubeObject[] }>('/api/v1/nodes');
+        const status = items[0]?.['status'] as
+          | { readonly conditions?: readonly { readonly type: string; readonly status: string }[] }
+          | undefined;
+        return status?.conditions?.some(({ type, status: is }) => type === 'Ready' && is === 'True');
+      },
+      limitMs,
+    );
     return { ...node, [Symbol.asyncDispose]: () => stack.disposeAsync() };
   } catch (error) {
     await stack.disposeAsync();
@@ -161,38 +198,55 @@ function makeNode({ kubelet, journal, ended, ...parts }: Parts): Omit<RealNode, 
       }
       const guest = ended();
       if (guest === undefined && performance.now() < end) continue;
-      const why = guest === undefined ? `not within ${timeoutMs / 1000} s` : `the guest has ended: ${guest.failure ?? 'switched off'}\n${guest.tail}`;
+      const why =
+        guest === undefined
+          ? `not within ${timeoutMs / 1000} s`
+          : `the guest has ended: ${guest.failure ?? 'switched off'}\n${guest.tail}`;
       throw new Error(`${what}: ${why}\n${lastWords()}`, { cause: last });
     }
   };
 
   return {
-    ...parts, until,
+    ...parts,
+    until,
     async start(...pods) {
       await cluster.apply(...pods);
-      return Promise.all(pods.map(({ metadata: { namespace = 'default', name } }) => {
-        let seen = '';
-        return until(`pod ${namespace}/${name} runs`, async () => {
-          const pod = await cluster.pod(namespace, name);
-          seen = JSON.stringify(pod?.status);
-          return pod !== undefined && isSettled(pod) ? pod : undefined;
-        }).catch((error: unknown) => {
-          throw new Error(`${String(error)}\n${seen}`, { cause: error });
-        });
-      }));
+      return Promise.all(
+        pods.map(({ metadata: { namespace = 'default', name } }) => {
+          let seen = '';
+          return until(`pod ${namespace}/${name} runs`, async () => {
+            const pod = await cluster.pod(namespace, name);
+            seen = JSON.stringify(pod?.status);
+            return pod !== undefined && isSettled(pod) ? pod : undefined;
+          }).catch((error: unknown) => {
+            throw new Error(`${String(error)}\n${seen}`, { cause: error });
+          });
+        }),
+      );
     },
     async remove(...pods) {
-      await Promise.all(pods.map(async ({ namespace, name }) => {
-        await cluster.api.request('DELETE', pathOf(namespace, name));
-        await until(`pod ${namespace}/${name} is gone`, async () => (await cluster.pod(namespace, name)) === undefined);
-      }));
+      await Promise.all(
+        pods.map(async ({ namespace, name }) => {
+          await cluster.api.request('DELETE', pathOf(namespace, name));
+          await until(
+            `pod ${namespace}/${name} is gone`,
+            async () => (await cluster.pod(namespace, name)) === undefined,
+          );
+        }),
+      );
     },
     exec: (namespace, pod, container, ...command) =>
-      kubelet.ask('POST', `/run/${namespace}/${pod}/${container}?cmd=${encodeURIComponent(command.join(' '))}`),
-    logs: (namespace, pod, container) => kubelet.ask('GET', `/containerLogs/${namespace}/${pod}/${container}`),
+      kubelet.ask(
+        'POST',
+        `/run/${namespace}/${pod}/${container}?cmd=${encodeURIComponent(command.join(' '))}`,
+      ),
+    logs: (namespace, pod, container) =>
+      kubelet.ask('GET', `/containerLogs/${namespace}/${pod}/${container}`),
     async driver() {
       try {
-        const { kubeletconfig } = JSON.parse(await kubelet.ask('GET', '/configz')) as { kubeletconfig: { cgroupDriver: CgroupDriver } };
+        const { kubeletconfig } = JSON.parse(await kubelet.ask('GET', '/configz')) as {
+          kubeletconfig: { cgroupDriver: CgroupDriver };
+        };
         return kubeletconfig.cgroupDriver;
       } catch {
         return undefined;

@@ -34,7 +34,8 @@ export interface NodeResult {
   readonly seconds: number;
 }
 
-export const isNodeGood = ({ rows }: NodeResult): boolean => rows.length > CHECKS.length && rows.every(({ passed }) => passed);
+export const isNodeGood = ({ rows }: NodeResult): boolean =>
+  rows.length > CHECKS.length && rows.every(({ passed }) => passed);
 
 /** For the table at the end of a run. */
 export function nodeLines(result: NodeResult): string[] {
@@ -67,7 +68,12 @@ const DRIVERS: readonly CgroupDriver[] = ['systemd', 'cgroupfs'];
 export const NODE_CACHE = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'cgroute/kernels');
 
 /** Boots the node and tries everything; a check that fails is a row. */
-export async function runNode({ cache = NODE_CACHE, limitMs = LIMIT_MS, drivers = DRIVERS, say = console.log }: NodeRunOptions = {}): Promise<NodeResult> {
+export async function runNode({
+  cache = NODE_CACHE,
+  limitMs = LIMIT_MS,
+  drivers = DRIVERS,
+  say = console.log,
+}: NodeRunOptions = {}): Promise<NodeResult> {
   const [first = 'systemd'] = drivers;
   await installPackages(say, PACKAGES);
   const began = performance.now();
@@ -75,11 +81,16 @@ export async function runNode({ cache = NODE_CACHE, limitMs = LIMIT_MS, drivers 
   say(`ready after ${Math.round((performance.now() - began) / 1000)} s`);
   const rows: NodeRow[] = [];
   /** What it gives, or undefined and a row that has failed. */
-  async function attempt<T>(check: string, driver: CgroupDriver, work: () => Promise<T>): Promise<T | undefined> {
+  async function attempt<T>(
+    check: string,
+    driver: CgroupDriver,
+    work: () => Promise<T>,
+  ): Promise<T | undefined> {
     const from = performance.now();
     const row = (failure: { message?: string }): void => {
       const seconds = (performance.now() - from) / 1000;
-      if (check !== SWITCH || failure.message !== undefined) rows.push({ check, driver, passed: failure.message === undefined, seconds, ...failure });
+      if (check !== SWITCH || failure.message !== undefined)
+        rows.push({ check, driver, passed: failure.message === undefined, seconds, ...failure });
       say(`${driver}, ${seconds.toFixed(1)} s: ${failure.message === undefined ? 'ok' : 'FAILED'}: ${check}`);
       if (failure.message !== undefined) say(failure.message);
     };
@@ -88,7 +99,12 @@ export async function runNode({ cache = NODE_CACHE, limitMs = LIMIT_MS, drivers 
       row({});
       return value;
     } catch (error) {
-      row({ message: error instanceof Error ? `${error.message}${error.cause instanceof Error ? `\n${error.cause.message}` : ''}` : String(error) });
+      row({
+        message:
+          error instanceof Error
+            ? `${error.message}${error.cause instanceof Error ? `\n${error.cause.message}` : ''}`
+            : String(error),
+      });
       return undefined;
     }
   }
@@ -96,22 +112,37 @@ export async function runNode({ cache = NODE_CACHE, limitMs = LIMIT_MS, drivers 
     const mesh = await attempt(START, driver, () => startMesh(node));
     if (mesh === undefined) break;
     for (const { name, run } of CHECKS) {
-      if ((await attempt(name, driver, () => run(mesh, driver).then(() => true))) === undefined) say(await mesh.lastWords());
+      if ((await attempt(name, driver, () => run(mesh, driver).then(() => true))) === undefined)
+        say(await mesh.lastWords());
     }
     const next = drivers[drivers.indexOf(driver) + 1];
-    if (next !== undefined && (await attempt(SWITCH, next, () => switchDriver(mesh, next).then(() => true))) === undefined) break;
+    if (
+      next !== undefined &&
+      (await attempt(SWITCH, next, () => switchDriver(mesh, next).then(() => true))) === undefined
+    )
+      break;
   }
   if (rows.some(({ passed }) => !passed)) {
     mkdirSync(LOGS, { recursive: true });
     writeFileSync(join(LOGS, 'real-node.log'), node.journal(Infinity));
     say(`the node's journal is ${LOGS}/real-node.log`);
   }
-  return { name: NODE_NAME, kernel: node.kernel.release, versions: node.versions, rows, seconds: (performance.now() - began) / 1000 };
+  return {
+    name: NODE_NAME,
+    kernel: node.kernel.release,
+    versions: node.versions,
+    rows,
+    seconds: (performance.now() - began) / 1000,
+  };
 }
 
 if (import.meta.main) {
   // So that what is to be done at the exit of a process is done.
-  for (const [signal, code] of [['SIGINT', 130], ['SIGTERM', 143]] as const) process.once(signal, () => process.exit(code));
+  for (const [signal, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)
+    process.once(signal, () => process.exit(code));
   const result = await runNode();
   console.log(nodeLines(result).join('\n'));
   process.exitCode = isNodeGood(result) ? 0 : 1;

@@ -21,7 +21,12 @@ export interface Panel {
   readonly title: string;
   readonly datasource?: unknown;
   readonly gridPos: { readonly x: number; readonly y: number; readonly w: number; readonly h: number };
-  readonly targets?: readonly { readonly refId: string; readonly datasource: unknown; readonly expr: string; readonly legendFormat: string }[];
+  readonly targets?: readonly {
+    readonly refId: string;
+    readonly datasource: unknown;
+    readonly expr: string;
+    readonly legendFormat: string;
+  }[];
 }
 
 export interface Variable {
@@ -36,8 +41,12 @@ export interface Dashboard {
   readonly templating: { readonly list: readonly Variable[] };
 }
 
-const { groups } = parse(readFileSync(ALERTS_FILE, 'utf8')) as { groups: readonly { rules: readonly Alert[] }[] };
+const { groups } = parse(readFileSync(ALERTS_FILE, 'utf8')) as {
+  groups: readonly { rules: readonly Alert[] }[];
+};
 
 export const alerts: readonly Alert[] = groups.flatMap(({ rules }) => rules);
 export const dashboard = JSON.parse(readFileSync(`${directory}/dashboard.json`, 'utf8')) as Dashboard;
-export const queries: readonly string[] = dashboard.panels.flatMap(({ targets = [] }) => targets.map(({ expr }) => expr));
+export const queries: readonly string[] = dashboard.panels.flatMap(({ targets = [] }) =>
+  targets.map(({ expr }) => expr),
+);

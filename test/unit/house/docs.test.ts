@@ -10,11 +10,20 @@ import { anchorsOf } from '../../harness/markdown.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 const read = (path: string): string => readFileSync(join(root, path), 'utf8');
-const documents = ['README.md', 'CHANGELOG.md', 'deploy/README.md', ...readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md')).map((name) => `docs/${name}`)];
+const documents = [
+  'README.md',
+  'CHANGELOG.md',
+  'deploy/README.md',
+  ...readdirSync(join(root, 'docs'))
+    .filter((name) => name.endsWith('.md'))
+    .map((name) => `docs/${name}`),
+];
 
 /** Relative links and images of a document, without titles. */
 function linksOf(text: string): string[] {
-  return [...text.matchAll(/\]\(([^)\s]+)[^)]*\)/g)].map(([, link]) => link ?? '').filter((link) => !/^[a-z]+:/.test(link));
+  return [...text.matchAll(/\]\(([^)\s]+)[^)]*\)/g)]
+    .map(([, link]) => link ?? '')
+    .filter((link) => !/^[a-z]+:/.test(link));
 }
 
 /** What is wrong with a link of a document; undefined when nothing is. */
@@ -22,7 +31,8 @@ function broken(document: string, link: string): string | undefined {
   const [path = '', anchor] = link.split('#');
   const target = path === '' ? document : join(dirname(document), path);
   if (!existsSync(join(root, target))) return `${document} links to ${link}, which is not there`;
-  if (anchor !== undefined && !anchorsOf(read(target)).includes(anchor)) return `${document} links to ${link}, which has no such heading`;
+  if (anchor !== undefined && !anchorsOf(read(target)).includes(anchor))
+    return `${document} links to ${link}, which has no such heading`;
   return undefined;
 }
 
@@ -38,9 +48,14 @@ test('what is generated of the documents is what the generator writes today', as
 });
 
 test('every relative link leads somewhere', () => {
-  const links = documents.flatMap((document) => linksOf(read(document)).map((link) => [document, link] as const));
+  const links = documents.flatMap((document) =>
+    linksOf(read(document)).map((link) => [document, link] as const),
+  );
   assert.ok(links.length > 5);
-  assert.deepEqual(links.map(([document, link]) => broken(document, link)).filter((text) => text !== undefined), []);
+  assert.deepEqual(
+    links.map(([document, link]) => broken(document, link)).filter((text) => text !== undefined),
+    [],
+  );
 });
 
 test('the check of links sees what is missing', () => {
@@ -52,46 +67,67 @@ test('the check of links sees what is missing', () => {
 test('every npm script that is named exists', () => {
   const { scripts } = JSON.parse(read('package.json')) as { scripts: Readonly<Record<string, string>> };
   const found = documents.flatMap((document) =>
-    named(read(document), /\bnpm (?:run ([\w:-]+))/g).concat(named(read(document), /\bnpm (test|start)\b/g))
-      .filter((script) => !Object.hasOwn(scripts, script)).map((script) => `${document} names npm run ${script}`));
+    named(read(document), /\bnpm (?:run ([\w:-]+))/g)
+      .concat(named(read(document), /\bnpm (test|start)\b/g))
+      .filter((script) => !Object.hasOwn(scripts, script))
+      .map((script) => `${document} names npm run ${script}`),
+  );
   assert.deepEqual(found, []);
 });
 
 test('every file of the project that is named exists', () => {
   const found = documents.flatMap((document) =>
     named(read(document), /`((?:bpf|native|watcher|mapper|deploy|test|docs|\.ci)\/[\w./-]*|[\w-]+\.ts)`/g)
-      .filter((path) => !existsSync(join(root, path))).map((path) => `${document} names ${path}`));
+      .filter((path) => !existsSync(join(root, path)))
+      .map((path) => `${document} names ${path}`),
+  );
   assert.deepEqual(found, []);
 });
 
 test('docs/architecture.md has a line for each file of the rooms', () => {
   const text = read('docs/architecture.md');
   const missing = ['bpf', 'native', 'watcher', 'mapper'].flatMap((room) =>
-    readdirSync(join(root, room), { recursive: true, encoding: 'utf8' }).map((name) => `${room}/${name}`).filter((path) => /\.(?:ts|c|h)$/.test(path) && !text.includes(`\`${path}\``)));
+    readdirSync(join(root, room), { recursive: true, encoding: 'utf8' })
+      .map((name) => `${room}/${name}`)
+      .filter((path) => /\.(?:ts|c|h)$/.test(path) && !text.includes(`\`${path}\``)),
+  );
   assert.deepEqual(missing, []);
 });
 
 test('docs/architecture.md names every program and every map', () => {
   const text = read('docs/architecture.md');
-  const sources = readdirSync(join(root, 'bpf'), { recursive: true, encoding: 'utf8' }).filter((name) => /\.[ch]$/.test(name)).map((name) => read(`bpf/${name}`)).join('\n');
+  const sources = readdirSync(join(root, 'bpf'), { recursive: true, encoding: 'utf8' })
+    .filter((name) => /\.[ch]$/.test(name))
+    .map((name) => read(`bpf/${name}`))
+    .join('\n');
   const programs = named(sources, /^SEC\("[^"]+"\)\nint (?:BPF_PROG\()?(\w+)/gm);
   const maps = named(sources, /^\} (\w+) SEC\("\.maps"\)/gm);
   assert.ok(programs.length >= 10 && maps.length > 10);
-  assert.deepEqual([...programs, ...maps].filter((name) => !text.includes(`\`${name}\``)), []);
+  assert.deepEqual(
+    [...programs, ...maps].filter((name) => !text.includes(`\`${name}\``)),
+    [],
+  );
 });
 
 test('docs/operations.md explains every counter of status, and no other', () => {
-  const branches = named(read('bpf/cgroute.h'), /^\tBRANCH_(\w+),/gm).filter((name) => name !== 'COUNT')
+  const branches = named(read('bpf/cgroute.h'), /^\tBRANCH_(\w+),/gm)
+    .filter((name) => name !== 'COUNT')
     .map((name) => name.toLowerCase().replaceAll(/_(\w)/g, (_, letter: string) => letter.toUpperCase()));
   const table = /\| counter \|[^]*?\n\n/.exec(read('docs/operations.md'))?.[0] ?? '';
   assert.deepEqual(named(table, /^\| `(\w+)` \|/gm).sort(), branches.sort());
 });
 
 test('docs/operations.md explains every reason of a verdict that leaves a pod out or bypassed', () => {
-  const reasons = named(/export type Reason =[^;]*;/.exec(read('mapper/decisions/verdict.ts'))?.[0] ?? '', /'([\w-]+)'/g);
+  const reasons = named(
+    /export type Reason =[^;]*;/.exec(read('mapper/decisions/verdict.ts'))?.[0] ?? '',
+    /'([\w-]+)'/g,
+  );
   const text = read('docs/operations.md');
   const inTheMesh = ['pod-label', 'namespace-label', 'sidecar-short-circuited'];
-  assert.deepEqual(reasons.filter((reason) => !inTheMesh.includes(reason) && !text.includes(`\`${reason}\``)), []);
+  assert.deepEqual(
+    reasons.filter((reason) => !inTheMesh.includes(reason) && !text.includes(`\`${reason}\``)),
+    [],
+  );
   assert.ok(reasons.length > inTheMesh.length);
 });
 
@@ -99,10 +135,15 @@ test('every long flag that a document gives to cgroute is one of its own', () =>
   const own = named(read('docs/configuration.md'), /(--[a-z-]+)/g);
   const found = documents.flatMap((document) =>
     // Beside a command of cgroute there may be one of kubectl.
-    read(document).split('\n').filter((line) => /\bcgroute (?:run|status|doctor|cleanup)\b|npm start --silent --/.test(line))
-      .flatMap((line) => line.split('`')).filter((piece) => /^--|\bcgroute [a-z]+|npm start/.test(piece))
+    read(document)
+      .split('\n')
+      .filter((line) => /\bcgroute (?:run|status|doctor|cleanup)\b|npm start --silent --/.test(line))
+      .flatMap((line) => line.split('`'))
+      .filter((piece) => /^--|\bcgroute [a-z]+|npm start/.test(piece))
       .flatMap((piece) => named(` ${piece.replaceAll('--silent', '')}`, /(?<=\s)(--[a-z-]+)/g))
-      .filter((flag) => !own.includes(flag)).map((flag) => `${document} names ${flag}`));
+      .filter((flag) => !own.includes(flag))
+      .map((flag) => `${document} names ${flag}`),
+  );
   assert.deepEqual(found, []);
 });
 
@@ -114,10 +155,22 @@ function setKeys(text: string): string[] {
 test('every value that deploy/README.md sets is one of the chart, and every setting below config one of the agent', () => {
   const values = parse(read('deploy/chart/values.yaml')) as Readonly<Record<string, unknown>>;
   const settings = named(read('docs/configuration.md'), /^\| `([\w.]+)` \|/gm);
-  const isThere = (key: string): boolean => (key.startsWith('config.') ? settings.includes(key.slice('config.'.length))
-    : key.split('.').reduce<unknown>((at, part) => (at as Readonly<Record<string, unknown>> | undefined)?.[part], values) !== undefined);
-  const keys = ['deploy/README.md', 'deploy/examples/haproxy.yaml'].flatMap((document) => setKeys(read(document)));
+  const isThere = (key: string): boolean =>
+    key.startsWith('config.')
+      ? settings.includes(key.slice('config.'.length))
+      : key
+          .split('.')
+          .reduce<unknown>(
+            (at, part) => (at as Readonly<Record<string, unknown>> | undefined)?.[part],
+            values,
+          ) !== undefined;
+  const keys = ['deploy/README.md', 'deploy/examples/haproxy.yaml'].flatMap((document) =>
+    setKeys(read(document)),
+  );
   assert.ok(keys.length > 5);
-  assert.deepEqual(keys.filter((key) => !isThere(key)), []);
+  assert.deepEqual(
+    keys.filter((key) => !isThere(key)),
+    [],
+  );
   assert.deepEqual(setKeys("--set 'config.nothing={a}' --set http.nothing=1").filter(isThere), []);
 });

@@ -13,10 +13,22 @@ const root = resolve(import.meta.dirname, '../../..');
 const ROOMS = ['cgroute.ts', 'mapper', 'watcher', 'native'];
 
 /** Packages that only one room may know. */
-const PACKAGE_ROOM: Readonly<Record<string, string>> = { koffi: 'native', '@kubernetes/client-node': 'mapper', 'prom-client': 'mapper' };
+const PACKAGE_ROOM: Readonly<Record<string, string>> = {
+  koffi: 'native',
+  '@kubernetes/client-node': 'mapper',
+  'prom-client': 'mapper',
+};
 
 /** What the agent may use at run time. */
-const PACKAGES = new Set(['koffi', '@parcel/watcher', 'pino', 'p-queue', 'yaml', '@kubernetes/client-node', 'prom-client']);
+const PACKAGES = new Set([
+  'koffi',
+  '@parcel/watcher',
+  'pino',
+  'p-queue',
+  'yaml',
+  '@kubernetes/client-node',
+  'prom-client',
+]);
 
 const BANNED_NAMES = /(^|[-.])(utils?|helpers?|common|managers?)([-.]|$)/;
 
@@ -46,8 +58,11 @@ function roomOf(path: string): string {
 
 /** The modules that a TypeScript file imports, in any way. */
 function imports(text: string): string[] {
-  const statements = /(?:^|\n)\s*(?:import|export)\b[^;'"]*?\bfrom\s*['"]([^'"]+)['"]|(?:^|\n)\s*import\s*['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]|\brequire\(\s*['"]([^'"]+)['"]/g;
-  return [...text.matchAll(statements)].map((match) => match.slice(1).find((module) => module !== undefined) ?? '');
+  const statements =
+    /(?:^|\n)\s*(?:import|export)\b[^;'"]*?\bfrom\s*['"]([^'"]+)['"]|(?:^|\n)\s*import\s*['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]|\brequire\(\s*['"]([^'"]+)['"]/g;
+  return [...text.matchAll(statements)].map(
+    (match) => match.slice(1).find((module) => module !== undefined) ?? '',
+  );
 }
 
 /** What is wrong with a file of the agent importing a module; undefined when nothing is. */
@@ -56,12 +71,16 @@ function violation(path: string, module: string): string | undefined {
   if (module.startsWith('.')) {
     const target = roomOf(normalize(join(dirname(path), module)));
     if (!ROOMS.includes(target)) return `${path} imports ${module}, which is no room of the agent`;
-    if (ROOMS.indexOf(target) < ROOMS.indexOf(room)) return `${path} imports ${module}, back from ${room} to ${target}`;
+    if (ROOMS.indexOf(target) < ROOMS.indexOf(room))
+      return `${path} imports ${module}, back from ${room} to ${target}`;
     return undefined;
   }
   if (module.startsWith('node:')) return undefined;
   if (builtinModules.includes(module)) return `${path} imports ${module} without node:`;
-  const name = module.split('/').slice(0, module.startsWith('@') ? 2 : 1).join('/');
+  const name = module
+    .split('/')
+    .slice(0, module.startsWith('@') ? 2 : 1)
+    .join('/');
   const only = PACKAGE_ROOM[name];
   if (only !== undefined && room !== only) return `${path} imports ${name}, which only ${only}/ may`;
   if (!PACKAGES.has(name)) return `${path} imports ${name}, which is not among the packages of the agent`;
@@ -70,7 +89,10 @@ function violation(path: string, module: string): string | undefined {
 
 test('imports between the rooms point one way, and each package stays in its room', () => {
   const found = agentFiles.flatMap((path) => imports(read(path)).map((module) => violation(path, module)));
-  assert.deepEqual(found.filter((text) => text !== undefined), []);
+  assert.deepEqual(
+    found.filter((text) => text !== undefined),
+    [],
+  );
 });
 
 test('the check of the rooms sees each kind of violation', () => {
@@ -89,7 +111,9 @@ test('the check of the rooms sees each kind of violation', () => {
 test('the harness knows nothing of the agent', () => {
   const found = [...sources('deploy/stage', /\.ts$/), ...sources('test/harness', /\.ts$/)].flatMap((path) =>
     imports(read(path))
-      .filter((module) => module.startsWith('.') && ROOMS.includes(roomOf(normalize(join(dirname(path), module)))))
+      .filter(
+        (module) => module.startsWith('.') && ROOMS.includes(roomOf(normalize(join(dirname(path), module)))),
+      )
       .map((module) => `${path} imports ${module}`),
   );
   assert.deepEqual(found, []);
@@ -114,21 +138,28 @@ test('TypeScript has no default export, no any, no suppressed error', () => {
     [/(?::|<|\bas|[,|&(]) *any\b(?! [a-z])/m, 'an any'],
     [/@ts-(?:ignore|expect-error|nocheck)\b/, 'a suppressed error'],
   ];
-  const code = (path: string): string => read(path).replaceAll(/\/\*[^]*?\*\/|(?<=^|\s)\/\/(?! @ts-).*$|'[^'\n]*'/gm, '');
+  const code = (path: string): string =>
+    read(path).replaceAll(/\/\*[^]*?\*\/|(?<=^|\s)\/\/(?! @ts-).*$|'[^'\n]*'/gm, '');
   const found = typescript
     .filter((path) => !path.endsWith('house.test.ts'))
-    .flatMap((path) => rules.filter(([rule]) => rule.test(code(path))).map(([, what]) => `${path} has ${what}`));
+    .flatMap((path) =>
+      rules.filter(([rule]) => rule.test(code(path))).map(([, what]) => `${path} has ${what}`),
+    );
   assert.deepEqual(found, []);
 });
 
 test('every C file starts with its licence', () => {
-  const found = c.filter((path) => !/^(?:\/\/|\/\*) SPDX-License-Identifier: GPL-2\.0-only OR BSD-2-Clause/.test(read(path)));
+  const found = c.filter(
+    (path) => !/^(?:\/\/|\/\*) SPDX-License-Identifier: GPL-2\.0-only OR BSD-2-Clause/.test(read(path)),
+  );
   assert.deepEqual(found, []);
 });
 
 test('the lock file names no registry', () => {
   const lock = JSON.parse(read('package-lock.json')) as { packages: Record<string, { resolved?: string }> };
-  const found = Object.values(lock.packages).map(({ resolved }) => resolved).filter((url) => url !== undefined);
+  const found = Object.values(lock.packages)
+    .map(({ resolved }) => resolved)
+    .filter((url) => url !== undefined);
   assert.deepEqual(found, []);
 });
 

@@ -10,7 +10,12 @@ const root = resolve(import.meta.dirname, '../../..');
 test('every situation has exactly one test that is named by it', () => {
   const all = Object.values(proofs()).flat();
   assert.ok(all.length >= 60 && all.length === Object.values(SITUATIONS).flat().length);
-  const found = all.filter(({ places }) => places.length !== 1).map(({ situation, places }) => `${situation}: ${places.length === 0 ? 'no test' : places.map(({ file, name }) => `${file} "${name}"`).join(', ')}`);
+  const found = all
+    .filter(({ places }) => places.length !== 1)
+    .map(
+      ({ situation, places }) =>
+        `${situation}: ${places.length === 0 ? 'no test' : places.map(({ file, name }) => `${file} "${name}"`).join(', ')}`,
+    );
   assert.deepEqual(found, []);
 });
 

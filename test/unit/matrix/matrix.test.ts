@@ -10,14 +10,33 @@ const FEATURE = { name: 'bpf_x in sockops', kind: 'helper', since: '5.15' } as c
 
 function result(changes: Partial<KernelResult> = {}): KernelResult {
   return {
-    name: '5.10', suite: 'bullseye', release: '5.10.0-32-cloud-amd64', version: '5.10.223-1', ended: true, seconds: 300,
+    name: '5.10',
+    suite: 'bullseye',
+    release: '5.10.0-32-cloud-amd64',
+    version: '5.10.223-1',
+    ended: true,
+    seconds: 300,
     features: [{ ...FEATURE, support: 'no', without: 'it is slower' }],
-    files: [{ file: 'kernel/a.test.ts', passed: 3, failures: [], skips: [{ name: 'one', why: 'no MPTCP' }], seconds: 4 }],
+    files: [
+      {
+        file: 'kernel/a.test.ts',
+        passed: 3,
+        failures: [],
+        skips: [{ name: 'one', why: 'no MPTCP' }],
+        seconds: 4,
+      },
+    ],
     ...changes,
   };
 }
 
-const failed = { file: 'kernel/a.test.ts', passed: 2, failures: [{ name: 'two', message: 'Error: no' }], skips: [], seconds: 4 };
+const failed = {
+  file: 'kernel/a.test.ts',
+  passed: 2,
+  failures: [{ name: 'two', message: 'Error: no' }],
+  skips: [],
+  seconds: 4,
+};
 
 test('every file of test/kernel runs in the guests, or is left out with a reason', () => {
   const { files, leftOut, leak } = selectFiles();
@@ -27,7 +46,10 @@ test('every file of test/kernel runs in the guests, or is left out with a reason
   const some = selectFiles(['connect']);
   assert.deepEqual([some.leak, some.leftOut], [false, []]);
   assert.ok(some.files.includes('kernel/connect.test.ts') && !some.files.includes('kernel/pins.test.ts'));
-  assert.match(guestScript(['kernel/a.test.ts'], 7), /^exec node test\/matrix\/inside\.ts --leak 7 kernel\/a\.test\.ts$/m);
+  assert.match(
+    guestScript(['kernel/a.test.ts'], 7),
+    /^exec node test\/matrix\/inside\.ts --leak 7 kernel\/a\.test\.ts$/m,
+  );
 });
 
 test("a guest's lines are told from what its firmware and its kernel write", () => {
@@ -37,7 +59,17 @@ test("a guest's lines are told from what its firmware and its kernel write", () 
 });
 
 test('a kernel is good only when it came to its end and nothing failed, and the leak test is clean', () => {
-  const figures = { clean: true, connects: 9, escaped: 0, caught_wrongly: 0, failed: 0, denied_wrongly: 0, disagreements: 0, new_cgroups: 9, agent: { starts: 1, kills: 1, upgrades: 1 } };
+  const figures = {
+    clean: true,
+    connects: 9,
+    escaped: 0,
+    caught_wrongly: 0,
+    failed: 0,
+    denied_wrongly: 0,
+    disagreements: 0,
+    new_cgroups: 9,
+    agent: { starts: 1, kills: 1, upgrades: 1 },
+  };
   assert.ok(isGood(result()));
   assert.ok(isGood(result({ leak: { figures, tail: '', seconds: 1 } })));
   assert.ok(!isGood(result({ leak: { figures: { ...figures, clean: false }, tail: '', seconds: 1 } })));
@@ -49,8 +81,14 @@ test('a kernel is good only when it came to its end and nothing failed, and the 
   const running = result({ files: [] });
   take(running, { type: 'begin', file: 'kernel/a.test.ts' });
   assert.equal(running.running, 'kernel/a.test.ts');
-  assert.match(take(running, { type: 'file', result: { ...failed, failures: [], before: failed.failures } }) ?? '', /at the second try[^]*two/);
-  assert.match(resultLines([result({ files: [failed] })])[0] ?? '', /^✗ 5\.10 .* 2 passed, 1 failed, 0 skipped/);
+  assert.match(
+    take(running, { type: 'file', result: { ...failed, failures: [], before: failed.failures } }) ?? '',
+    /at the second try[^]*two/,
+  );
+  assert.match(
+    resultLines([result({ files: [failed] })])[0] ?? '',
+    /^✗ 5\.10 .* 2 passed, 1 failed, 0 skipped/,
+  );
   assert.match(resultLines([result()]).at(-1) ?? '', /5\.10 kernel\/a\.test\.ts: one \(no MPTCP\)/);
 });
 
@@ -70,10 +108,25 @@ test('the document is out of date when a feature, a test or a reason has changed
   const text = documentText([result()], []);
   assert.match(text, /`bpf_x` in `sockops` \| 5\.15 \| 5\.10 \| it is slower/);
   assert.deepEqual(documentDifferences(text, [result()], []), []);
-  assert.deepEqual(documentDifferences(text, [result({ version: '5.10.224-1', release: '5.10.0-33-cloud-amd64', seconds: 500 })], []), []);
-  for (const changes of [{ features: [{ ...FEATURE, support: 'yes' as const }] }, { files: [failed] }, { files: [] }, { suite: 'sid' }]) {
+  assert.deepEqual(
+    documentDifferences(
+      text,
+      [result({ version: '5.10.224-1', release: '5.10.0-33-cloud-amd64', seconds: 500 })],
+      [],
+    ),
+    [],
+  );
+  for (const changes of [
+    { features: [{ ...FEATURE, support: 'yes' as const }] },
+    { files: [failed] },
+    { files: [] },
+    { suite: 'sid' },
+  ]) {
     assert.notDeepEqual(documentDifferences(text, [result(changes)], []), [], JSON.stringify(changes));
   }
-  assert.notDeepEqual(documentDifferences(text, [result()], [{ file: 'kernel/b.test.ts', why: 'it is not of a kernel' }]), []);
+  assert.notDeepEqual(
+    documentDifferences(text, [result()], [{ file: 'kernel/b.test.ts', why: 'it is not of a kernel' }]),
+    [],
+  );
   assert.notDeepEqual(documentDifferences('', [result()], []), []);
 });

@@ -11,7 +11,7 @@ import { termination } from '../../matrix/node/mesh.ts';
 import { nodeSection } from '../../matrix/node/document.ts';
 import { podObject } from '../../harness/kube-objects.ts';
 
-test("the document tells a check that failed, and one that did not run, from one that passed", () => {
+test('the document tells a check that failed, and one that did not run, from one that passed', () => {
   const rows = [
     { check: 'a', driver: 'systemd', passed: true, seconds: 1 },
     { check: 'b', driver: 'systemd', passed: true, seconds: 2 },
@@ -32,8 +32,13 @@ test('an image is one file, with its layer under the name that its configuration
     const file = join(directory, 'image.tar');
     makeArchive(join(directory, 'root'), file, 'localhost/x:1', ['/bin/true']);
     const read = (name: string): Buffer => execFileSync('tar', ['-xOf', file, name]);
-    const [{ Config, RepoTags, Layers }] = JSON.parse(read('manifest.json').toString()) as [{ Config: string; RepoTags: string[]; Layers: [string] }];
-    const config = JSON.parse(read(Config).toString()) as { rootfs: { diff_ids: string[] }; config: { Entrypoint: string[] } };
+    const [{ Config, RepoTags, Layers }] = JSON.parse(read('manifest.json').toString()) as [
+      { Config: string; RepoTags: string[]; Layers: [string] },
+    ];
+    const config = JSON.parse(read(Config).toString()) as {
+      rootfs: { diff_ids: string[] };
+      config: { Entrypoint: string[] };
+    };
     const layer = read(Layers[0]);
     assert.deepEqual(RepoTags, ['localhost/x:1']);
     assert.deepEqual(config.config.Entrypoint, ['/bin/true']);
@@ -45,7 +50,12 @@ test('an image is one file, with its layer under the name that its configuration
 });
 
 test('what the containers of a pod have said at their end comes in the order of their runs', () => {
-  const ended = (message: string) => [{ name: 'x', ready: false, restartCount: 0, state: { terminated: { message } } }];
-  const pod = { ...podObject('x', { node: 'n' }), status: { initContainerStatuses: ended('first'), containerStatuses: ended('second') } };
+  const ended = (message: string) => [
+    { name: 'x', ready: false, restartCount: 0, state: { terminated: { message } } },
+  ];
+  const pod = {
+    ...podObject('x', { node: 'n' }),
+    status: { initContainerStatuses: ended('first'), containerStatuses: ended('second') },
+  };
   assert.deepEqual(termination(pod), ['first', 'second']);
 });

@@ -9,7 +9,8 @@ import { mountLevel } from '../../../watcher/cgroup-level.ts';
 import { findCgroupMount, parseMountinfo, refuseV1Only } from '../../../watcher/host.ts';
 
 const UNIFIED = '31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n';
-const HYBRID = '31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n';
+const HYBRID =
+  '31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n';
 const V1 = '32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n';
 
 function procWith(t: TestContext, mountinfo: string): string {
@@ -30,11 +31,16 @@ function refusal(code: string, ...words: RegExp[]): (error: unknown) => boolean 
 }
 
 test('cgroup mounts are read with their version and root, and with escaped characters', () => {
-  assert.deepEqual(parseMountinfo(`${HYBRID}9 9 0:1 /../.. /mnt/a\\040b rw master:1 propagate_from:2 - cgroup2 none rw\nrubbish\n - cgroup2\n`), [
-    { version: 1, root: '/', mountPoint: '/sys/fs/cgroup/cpu' },
-    { version: 2, root: '/', mountPoint: '/sys/fs/cgroup/unified' },
-    { version: 2, root: '/../..', mountPoint: '/mnt/a b' },
-  ]);
+  assert.deepEqual(
+    parseMountinfo(
+      `${HYBRID}9 9 0:1 /../.. /mnt/a\\040b rw master:1 propagate_from:2 - cgroup2 none rw\nrubbish\n - cgroup2\n`,
+    ),
+    [
+      { version: 1, root: '/', mountPoint: '/sys/fs/cgroup/cpu' },
+      { version: 2, root: '/', mountPoint: '/sys/fs/cgroup/unified' },
+      { version: 2, root: '/../..', mountPoint: '/mnt/a b' },
+    ],
+  );
 });
 
 test('the cgroup2 mount is found in unified and hybrid mounting', (t) => {
@@ -53,12 +59,21 @@ test('a host without cgroup v2 is refused, and told how to check', (t) => {
 });
 
 test('a proc root that is none is refused by name', () => {
-  assert.throws(() => findCgroupMount('/nonexistent'), refusal('EPROC', /--proc-root/, /\/nonexistent\/self\/mountinfo/));
+  assert.throws(
+    () => findCgroupMount('/nonexistent'),
+    refusal('EPROC', /--proc-root/, /\/nonexistent\/self\/mountinfo/),
+  );
 });
 
 test('a cgroup root outside cgroup2 is refused by name', () => {
-  assert.throws(() => findCgroupMount('/proc', tmpdir()), refusal('ECGROUPROOT', /--cgroup-root/, /0x63677270/));
-  assert.throws(() => findCgroupMount('/proc', '/nonexistent'), refusal('ECGROUPROOT', /--cgroup-root/, /ENOENT/));
+  assert.throws(
+    () => findCgroupMount('/proc', tmpdir()),
+    refusal('ECGROUPROOT', /--cgroup-root/, /0x63677270/),
+  );
+  assert.throws(
+    () => findCgroupMount('/proc', '/nonexistent'),
+    refusal('ECGROUPROOT', /--cgroup-root/, /ENOENT/),
+  );
 });
 
 test('a hybrid host whose containers are on v1 alone is refused', (t) => {
@@ -66,8 +81,14 @@ test('a hybrid host whose containers are on v1 alone is refused', (t) => {
   t.after(() => rmSync(tree, { recursive: true }));
   mkdirSync(join(tree, 'memory/kubelet.slice/kubepods.slice'), { recursive: true });
   mkdirSync(join(tree, 'unified/system.slice'), { recursive: true });
-  const proc = procWith(t, `1 1 0:1 / ${tree}/memory rw - cgroup c rw\n2 1 0:2 / ${tree}/unified rw - cgroup2 c rw\n`);
-  assert.throws(() => refuseV1Only(['kubepods.slice'], proc), refusal('ECGROUPV1', /memory\/kubelet.slice\/kubepods.slice/, /stat -fc %T/));
+  const proc = procWith(
+    t,
+    `1 1 0:1 / ${tree}/memory rw - cgroup c rw\n2 1 0:2 / ${tree}/unified rw - cgroup2 c rw\n`,
+  );
+  assert.throws(
+    () => refuseV1Only(['kubepods.slice'], proc),
+    refusal('ECGROUPV1', /memory\/kubelet.slice\/kubepods.slice/, /stat -fc %T/),
+  );
   refuseV1Only(['machine.slice'], proc);
   mkdirSync(join(tree, 'unified/kubepods.slice'));
   refuseV1Only(['kubepods.slice'], proc);
@@ -83,7 +104,8 @@ test("a mount's level follows from the reader's own level and the two paths", ()
     ['/', '/../../user.slice/shell', 3, 3], // entered from outside: the common ancestor is at level 1
     ['/../../x', '/', 4, 3], // the mount of a branch beside
   ];
-  for (const [mountRoot, ownPath, ownLevel, level] of rows) assert.equal(mountLevel(mountRoot, ownPath, ownLevel), level, `${mountRoot} ${ownPath}`);
+  for (const [mountRoot, ownPath, ownLevel, level] of rows)
+    assert.equal(mountLevel(mountRoot, ownPath, ownLevel), level, `${mountRoot} ${ownPath}`);
 });
 
 test('hints below another hint are left out', () => {

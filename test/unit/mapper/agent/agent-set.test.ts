@@ -12,7 +12,10 @@ const SHORT = { patienceMs: 80, everyMs: 5 };
 /** An object's answer, a status, or `away`; the last one again and again. */
 type Answer = object | number | 'away';
 
-function server(...answers: readonly Answer[]): { readonly client: { json(request: KubeRequest): Promise<unknown> }; readonly asked: string[] } {
+function server(...answers: readonly Answer[]): {
+  readonly client: { json(request: KubeRequest): Promise<unknown> };
+  readonly asked: string[];
+} {
   const asked: string[] = [];
   const left = [...answers];
   return {
@@ -20,10 +23,15 @@ function server(...answers: readonly Answer[]): { readonly client: { json(reques
     client: {
       async json({ method = 'GET', path, query, signal }) {
         signal?.throwIfAborted();
-        asked.push(`${method} ${path}${query === undefined ? '' : `?${new URLSearchParams(query as Record<string, string>).toString()}`}`);
+        asked.push(
+          `${method} ${path}${query === undefined ? '' : `?${new URLSearchParams(query as Record<string, string>).toString()}`}`,
+        );
         const answer = left.length > 1 ? left.shift() : left[0];
         if (answer === 'away') throw new KubeError('unreachable', 'it cannot be reached');
-        if (typeof answer === 'number') throw new KubeError(answer < 500 ? 'refused' : 'server', `the API server answered ${answer}`, { status: answer });
+        if (typeof answer === 'number')
+          throw new KubeError(answer < 500 ? 'refused' : 'server', `the API server answered ${answer}`, {
+            status: answer,
+          });
         return answer;
       },
     },
@@ -36,7 +44,10 @@ const ENDING = { metadata: { deletionTimestamp: '2026-01-01T00:00:00Z' } };
 test('a DaemonSet is named by namespace and name', () => {
   assert.deepEqual(parseAgentSet('kube-system/cgroute', '--x'), SET);
   for (const text of ['', 'cgroute', '/cgroute', 'kube-system/', 'a/b/c', 'A/b', 'a/../b']) {
-    assert.throws(() => parseAgentSet(text, '--on-exit daemonset:'), { code: 'EUSAGE', message: `--on-exit daemonset: expects a DaemonSet as NAMESPACE/NAME, got "${text}"` });
+    assert.throws(() => parseAgentSet(text, '--on-exit daemonset:'), {
+      code: 'EUSAGE',
+      message: `--on-exit daemonset: expects a DaemonSet as NAMESPACE/NAME, got "${text}"`,
+    });
   }
 });
 
@@ -65,11 +76,17 @@ test('an agent leaves for good only when its DaemonSet or its account is deleted
 test('agents are ended in a way that keeps the DaemonSet until its pods are gone', async () => {
   const { client, asked } = server({}, ENDING, ENDING, 404);
   assert.equal(await endAgents(client, SET, SHORT), true);
-  assert.deepEqual(asked, [`DELETE ${PATH}?propagationPolicy=Foreground`, ...Array<string>(3).fill(`GET ${PATH}`)]);
+  assert.deepEqual(asked, [
+    `DELETE ${PATH}?propagationPolicy=Foreground`,
+    ...Array<string>(3).fill(`GET ${PATH}`),
+  ]);
 });
 
 test('the end of agents goes on through faults, is content with what is gone, and waits no longer than it may', async () => {
-  assert.equal(await endAgents(server('away', 503, {}, 'away', 500, 404).client, SET, { ...SHORT, patienceMs: 2000 }), true);
+  assert.equal(
+    await endAgents(server('away', 503, {}, 'away', 500, 404).client, SET, { ...SHORT, patienceMs: 2000 }),
+    true,
+  );
   assert.equal(await endAgents(server(404).client, SET, SHORT), true);
   assert.equal(await endAgents(server({}, ENDING).client, SET, SHORT), false);
   await assert.rejects(endAgents(server(403).client, SET, SHORT), /answered 403/);

@@ -5,13 +5,37 @@ import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { runDoctor, doctorExitCode, doctorText } from '../../../../mapper/cli/doctor.ts';
-import { capabilityLines, describeHooks, featureLines, findPodTrees } from '../../../../mapper/cli/doctor-bpf.ts';
-import { bpffsLine, cgroupLine, iptablesLines, kernelLine, lockedMemoryLines, memoryLine, namespaceLines, settingLines } from '../../../../mapper/cli/doctor-host.ts';
+import {
+  capabilityLines,
+  describeHooks,
+  featureLines,
+  findPodTrees,
+} from '../../../../mapper/cli/doctor-bpf.ts';
+import {
+  bpffsLine,
+  cgroupLine,
+  iptablesLines,
+  kernelLine,
+  lockedMemoryLines,
+  memoryLine,
+  namespaceLines,
+  settingLines,
+} from '../../../../mapper/cli/doctor-host.ts';
 import type { DoctorLine } from '../../../../mapper/cli/doctor-line.ts';
-import { alwaysThere, isOlder, leastKernel, probedHelpers, type ProbedFeature } from '../../../../native/survey/capability.ts';
+import {
+  alwaysThere,
+  isOlder,
+  leastKernel,
+  probedHelpers,
+  type ProbedFeature,
+} from '../../../../native/survey/capability.ts';
 import type { HookOrder, PlacedProgram } from '../../../../native/survey/cgroup-query.ts';
 import { iptablesBackends } from '../../../../native/survey/iptables.ts';
-import { type Capability, effectiveCapabilities, hostNamespaces } from '../../../../native/boundary/privilege.ts';
+import {
+  type Capability,
+  effectiveCapabilities,
+  hostNamespaces,
+} from '../../../../native/boundary/privilege.ts';
 
 function tree(t: TestContext, files: Readonly<Record<string, string>>): string {
   const root = mkdtempSync(join(tmpdir(), 'cgroute-test-doctor-'));
@@ -23,9 +47,11 @@ function tree(t: TestContext, files: Readonly<Record<string, string>>): string {
   return root;
 }
 
-const states = (lines: readonly DoctorLine[]): string[] => lines.map(({ check, state }) => `${check}: ${state}`);
+const states = (lines: readonly DoctorLine[]): string[] =>
+  lines.map(({ check, state }) => `${check}: ${state}`);
 const withRemedies = (lines: readonly DoctorLine[]): void => {
-  for (const line of lines) assert.equal(line.state === 'ok', line.remedy === undefined, `${line.check}: ${line.detail}`);
+  for (const line of lines)
+    assert.equal(line.state === 'ok', line.remedy === undefined, `${line.check}: ${line.detail}`);
 };
 
 test('kernel releases are compared by their first two numbers', () => {
@@ -44,21 +70,27 @@ test('the least kernel is the newest of the versions that are needed, without th
 
 test('settings of the kernel are read from fixture trees, each with its remedy', (t) => {
   const good = tree(t, {
-    'proc/sys/net/core/bpf_jit_enable': '1\n', 'proc/sys/kernel/unprivileged_bpf_disabled': '2\n',
-    'sys/kernel/btf/vmlinux': '', 'sys/kernel/security/lockdown': 'none [integrity] confidentiality\n',
+    'proc/sys/net/core/bpf_jit_enable': '1\n',
+    'proc/sys/kernel/unprivileged_bpf_disabled': '2\n',
+    'sys/kernel/btf/vmlinux': '',
+    'sys/kernel/security/lockdown': 'none [integrity] confidentiality\n',
   });
   const bad = tree(t, {
-    'proc/sys/net/core/bpf_jit_enable': '0\n', 'proc/sys/kernel/unprivileged_bpf_disabled': '0\n',
+    'proc/sys/net/core/bpf_jit_enable': '0\n',
+    'proc/sys/kernel/unprivileged_bpf_disabled': '0\n',
     'sys/kernel/security/lockdown': 'none integrity [confidentiality]\n',
   });
-  const lines = (root: string) => settingLines({ procRoot: `${root}/proc`, sysRoot: `${root}/sys`, bpffsRoot: '/x' });
+  const lines = (root: string) =>
+    settingLines({ procRoot: `${root}/proc`, sysRoot: `${root}/sys`, bpffsRoot: '/x' });
   assert.deepEqual(states(lines(good)), ['BTF: ok', 'lockdown: ok', 'JIT: ok', 'unprivileged BPF: ok']);
   assert.deepEqual(states(lines(bad)), ['BTF: fail', 'lockdown: ok', 'JIT: warn', 'unprivileged BPF: warn']);
   withRemedies([...lines(good), ...lines(bad)]);
 });
 
 test('a host with cgroup v1 only, and a bpffs root elsewhere, fail with the remedy', (t) => {
-  const root = tree(t, { 'proc/self/mountinfo': '32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n' });
+  const root = tree(t, {
+    'proc/self/mountinfo': '32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n',
+  });
   const places = { procRoot: `${root}/proc`, bpffsRoot: `${root}/not/there` };
   const lines = [cgroupLine(places), bpffsLine(places)];
   assert.deepEqual(states(lines), ['cgroup2: fail', 'bpffs: fail']);
@@ -67,7 +99,12 @@ test('a host with cgroup v1 only, and a bpffs root elsewhere, fail with the reme
 });
 
 test('the least memory limit from the own cgroup upwards counts', (t) => {
-  const root = tree(t, { 'proc/self/cgroup': '9:memory:/x\n0::/pods/agent\n', 'cg/memory.max': 'max\n', 'cg/pods/memory.max': `${128 << 20}\n`, 'cg/pods/agent/memory.max': `${512 << 20}\n` });
+  const root = tree(t, {
+    'proc/self/cgroup': '9:memory:/x\n0::/pods/agent\n',
+    'cg/memory.max': 'max\n',
+    'cg/pods/memory.max': `${128 << 20}\n`,
+    'cg/pods/agent/memory.max': `${512 << 20}\n`,
+  });
   mkdirSync(`${root}/proc/self`, { recursive: true });
   writeFileSync(`${root}/proc/self/mountinfo`, `41 31 0:38 / ${root}/cg rw - cgroup2 cgroup2 rw\n`);
   const look = (): DoctorLine => memoryLine({ procRoot: `${root}/proc`, bpffsRoot: '/x' });
@@ -79,13 +116,25 @@ test('the least memory limit from the own cgroup upwards counts', (t) => {
 });
 
 test("a container's own limit is found in the node's mount, which begins above it", (t) => {
-  const root = tree(t, { 'proc/self/cgroup': '0::/\n', 'cg/memory.max': 'max\n', 'cg/cgroup.procs': '', 'cg/pods/cgroup.procs': '', 'cg/pods/agent/memory.max': `${256 << 20}\n`, 'cg/pods/agent/cgroup.procs': `${process.pid}\n` });
+  const root = tree(t, {
+    'proc/self/cgroup': '0::/\n',
+    'cg/memory.max': 'max\n',
+    'cg/cgroup.procs': '',
+    'cg/pods/cgroup.procs': '',
+    'cg/pods/agent/memory.max': `${256 << 20}\n`,
+    'cg/pods/agent/cgroup.procs': `${process.pid}\n`,
+  });
   writeFileSync(`${root}/proc/self/mountinfo`, `41 31 0:38 /../.. ${root}/cg rw - cgroup2 cgroup2 rw\n`);
   assert.equal(memoryLine({ procRoot: `${root}/proc`, bpffsRoot: '/x' }).detail, '256 MiB for /pods/agent');
 });
 
 test('capabilities are read from the status file, and CAP_SYS_ADMIN stands for the two that came out of it', (t) => {
-  const held = (hex: string) => [...effectiveCapabilities(tree(t, { 'self/status': `Name:\tx\nCapPrm:\tffff\nCapEff:\t${hex}\nCapBnd:\tffff\n` }))].sort();
+  const held = (hex: string) =>
+    [
+      ...effectiveCapabilities(
+        tree(t, { 'self/status': `Name:\tx\nCapPrm:\tffff\nCapEff:\t${hex}\nCapBnd:\tffff\n` }),
+      ),
+    ].sort();
   assert.deepEqual(held('000000c000081000'), ['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'CAP_SYS_PTRACE']);
   assert.deepEqual(held('0000000000200000'), ['CAP_BPF', 'CAP_PERFMON', 'CAP_SYS_ADMIN']);
   assert.deepEqual(held('0000000000000000'), []);
@@ -95,9 +144,18 @@ test('capabilities are read from the status file, and CAP_SYS_ADMIN stands for t
 test('a capability that is missing fails, and one that is held and of no use is told apart', () => {
   const worked = { load: true, namespaces: true };
   const all = new Set(['CAP_BPF', 'CAP_NET_ADMIN', 'CAP_PERFMON', 'CAP_SYS_PTRACE'] as const);
-  assert.deepEqual(states(capabilityLines(all, worked)).filter((line) => !line.endsWith('ok')), []);
+  assert.deepEqual(
+    states(capabilityLines(all, worked)).filter((line) => !line.endsWith('ok')),
+    [],
+  );
   const none = capabilityLines(new Set(), { load: false, namespaces: false });
-  assert.deepEqual(states(none), ['CAP_BPF: fail', 'CAP_NET_ADMIN: fail', 'CAP_PERFMON: fail', 'CAP_SYS_PTRACE: warn', 'CAP_SYS_ADMIN: ok']);
+  assert.deepEqual(states(none), [
+    'CAP_BPF: fail',
+    'CAP_NET_ADMIN: fail',
+    'CAP_PERFMON: fail',
+    'CAP_SYS_PTRACE: warn',
+    'CAP_SYS_ADMIN: ok',
+  ]);
   const useless = capabilityLines(all, { load: false, namespaces: false });
   assert.match(useless[0]?.detail ?? '', /held, yet refused/);
   withRemedies([...none, ...useless]);
@@ -111,14 +169,23 @@ test('namespaces are told by the numbers of the first ones, and kthreadd stands 
   symlinkSync('net:[8]', `${root}/2/ns/net`);
   const namespaces = hostNamespaces(root);
   assert.deepEqual(namespaces, { pid: true, user: false, net: false });
-  assert.deepEqual(states(namespaceLines(namespaces)), ['PID namespace: ok', 'user namespace: warn', 'network namespace: warn']);
+  assert.deepEqual(states(namespaceLines(namespaces)), [
+    'PID namespace: ok',
+    'user namespace: warn',
+    'network namespace: warn',
+  ]);
   assert.deepEqual(hostNamespaces('/nowhere'), { pid: undefined, user: undefined, net: undefined });
 });
 
 test('locked memory is looked at where the kernel counts maps as such, and the process may not raise its limit', (t) => {
-  const limits = (bytes: string): string => `Limit                     Soft Limit           Hard Limit           Units\nMax locked memory         ${bytes.padEnd(21)}${bytes.padEnd(21)}bytes\n`;
+  const limits = (bytes: string): string =>
+    `Limit                     Soft Limit           Hard Limit           Units\nMax locked memory         ${bytes.padEnd(21)}${bytes.padEnd(21)}bytes\n`;
   const line = (bytes: string, version: string, ...held: Capability[]): DoctorLine[] =>
-    lockedMemoryLines({ procRoot: tree(t, { 'self/limits': limits(bytes) }), bpffsRoot: '' }, new Set(held), version);
+    lockedMemoryLines(
+      { procRoot: tree(t, { 'self/limits': limits(bytes) }), bpffsRoot: '' },
+      new Set(held),
+      version,
+    );
   assert.deepEqual(states(line('65536', '5.10.0-32-cloud-amd64')), ['locked memory: fail']);
   withRemedies(line('65536', '5.10.0-32-cloud-amd64'));
   assert.deepEqual(states(line('unlimited', '5.10.223')), ['locked memory: ok']);
@@ -130,12 +197,30 @@ test('each missing feature is a line that names the kernel which has it', () => 
   const features: ProbedFeature[] = [
     { name: 'cgroup/connect4', kind: 'program', since: '4.17', support: 'yes' },
     { name: 'bpf_get_socket_cookie in sockops', kind: 'helper', since: '4.19', support: 'no' },
-    { name: 'bpf_get_netns_cookie in sockops', kind: 'helper', since: '5.15', support: 'no', instead: 'its inode number' },
-    { name: 'bpf_get_current_cgroup_id in socket', kind: 'helper', since: '6.4', support: 'no', without: 'more wakeups' },
+    {
+      name: 'bpf_get_netns_cookie in sockops',
+      kind: 'helper',
+      since: '5.15',
+      support: 'no',
+      instead: 'its inode number',
+    },
+    {
+      name: 'bpf_get_current_cgroup_id in socket',
+      kind: 'helper',
+      since: '6.4',
+      support: 'no',
+      without: 'more wakeups',
+    },
     { name: 'map hash', kind: 'map', since: '3.19', support: 'unknown' },
   ];
   const lines = featureLines(features);
-  assert.deepEqual(states(lines), ['BPF programs: ok', 'BPF helpers: fail', 'BPF helpers: ok', 'BPF helpers: warn', 'BPF maps: fail']);
+  assert.deepEqual(states(lines), [
+    'BPF programs: ok',
+    'BPF helpers: fail',
+    'BPF helpers: ok',
+    'BPF helpers: warn',
+    'BPF maps: fail',
+  ]);
   assert.match(lines[1]?.detail ?? '', /bpf_get_socket_cookie in sockops/);
   assert.equal(lines[1]?.remedy, 'Linux 4.19 has it');
   assert.match(lines[2]?.detail ?? '', /bpf_get_netns_cookie in sockops.* not needed: its inode number/);
@@ -151,9 +236,11 @@ test('the helpers that are tried are those that the compiled programs call', () 
   let calls = 0;
   for (const object of objects) {
     let helpers = new Set<number>();
-    for (const line of execFileSync('llvm-objdump', ['-d', join(directory, object)], { encoding: 'utf8' }).split('\n')) {
+    for (const line of execFileSync('llvm-objdump', ['-d', join(directory, object)], {
+      encoding: 'utf8',
+    }).split('\n')) {
       const section = /^Disassembly of section (.+):$/.exec(line)?.[1];
-      if (section !== undefined) called.set(section, helpers = called.get(section) ?? new Set());
+      if (section !== undefined) called.set(section, (helpers = called.get(section) ?? new Set()));
       const helper = /^.*\bcall (0x[0-9a-f]+|\d+)$/.exec(line)?.[1];
       if (helper === undefined) continue;
       calls++;
@@ -162,17 +249,29 @@ test('the helpers that are tried are those that the compiled programs call', () 
   }
   assert.ok(calls > 20);
   const sorted = (sections: Iterable<readonly [string, Iterable<number | undefined>]>) =>
-    Object.fromEntries([...sections].map(([section, helpers]) => [section, [...helpers].sort((a, b) => Number(a) - Number(b))]));
+    Object.fromEntries(
+      [...sections].map(([section, helpers]) => [
+        section,
+        [...helpers].sort((a, b) => Number(a) - Number(b)),
+      ]),
+    );
   // That one is written in instructions, in native/bpf/cgroup-level.ts.
   const tried = [...probedHelpers()].filter(([section]) => section !== 'syscall');
   assert.deepEqual(sorted(tried), sorted(called));
 });
 
 const places = { cgroupRoot: '/cg', podTrees: ['/kubepods.slice'] };
-const program = (name: string, place: string, owner: PlacedProgram['owner'] = 'other', mode: PlacedProgram['mode'] = 'multi'): PlacedProgram =>
-  ({ id: name.length, name, place, owner, mode });
-const only = (runs: PlacedProgram[], hidden: PlacedProgram[] = [], hook: HookOrder['hook'] = 'connect4'): DoctorLine =>
-  describeHooks([[{ hook, runs, hidden }]], places)[0] as DoctorLine;
+const program = (
+  name: string,
+  place: string,
+  owner: PlacedProgram['owner'] = 'other',
+  mode: PlacedProgram['mode'] = 'multi',
+): PlacedProgram => ({ id: name.length, name, place, owner, mode });
+const only = (
+  runs: PlacedProgram[],
+  hidden: PlacedProgram[] = [],
+  hook: HookOrder['hook'] = 'connect4',
+): DoctorLine => describeHooks([[{ hook, runs, hidden }]], places)[0] as DoctorLine;
 
 test('programs are told in the order in which they run, with their places and owners', () => {
   const line = only([
@@ -182,7 +281,10 @@ test('programs are told in the order in which they run, with their places and ow
     program('root_connect6', '/', 'unpinned'),
   ]);
   assert.equal(line.state, 'ok');
-  assert.equal(line.detail, 'pod tree /kubepods.slice: pod_connect4 (cgroute), root: cil_sock4_connect (other), root_connect4 (cgroute), /: root_connect6 (cgroute, not of these pins)');
+  assert.equal(
+    line.detail,
+    'pod tree /kubepods.slice: pod_connect4 (cgroute), root: cil_sock4_connect (other), root_connect4 (cgroute), /: root_connect6 (cgroute, not of these pins)',
+  );
 });
 
 test('a program of others before ours in the pod tree is a warning, after ours it is none', () => {
@@ -201,20 +303,37 @@ test('a program that allows no other beside it fails, with the command that deta
   assert.match(alone.remedy ?? '', /bpftool cgroup detach \/ connect4 id 5/);
   assert.equal(only([program('yields', '/cg', 'other', 'override')]).state, 'fail');
   assert.equal(only([program('yields', '/', 'other', 'override')]).state, 'ok');
-  assert.equal(only([program('pod_connect4', '/cg/kubepods.slice', 'cgroute')], [program('yields', '/', 'other', 'override')]).state, 'warn');
+  assert.equal(
+    only(
+      [program('pod_connect4', '/cg/kubepods.slice', 'cgroute')],
+      [program('yields', '/', 'other', 'override')],
+    ).state,
+    'warn',
+  );
 });
 
 test('hooks that nobody uses are one line, and equal orders are told once', () => {
   const runs = [program('root_connect4', '/cg', 'cgroute')];
-  const chain: HookOrder[] = [{ hook: 'connect4', runs, hidden: [] }, { hook: 'sock_ops', runs: [], hidden: [] }];
+  const chain: HookOrder[] = [
+    { hook: 'connect4', runs, hidden: [] },
+    { hook: 'sock_ops', runs: [], hidden: [] },
+  ];
   const lines = describeHooks([chain, chain], places);
-  assert.deepEqual(lines.map(({ check }) => check), ['connect4', 'hooks']);
+  assert.deepEqual(
+    lines.map(({ check }) => check),
+    ['connect4', 'hooks'],
+  );
   assert.equal(lines[1]?.detail, 'no program on sock_ops');
 });
 
 test('pod trees are found below a root, and never inside a pod', (t) => {
   const pod = 'kubepods.slice/kubepods-pod2c48913c_b29f_11e7_9350_020968147796.slice';
-  const root = tree(t, { [`${pod}/x`]: '', 'kubelet.slice/kubelet-kubepods.slice/x': '', 'system.slice/a.service/x': '', 'pod2c48913c-b29f-11e7-9350-020968147796/kubepods/x': '' });
+  const root = tree(t, {
+    [`${pod}/x`]: '',
+    'kubelet.slice/kubelet-kubepods.slice/x': '',
+    'system.slice/a.service/x': '',
+    'pod2c48913c-b29f-11e7-9350-020968147796/kubepods/x': '',
+  });
   assert.deepEqual(findPodTrees(root), ['/kubelet.slice/kubelet-kubepods.slice', '/kubepods.slice']);
 });
 
@@ -228,14 +347,26 @@ test('iptables backends are counted with fake tools, and a missing or silent one
   });
   for (const name of readdirSync(`${root}/bin`)) chmodSync(`${root}/bin/${name}`, 0o755);
   const path = process.env['PATH'];
-  t.after(() => { process.env['PATH'] = path; });
+  t.after(() => {
+    process.env['PATH'] = path;
+  });
   process.env['PATH'] = `${root}/bin:${path}`;
   const backends = await iptablesBackends(`${root}/proc`);
   assert.deepEqual(Object.fromEntries(backends.map(({ tool, rules }) => [tool, rules])), {
-    'iptables-nft': 2, 'iptables-legacy': 1, 'ip6tables-nft': { failed: 'you must be root' }, 'ip6tables-legacy': 0,
+    'iptables-nft': 2,
+    'iptables-legacy': 1,
+    'ip6tables-nft': { failed: 'you must be root' },
+    'ip6tables-legacy': 0,
   });
   const lines = iptablesLines([...backends, { tool: 'ip6tables-x', rules: 'missing' }]);
-  assert.deepEqual(states(lines), ['iptables-nft: ok', 'iptables-legacy: ok', 'ip6tables-nft: warn', 'ip6tables-legacy: ok', 'ip6tables-x: warn', 'iptables: warn']);
+  assert.deepEqual(states(lines), [
+    'iptables-nft: ok',
+    'iptables-legacy: ok',
+    'ip6tables-nft: warn',
+    'ip6tables-legacy: ok',
+    'ip6tables-x: warn',
+    'iptables: warn',
+  ]);
   withRemedies(lines);
 });
 
@@ -245,7 +376,10 @@ test('the text has a mark and a remedy for each line, and the exit code is 3 onl
     { check: 'JIT', state: 'warn', detail: 'off', remedy: 'sysctl' },
     { check: 'bpffs', state: 'fail', detail: 'not mounted', remedy: 'mount it' },
   ];
-  assert.equal(doctorText(lines), '✓ kernel  Linux 6.1\n! JIT     off\n          -> sysctl\n✗ bpffs   not mounted\n          -> mount it\n\nthis host is not fit for cgroute: 1 check fails, 1 warning\n');
+  assert.equal(
+    doctorText(lines),
+    '✓ kernel  Linux 6.1\n! JIT     off\n          -> sysctl\n✗ bpffs   not mounted\n          -> mount it\n\nthis host is not fit for cgroute: 1 check fails, 1 warning\n',
+  );
   assert.equal(doctorExitCode(lines), 3);
   assert.equal(doctorExitCode(lines.slice(0, 2)), 0);
   assert.match(doctorText(lines.slice(0, 1)), /\nthis host is fit for cgroute\n$/);
@@ -255,12 +389,17 @@ test('without libbpf doctor names the package, and the rest is looked at all the
   const root = tree(t, { 'libbpf.so.1': '' });
   const script = `import { runDoctor } from '${resolve(import.meta.dirname, '../../../../mapper/cli/doctor.ts')}'; import { capabilityReport } from '${resolve(import.meta.dirname, '../../../../native/survey/capability.ts')}';
     console.log(JSON.stringify({ lines: await runDoctor({ procRoot: '/proc', bpffsRoot: '/sys/fs/bpf/cgroute' }), report: capabilityReport() }));`;
-  const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8', env: { ...process.env, LD_LIBRARY_PATH: root } });
+  const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], {
+    encoding: 'utf8',
+    env: { ...process.env, LD_LIBRARY_PATH: root },
+  });
   const { lines, report } = JSON.parse(output) as { lines: DoctorLine[]; report: { features: object } };
   const library = lines.find(({ check }) => check === 'libbpf');
   assert.equal(library?.state, 'fail');
   assert.match(library.remedy ?? '', /libbpf1/);
-  assert.ok(lines.some(({ check }) => check === 'kernel') && lines.some(({ check }) => check === 'iptables-nft'));
+  assert.ok(
+    lines.some(({ check }) => check === 'kernel') && lines.some(({ check }) => check === 'iptables-nft'),
+  );
   assert.deepEqual(report.features, {});
 });
 
@@ -268,7 +407,10 @@ test('doctor never throws, whatever the places are', async (t) => {
   const rubbish = tree(t, { 'self/mountinfo': 'a b c - d', 'self/status': 'CapEff:\tzz\n' });
   for (const place of ['/nowhere', rubbish, '/dev/null', 'a\0b']) {
     const lines = await runDoctor({ cgroupRoot: place, procRoot: place, bpffsRoot: place, sysRoot: place });
-    assert.ok(lines.some(({ state }) => state === 'fail'), place);
+    assert.ok(
+      lines.some(({ state }) => state === 'fail'),
+      place,
+    );
     withRemedies(lines);
   }
 });

@@ -2,11 +2,22 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { pino } from 'pino';
-import { ConnectionRoom, mapRoom, type ConnectionRoomOptions, type RoomMaps } from '../../../../mapper/connections/connection-room.ts';
+import {
+  ConnectionRoom,
+  mapRoom,
+  type ConnectionRoomOptions,
+  type RoomMaps,
+} from '../../../../mapper/connections/connection-room.ts';
 import { branch } from '../../../../native/layout/layouts.ts';
 
 function setUp() {
-  const state = { refused: [7n, 0n], lost: [0n, 0n], overflow: 0n, originals: 0, share: { connections: 0n, originals: 0n } };
+  const state = {
+    refused: [7n, 0n],
+    lost: [0n, 0n],
+    overflow: 0n,
+    originals: 0,
+    share: { connections: 0n, originals: 0n },
+  };
   const told: string[] = [];
   const logged: string[] = [];
   const counts = (slot: number): bigint[] => {
@@ -16,7 +27,13 @@ function setUp() {
     return count;
   };
   const maps = {
-    pods: { entries: () => ['a', 'b'].map((uid, at) => [{ text: uid }, { uid, slot: at + 1, podNamespace: 'shop', podName: uid }]) },
+    pods: {
+      entries: () =>
+        ['a', 'b'].map((uid, at) => [
+          { text: uid },
+          { uid, slot: at + 1, podNamespace: 'shop', podName: uid },
+        ]),
+    },
     counters: { get: (slot: number) => ({ count: counts(slot) }) },
     shares: { get: () => state.share },
     overflowConnections: { info: { maxEntries: 64 } },
@@ -24,8 +41,12 @@ function setUp() {
     originals: { info: { maxEntries: 32 }, count: () => state.originals },
   } as unknown as ConnectionRoomOptions['maps'];
   const room = new ConnectionRoom({
-    maps, shares: { connections: 16, originals: 8 },
-    logger: pino({}, { write: (line: string) => void logged.push((JSON.parse(line) as { msg: string }).msg) }),
+    maps,
+    shares: { connections: 16, originals: 8 },
+    logger: pino(
+      {},
+      { write: (line: string) => void logged.push((JSON.parse(line) as { msg: string }).msg) },
+    ),
     tell: (uid, message) => void told.push(`${uid}: ${message}`),
   });
   const look = (): string[] => {
@@ -40,7 +61,9 @@ test('a pod is told once while its connections are refused, and again when that 
   assert.deepEqual(look(), [], 'what an earlier agent has seen');
   state.refused[0] = 9n;
   state.overflow = 64n;
-  assert.deepEqual(look(), ["a: connections of this pod, or from the host to it, are refused (errorDenied): the node's map of open connections is full, which has room for 64 (maxConnections)"]);
+  assert.deepEqual(look(), [
+    "a: connections of this pod, or from the host to it, are refused (errorDenied): the node's map of open connections is full, which has room for 64 (maxConnections)",
+  ]);
   assert.match(logged.at(-1) ?? '', /^pod shop\/a: connections of this pod.* are refused/);
   for (const more of [12n, 20n]) {
     state.refused[0] = more;
@@ -56,19 +79,34 @@ test('each pod is told of its own, and why', () => {
   const { state, look } = setUp();
   state.refused = [8n, 1n];
   state.share = { connections: 16n, originals: 0n };
-  assert.deepEqual(look().map((text) => text.replace(/^(.): .*errorDenied\): /, '$1 ')), ['a', 'b'].map((uid) => `${uid} it has as many open as one pod may have, 16 beside the node's first 4,096 (maxConnectionsPerPod)`));
+  assert.deepEqual(
+    look().map((text) => text.replace(/^(.): .*errorDenied\): /, '$1 ')),
+    ['a', 'b'].map(
+      (uid) =>
+        `${uid} it has as many open as one pod may have, 16 beside the node's first 4,096 (maxConnectionsPerPod)`,
+    ),
+  );
   look();
   state.share = { connections: 0n, originals: 0n };
   state.refused = [8n, 2n];
-  assert.match(look().join(), /^b: .* no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10\.1\.2\.3, of which it would be told 10\.1\.2\.3$/);
+  assert.match(
+    look().join(),
+    /^b: .* no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10\.1\.2\.3, of which it would be told 10\.1\.2\.3$/,
+  );
 });
 
 test('a destination that is lost is told, and whose fault that may be', () => {
   const { state, look } = setUp();
-  const reason = (): string => look().join().replace(/^.*\(handoffLost\): /, '');
+  const reason = (): string =>
+    look()
+      .join()
+      .replace(/^.*\(handoffLost\): /, '');
   state.lost[1] = 1n;
   state.share = { connections: 0n, originals: 8n };
-  assert.equal(reason(), 'the proxy has not asked for 8 others of this pod yet, which is what one pod may have');
+  assert.equal(
+    reason(),
+    'the proxy has not asked for 8 others of this pod yet, which is what one pod may have',
+  );
   look();
   state.lost[1] = 2n;
   state.share = { connections: 0n, originals: 0n };
@@ -76,11 +114,24 @@ test('a destination that is lost is told, and whose fault that may be', () => {
   assert.equal(reason(), 'the proxy has not asked for 32 others of the node yet, for which there is room');
 });
 
-test('how full the maps are is told by the kernel\'s own count where it keeps one', () => {
+test("how full the maps are is told by the kernel's own count where it keeps one", () => {
   const map = (name: string, entries: number) => ({ name, info: { maxEntries: 10 }, count: () => entries });
   const maps = {
-    cgroups: map('cgroup_info_map', 3), pods: map('pod_info_map', 2), podAddresses: map('pod_ip_map', 1), originals: map('original_dst_map', 10),
-    overflowConnections: map('connection_overflow_map', 99), overflowCount: { get: () => 4n },
+    cgroups: map('cgroup_info_map', 3),
+    pods: map('pod_info_map', 2),
+    podAddresses: map('pod_ip_map', 1),
+    originals: map('original_dst_map', 10),
+    overflowConnections: map('connection_overflow_map', 99),
+    overflowCount: { get: () => 4n },
   } as unknown as RoomMaps;
-  assert.deepEqual(mapRoom(maps).map(({ name, entries, capacity }) => `${name} ${entries}/${capacity}`), ['cgroup_info_map 3/10', 'pod_info_map 2/10', 'pod_ip_map 1/10', 'connection_overflow_map 4/10', 'original_dst_map 10/10']);
+  assert.deepEqual(
+    mapRoom(maps).map(({ name, entries, capacity }) => `${name} ${entries}/${capacity}`),
+    [
+      'cgroup_info_map 3/10',
+      'pod_info_map 2/10',
+      'pod_ip_map 1/10',
+      'connection_overflow_map 4/10',
+      'original_dst_map 10/10',
+    ],
+  );
 });

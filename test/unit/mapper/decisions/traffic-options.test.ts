@@ -3,10 +3,19 @@ import { BlockList } from 'node:net';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { addressBytes } from '../../../../mapper/maps/pod-entry.ts';
-import { isExcludedInbound, isExcludedOutbound, MOST_LISTED, TRAFFIC, trafficOptions, type Range } from '../../../../mapper/decisions/traffic-options.ts';
+import {
+  isExcludedInbound,
+  isExcludedOutbound,
+  MOST_LISTED,
+  TRAFFIC,
+  trafficOptions,
+  type Range,
+} from '../../../../mapper/decisions/traffic-options.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
-  trafficOptions(Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])));
+  trafficOptions(
+    Object.fromEntries(Object.entries(annotations).map(([name, value]) => [TRAFFIC + name, value])),
+  );
 /** `4:10.0.0.0/8` */
 function text({ family, address, prefix }: Range): string {
   const words = Buffer.from(address).toString('hex').match(/.{4}/g) ?? [];
@@ -26,9 +35,16 @@ test('what cannot be read is named beside "*", too', () => {
 test('one pod cannot list more than its share: then none of it counts, and it is said', () => {
   const ports = (count: number): string => Array.from({ length: count }, (_, at) => at + 1).join();
   assert.equal(of({ excludeOutboundPorts: ports(MOST_LISTED) }).problems.length, 0);
-  const { options, problems } = of({ excludeOutboundPorts: ports(MOST_LISTED), excludeInboundPorts: '1', excludeOutboundIPRanges: '*' });
+  const { options, problems } = of({
+    excludeOutboundPorts: ports(MOST_LISTED),
+    excludeInboundPorts: '1',
+    excludeOutboundIPRanges: '*',
+  });
   assert.equal(options, undefined);
-  assert.match(problems.join(), /list 4097 ports and 0 ranges, expected at most 4096 of each for one pod; all of them count as absent/);
+  assert.match(
+    problems.join(),
+    /list 4097 ports and 0 ranges, expected at most 4096 of each for one pod; all of them count as absent/,
+  );
 });
 
 describe('ranges', () => {
@@ -51,37 +67,73 @@ describe('ranges', () => {
     test(`"${value}"`, () => assert.deepEqual(ranges(value), expected));
   }
 
-  for (const bad of ['10.0.0.0/33', '10.0.0', '10.0.0.0/-1', '10.0.0.0/', '/8', 'fd00::/129', 'fe80::1%eth0', 'kube-system', '10.0.0.0/8/8', '10.0.0.0/0x8', '010.0.0.1']) {
+  for (const bad of [
+    '10.0.0.0/33',
+    '10.0.0',
+    '10.0.0.0/-1',
+    '10.0.0.0/',
+    '/8',
+    'fd00::/129',
+    'fe80::1%eth0',
+    'kube-system',
+    '10.0.0.0/8/8',
+    '10.0.0.0/0x8',
+    '010.0.0.1',
+  ]) {
     test(`"${bad}" is refused with its words, and the rest counts`, () => {
       const { options, problems } = of({ excludeOutboundIPRanges: `${bad},10.0.0.0/8` });
       assert.deepEqual((options?.excludedRanges as Range[]).map(text), ['4:10.0.0.0/8']);
-      assert.deepEqual(problems, [`${TRAFFIC}excludeOutboundIPRanges has ${JSON.stringify(bad)}, expected each to be an address, a range such as 10.0.0.0/8 or fd00::/8, or "*"; the rest of the list counts`]);
+      assert.deepEqual(problems, [
+        `${TRAFFIC}excludeOutboundIPRanges has ${JSON.stringify(bad)}, expected each to be an address, a range such as 10.0.0.0/8 or fd00::/8, or "*"; the rest of the list counts`,
+      ]);
     });
   }
 });
 
 describe('ports', () => {
-  test('are numbers', () => assert.deepEqual(of({ excludeOutboundPorts: '80, 443,65535,1' }).options?.excludedPorts, [80, 443, 65_535, 1]));
+  test('are numbers', () =>
+    assert.deepEqual(
+      of({ excludeOutboundPorts: '80, 443,65535,1' }).options?.excludedPorts,
+      [80, 443, 65_535, 1],
+    ));
   for (const bad of ['0', '65536', '80-90', 'http', '-1', '8e1', '080000']) {
     test(`"${bad}" is refused`, () => {
       const { options, problems } = of({ excludeInboundPorts: `8080,${bad}` });
       assert.deepEqual(options?.excludedInbound, [8080]);
-      assert.match(problems.join(), new RegExp(`excludeInboundPorts has "${bad}", expected each to be a port from 1 to 65535 or "\\*"; the rest of the list counts`));
+      assert.match(
+        problems.join(),
+        new RegExp(
+          `excludeInboundPorts has "${bad}", expected each to be a port from 1 to 65535 or "\\*"; the rest of the list counts`,
+        ),
+      );
     });
   }
 });
 
 describe('all of an annotation', () => {
-  test('without any there is nothing', () => assert.deepEqual(trafficOptions({ other: 'x' }), { options: undefined, problems: [] }));
+  test('without any there is nothing', () =>
+    assert.deepEqual(trafficOptions({ other: 'x' }), { options: undefined, problems: [] }));
   test('"*" is all', () => {
     const { options } = of({ excludeOutboundPorts: '80,*', excludeInboundPorts: '*' });
     assert.deepEqual([options?.excludedPorts, options?.excludedInbound], ['all', 'all']);
   });
   test('"*" among what is included, and nothing among what is excluded, limit nothing', () => {
-    assert.equal(of({ includeOutboundIPRanges: '*', includeInboundPorts: '*', excludeOutboundPorts: '', excludeOutboundIPRanges: ' , ', includeOutboundPorts: '80' }).options, undefined);
+    assert.equal(
+      of({
+        includeOutboundIPRanges: '*',
+        includeInboundPorts: '*',
+        excludeOutboundPorts: '',
+        excludeOutboundIPRanges: ' , ',
+        includeOutboundPorts: '80',
+      }).options,
+      undefined,
+    );
   });
   test('an empty list of what is included includes nothing', () => {
-    assert.deepEqual(of({ includeOutboundIPRanges: '', includeInboundPorts: '' }).options?.includedRanges, []);
+    assert.deepEqual(
+      of({ includeOutboundIPRanges: '', includeInboundPorts: '' }).options?.includedRanges,
+      [],
+    );
   });
   test('one of which nothing can be read counts as absent: no slip of the pen takes a pod out', () => {
     const { options, problems } = of({ includeOutboundIPRanges: '10.0.0.0/88', includeInboundPorts: 'http' });
@@ -97,29 +149,55 @@ describe('all of an annotation', () => {
 });
 
 test('no annotation makes it throw, and all that is listed is of its family and masked', () => {
-  const name = fc.constantFrom('excludeOutboundPorts', 'excludeOutboundIPRanges', 'includeOutboundPorts', 'includeOutboundIPRanges', 'excludeInboundPorts', 'includeInboundPorts', 'kubevirtInterfaces');
-  const range = fc.tuple(fc.oneof(fc.ipV4(), fc.ipV6()), fc.integer({ min: -1, max: 140 })).map(([ip, prefix]) => `${ip}/${prefix}`);
-  const value = fc.oneof(fc.string(), fc.array(fc.oneof(range, fc.ipV4(), fc.ipV6(), fc.integer().map(String), fc.string()), { maxLength: 5 }).map((parts) => parts.join(',')));
-  fc.assert(fc.property(fc.dictionary(name, value), (annotations) => {
-    const { options } = of(annotations);
-    for (const list of [options?.excludedRanges, options?.includedRanges]) {
-      for (const { family, address, prefix } of Array.isArray(list) ? (list as Range[]) : []) {
-        const bits = [...address].map((byte) => byte.toString(2).padStart(8, '0')).join('');
-        const first = family === 4 ? 96 : 0;
-        assert.ok(prefix >= 0 && first + prefix <= 128);
-        assert.ok(!bits.slice(first + prefix).includes('1') && (family === 6 || !bits.slice(0, 96).includes('1')));
+  const name = fc.constantFrom(
+    'excludeOutboundPorts',
+    'excludeOutboundIPRanges',
+    'includeOutboundPorts',
+    'includeOutboundIPRanges',
+    'excludeInboundPorts',
+    'includeInboundPorts',
+    'kubevirtInterfaces',
+  );
+  const range = fc
+    .tuple(fc.oneof(fc.ipV4(), fc.ipV6()), fc.integer({ min: -1, max: 140 }))
+    .map(([ip, prefix]) => `${ip}/${prefix}`);
+  const value = fc.oneof(
+    fc.string(),
+    fc
+      .array(fc.oneof(range, fc.ipV4(), fc.ipV6(), fc.integer().map(String), fc.string()), { maxLength: 5 })
+      .map((parts) => parts.join(',')),
+  );
+  fc.assert(
+    fc.property(fc.dictionary(name, value), (annotations) => {
+      const { options } = of(annotations);
+      for (const list of [options?.excludedRanges, options?.includedRanges]) {
+        for (const { family, address, prefix } of Array.isArray(list) ? (list as Range[]) : []) {
+          const bits = [...address].map((byte) => byte.toString(2).padStart(8, '0')).join('');
+          const first = family === 4 ? 96 : 0;
+          assert.ok(prefix >= 0 && first + prefix <= 128);
+          assert.ok(
+            !bits.slice(first + prefix).includes('1') && (family === 6 || !bits.slice(0, 96).includes('1')),
+          );
+        }
       }
-    }
-    for (const list of [options?.excludedPorts, options?.includedPorts, options?.excludedInbound, options?.includedInbound]) {
-      for (const port of Array.isArray(list) ? list : []) assert.ok(port >= 1 && port <= 65_535);
-    }
-  }));
+      for (const list of [
+        options?.excludedPorts,
+        options?.includedPorts,
+        options?.excludedInbound,
+        options?.includedInbound,
+      ]) {
+        for (const port of Array.isArray(list) ? list : []) assert.ok(port >= 1 && port <= 65_535);
+      }
+    }),
+  );
 });
 
 describe('a connection', () => {
   const excluded = (annotations: Readonly<Record<string, string>>, address: string, port = 80): boolean => {
     const { options } = of(annotations);
-    return options !== undefined && isExcludedOutbound(options, addressBytes(address) ?? new Uint8Array(16), port);
+    return (
+      options !== undefined && isExcludedOutbound(options, addressBytes(address) ?? new Uint8Array(16), port)
+    );
   };
   for (const [annotations, address, port, expected] of [
     [{ excludeOutboundPorts: '80,443' }, '10.0.0.1', 443, true],
@@ -158,10 +236,15 @@ describe('a connection', () => {
   }
 
   test('is in a range or not as Node.js says', () => {
-    fc.assert(fc.property(fc.ipV4(), fc.integer({ min: 0, max: 32 }), fc.ipV4(), (network, prefix, address) => {
-      const list = new BlockList();
-      list.addSubnet(network, prefix);
-      assert.equal(excluded({ excludeOutboundIPRanges: `${network}/${prefix}` }, address), list.check(address));
-    }));
+    fc.assert(
+      fc.property(fc.ipV4(), fc.integer({ min: 0, max: 32 }), fc.ipV4(), (network, prefix, address) => {
+        const list = new BlockList();
+        list.addSubnet(network, prefix);
+        assert.equal(
+          excluded({ excludeOutboundIPRanges: `${network}/${prefix}` }, address),
+          list.check(address),
+        );
+      }),
+    );
   });
 });

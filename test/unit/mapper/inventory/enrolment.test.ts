@@ -15,8 +15,18 @@ const HASH = '0123456789abcdef0123456789abcdef';
 const SIDECAR = { 'sidecar.istio.io/status': '{}' };
 
 const web = (changes: Partial<Pod> = {}): Pod => ({
-  namespace: 'shop', name: 'web', uid: UID, hostNetwork: false, phase: 'Running',
-  ready: true, terminating: false, createdAt: 0, ips: [], labels: {}, annotations: {}, ...changes,
+  namespace: 'shop',
+  name: 'web',
+  uid: UID,
+  hostNetwork: false,
+  phase: 'Running',
+  ready: true,
+  terminating: false,
+  createdAt: 0,
+  ips: [],
+  labels: {},
+  annotations: {},
+  ...changes,
 });
 
 /** What stands in the map outlives an agent. */
@@ -24,7 +34,11 @@ function setUp(map = new Map<string, Pick<PodInfo, 'namespaceMode'>>()) {
   const agent = (yaml = 'enrollment: new-pods') => {
     const config = parseConfig(yaml, 'test.yaml');
     const inventory = createInventory({ node: 'node-a', proxy: config.proxy });
-    const enrolment = new Enrolment({ inventory, config, maps: { pods: { get: ({ text }) => map.get(text) as PodInfo | undefined } } });
+    const enrolment = new Enrolment({
+      inventory,
+      config,
+      maps: { pods: { get: ({ text }) => map.get(text) as PodInfo | undefined } },
+    });
     return {
       enrolment,
       label: (mode?: string, facts: Partial<Namespace> = {}) => {
@@ -33,7 +47,8 @@ function setUp(map = new Map<string, Pick<PodInfo, 'namespaceMode'>>()) {
         inventory.upsertNamespace(namespace);
       },
       reason: (pod = web()) => enrolment.decide(pod).reason,
-      save: (pod = web()) => void map.set(pod.configHash ?? pod.uid, { namespaceMode: enrolment.codeOf(pod) }),
+      save: (pod = web()) =>
+        void map.set(pod.configHash ?? pod.uid, { namespaceMode: enrolment.codeOf(pod) }),
     };
   };
   return { map, agent };
@@ -61,8 +76,16 @@ describe('with new-pods, a pod', () => {
     const second = agent();
     second.label();
     assert.equal(second.reason(), 'namespace-label');
-    assert.equal(second.reason(web({ annotations: SIDECAR })), 'sidecar-short-circuited', 'the mode itself is kept');
-    assert.equal(second.reason(web({ uid: 'b29f' })), 'not-enrolled', 'one that nobody has seen before is new');
+    assert.equal(
+      second.reason(web({ annotations: SIDECAR })),
+      'sidecar-short-circuited',
+      'the mode itself is kept',
+    );
+    assert.equal(
+      second.reason(web({ uid: 'b29f' })),
+      'not-enrolled',
+      'one that nobody has seen before is new',
+    );
     second.save();
     const third = agent();
     third.label('ambient');
@@ -111,7 +134,10 @@ describe('with new-pods, a pod', () => {
     enrolment.changed(UID, web());
     label();
     const step = enrolment.decide(web()).trace.find(({ rule }) => rule === 7);
-    assert.equal(step?.saw, 'namespace label istio.io/dataplane-mode absent; when the pod was first seen, ambient, which counts (enrollment: new-pods)');
+    assert.equal(
+      step?.saw,
+      'namespace label istio.io/dataplane-mode absent; when the pod was first seen, ambient, which counts (enrollment: new-pods)',
+    );
   });
 
   test('is out when its mode is no longer configured', () => {
@@ -127,8 +153,12 @@ describe('with new-pods, a pod', () => {
 
 describe('with new-pods, a pod and a label of the same moment', () => {
   const at = (second: number): number => Date.UTC(2026, 0, 1, 12, 0, second);
-  const pod = (second: number, version: bigint): Pod => web({ uid: `pod-${second}-${version}`, createdAt: at(second), version });
-  const labelled = (second: number | undefined, version: bigint): Partial<Namespace> => ({ version, ...(second === undefined ? {} : { modeSetAt: at(second) }) });
+  const pod = (second: number, version: bigint): Pod =>
+    web({ uid: `pod-${second}-${version}`, createdAt: at(second), version });
+  const labelled = (second: number | undefined, version: bigint): Partial<Namespace> => ({
+    version,
+    ...(second === undefined ? {} : { modeSetAt: at(second) }),
+  });
 
   test('are in the order of their versions, whichever is told of first', () => {
     const { label, enrolment, reason } = setUp().agent();
@@ -138,9 +168,15 @@ describe('with new-pods, a pod and a label of the same moment', () => {
     assert.deepEqual([reason(before), reason(after)], ['not-enrolled', 'not-enrolled']);
     label('ambient', labelled(10, 100n));
     const [later, late] = [pod(10, 102n), web({ ...pod(10, 98n), uid: 'late' })];
-    assert.deepEqual([before, after, later, late].map((each) => reason(each)), ['not-enrolled', 'namespace-label', 'namespace-label', 'not-enrolled']);
+    assert.deepEqual(
+      [before, after, later, late].map((each) => reason(each)),
+      ['not-enrolled', 'namespace-label', 'namespace-label', 'not-enrolled'],
+    );
     label(undefined, { version: 103n });
-    assert.deepEqual([before, after, later, late].map((each) => reason(each)), ['not-enrolled', 'namespace-label', 'namespace-label', 'not-enrolled']);
+    assert.deepEqual(
+      [before, after, later, late].map((each) => reason(each)),
+      ['not-enrolled', 'namespace-label', 'namespace-label', 'not-enrolled'],
+    );
     assert.equal(enrolment.codeOf(after), modeCode('ambient'), 'and so it is remembered');
   });
 
@@ -150,7 +186,9 @@ describe('with new-pods, a pod and a label of the same moment', () => {
     label(undefined, { version: 100n });
     label('ambient', labelled(10, 110n));
     label('none', labelled(10, 120n));
-    const modes = [95n, 105n, 115n, 125n].map((version) => reason(web({ ...pod(10, version), annotations: SIDECAR })));
+    const modes = [95n, 105n, 115n, 125n].map((version) =>
+      reason(web({ ...pod(10, version), annotations: SIDECAR })),
+    );
     assert.deepEqual(modes, ['sidecar-short-circuited', 'not-enrolled', 'sidecar', 'not-enrolled']);
   });
 
@@ -160,7 +198,10 @@ describe('with new-pods, a pod and a label of the same moment', () => {
     const known = pod(12, 95n);
     enrolment.changed(known.uid, known);
     label('ambient', labelled(10, 100n));
-    assert.deepEqual([known, pod(8, 500n), pod(9, 500n), pod(12, 99n)].map((each) => reason(each)), ['namespace-label', 'not-enrolled', 'namespace-label', 'namespace-label']);
+    assert.deepEqual(
+      [known, pod(8, 500n), pod(9, 500n), pod(12, 99n)].map((each) => reason(each)),
+      ['namespace-label', 'not-enrolled', 'namespace-label', 'namespace-label'],
+    );
   });
 
   test('are in the order in which they were told of where nothing else is known, and for a removed label after ten seconds', () => {
@@ -170,7 +211,11 @@ describe('with new-pods, a pod and a label of the same moment', () => {
     assert.equal(isYounger({ ...sight, seenAt: 49_999 }, change), false);
     const removed = { ...change, version: 4n };
     assert.equal(isYounger({ ...sight, seenAt: 40_000 }, removed), true);
-    assert.equal(isYounger({ ...sight, seenAt: 39_000 }, removed), false, 'versions that nobody promised to be comparable do not move old pods');
+    assert.equal(
+      isYounger({ ...sight, seenAt: 39_000 }, removed),
+      false,
+      'versions that nobody promised to be comparable do not move old pods',
+    );
     assert.equal(isYounger({ ...sight, version: 3n, seenAt: 61_000 }, removed), true);
   });
 
@@ -189,24 +234,54 @@ describe('with new-pods, a pod and a label of the same moment', () => {
     const modes = new NamespaceModes(parseConfig('', 'test.yaml'));
     const names = ['ambient', 'kmesh'];
     const last = MOST_CHANGES + 20;
-    for (let version = 0; version <= last; version++) modes.seen({ name: 'shop', labels: { [MODE]: names[version % 2] ?? '' }, version: BigInt(version) }, 0);
-    const had = (version: number): string | undefined => modes.at('shop', { createdAt: 0, version: BigInt(version), seenAt: 0 });
-    assert.deepEqual([had(last + 1), had(last), had(22), had(21), had(20)], ['ambient', 'kmesh', 'kmesh', 'ambient', 'ambient']);
+    for (let version = 0; version <= last; version++)
+      modes.seen({ name: 'shop', labels: { [MODE]: names[version % 2] ?? '' }, version: BigInt(version) }, 0);
+    const had = (version: number): string | undefined =>
+      modes.at('shop', { createdAt: 0, version: BigInt(version), seenAt: 0 });
+    assert.deepEqual(
+      [had(last + 1), had(last), had(22), had(21), had(20)],
+      ['ambient', 'kmesh', 'kmesh', 'ambient', 'ambient'],
+    );
   });
 
   test('the time of a label is that of its first writer, and a version is a number', () => {
-    const writer = (time: string, label: string): object => ({ manager: 'x', time, fieldsV1: { 'f:metadata': { 'f:labels': { '.': {}, [`f:${label}`]: {} } } } });
-    const metadata = { name: 'shop', resourceVersion: '340282366920938463463374607431768211455', managedFields: [writer('2026-01-01T12:00:09Z', 'team'), writer('2026-01-01T12:00:20Z', MODE), writer('2026-01-01T12:00:10Z', MODE), writer('never', MODE), null, { time: 7 }] };
-    assert.deepEqual(namespaceOf({ metadata }), { name: 'shop', labels: Object.create(null) as object, version: 2n ** 128n - 1n, modeSetAt: at(10) });
-    assert.deepEqual(namespaceOf({ metadata: { name: 'shop', resourceVersion: 'x7', managedFields: {} } }), { name: 'shop', labels: Object.create(null) as object });
+    const writer = (time: string, label: string): object => ({
+      manager: 'x',
+      time,
+      fieldsV1: { 'f:metadata': { 'f:labels': { '.': {}, [`f:${label}`]: {} } } },
+    });
+    const metadata = {
+      name: 'shop',
+      resourceVersion: '340282366920938463463374607431768211455',
+      managedFields: [
+        writer('2026-01-01T12:00:09Z', 'team'),
+        writer('2026-01-01T12:00:20Z', MODE),
+        writer('2026-01-01T12:00:10Z', MODE),
+        writer('never', MODE),
+        null,
+        { time: 7 },
+      ],
+    };
+    assert.deepEqual(namespaceOf({ metadata }), {
+      name: 'shop',
+      labels: Object.create(null) as object,
+      version: 2n ** 128n - 1n,
+      modeSetAt: at(10),
+    });
+    assert.deepEqual(namespaceOf({ metadata: { name: 'shop', resourceVersion: 'x7', managedFields: {} } }), {
+      name: 'shop',
+      labels: Object.create(null) as object,
+    });
   });
 });
 
 test('a mode comes out of the map as it went in', () => {
-  fc.assert(fc.property(fc.uniqueArray(fc.string({ minLength: 1 }), { minLength: 1 }), fc.nat(), (modes, at) => {
-    const mode = modes[at % modes.length];
-    assert.deepEqual(modeOfCode(modeCode(mode), modes), { mode });
-    assert.deepEqual(modeOfCode(modeCode(undefined), modes), { mode: undefined });
-    assert.equal(modeOfCode(0, modes), undefined);
-  }));
+  fc.assert(
+    fc.property(fc.uniqueArray(fc.string({ minLength: 1 }), { minLength: 1 }), fc.nat(), (modes, at) => {
+      const mode = modes[at % modes.length];
+      assert.deepEqual(modeOfCode(modeCode(mode), modes), { mode });
+      assert.deepEqual(modeOfCode(modeCode(undefined), modes), { mode: undefined });
+      assert.equal(modeOfCode(0, modes), undefined);
+    }),
+  );
 });

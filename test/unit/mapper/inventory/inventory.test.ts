@@ -14,8 +14,18 @@ const HASH = 'c7ee5aa1bf29ba1d85a18d3fd1ef2a37';
 
 function pod(number: number, changes: Partial<Pod> = {}): Pod {
   return {
-    namespace: 'shop', name: `web-${number}`, uid: uidOf(number), hostNetwork: false, phase: 'Running', ready: true,
-    terminating: false, createdAt: 0, ips: [], labels: {}, annotations: {}, ...changes,
+    namespace: 'shop',
+    name: `web-${number}`,
+    uid: uidOf(number),
+    hostNetwork: false,
+    phase: 'Running',
+    ready: true,
+    terminating: false,
+    createdAt: 0,
+    ips: [],
+    labels: {},
+    annotations: {},
+    ...changes,
   };
 }
 const namespace = (name: string, labels: Namespace['labels'] = {}): Namespace => ({ name, labels });
@@ -25,16 +35,32 @@ const sorted = (uids: ReadonlySet<string>): string[] => [...uids].sort();
 describe('the inventory', () => {
   test('names the pods that came, went and differ when all is replaced', () => {
     const inventory = create();
-    assert.deepEqual(sorted(inventory.replaceAll({ pods: [pod(1), pod(2), pod(3)], namespaces: [] })), [uidOf(1), uidOf(2), uidOf(3)]);
+    assert.deepEqual(sorted(inventory.replaceAll({ pods: [pod(1), pod(2), pod(3)], namespaces: [] })), [
+      uidOf(1),
+      uidOf(2),
+      uidOf(3),
+    ]);
     const next = [pod(2), pod(3, { labels: { a: 'b' } }), pod(4)];
-    assert.deepEqual(sorted(inventory.replaceAll({ pods: next, namespaces: [] })), [uidOf(1), uidOf(3), uidOf(4)]);
+    assert.deepEqual(sorted(inventory.replaceAll({ pods: next, namespaces: [] })), [
+      uidOf(1),
+      uidOf(3),
+      uidOf(4),
+    ]);
     assert.deepEqual([...inventory.pods()].map(({ uid }) => uid).sort(), [uidOf(2), uidOf(3), uidOf(4)]);
   });
 
   test('is not changed by equal objects', () => {
     const inventory = create();
     const objects = () => ({
-      pods: [pod(1, { ips: ['10.0.0.1'], labels: { a: '1', b: '2' }, annotations: { x: 'y' }, configHash: HASH, node: 'n1' })],
+      pods: [
+        pod(1, {
+          ips: ['10.0.0.1'],
+          labels: { a: '1', b: '2' },
+          annotations: { x: 'y' },
+          configHash: HASH,
+          node: 'n1',
+        }),
+      ],
       namespaces: [namespace('shop', { a: 'b' })],
     });
     assert.equal(inventory.replaceAll(objects()).size, 1);
@@ -45,9 +71,21 @@ describe('the inventory', () => {
   });
 
   const differences: readonly Partial<Pod>[] = [
-    { name: 'x' }, { namespace: 'x' }, { hostNetwork: true }, { phase: 'Failed' }, { ready: false }, { terminating: true }, { createdAt: 1 },
-    { ips: ['10.0.0.2'] }, { ips: ['10.0.0.1', '10.0.0.2'] }, { labels: {} }, { labels: { a: '2' } }, { labels: { b: '1' } },
-    { annotations: { x: 'y' } }, { configHash: HASH }, { node: 'n1' },
+    { name: 'x' },
+    { namespace: 'x' },
+    { hostNetwork: true },
+    { phase: 'Failed' },
+    { ready: false },
+    { terminating: true },
+    { createdAt: 1 },
+    { ips: ['10.0.0.2'] },
+    { ips: ['10.0.0.1', '10.0.0.2'] },
+    { labels: {} },
+    { labels: { a: '2' } },
+    { labels: { b: '1' } },
+    { annotations: { x: 'y' } },
+    { configHash: HASH },
+    { node: 'n1' },
   ];
   for (const change of differences) {
     test(`sees a pod that differs in ${JSON.stringify(change)}`, () => {
@@ -60,14 +98,23 @@ describe('the inventory', () => {
 
   test('gives the pods of a namespace whose labels changed', () => {
     const inventory = create();
-    inventory.replaceAll({ pods: [pod(1), pod(2), pod(3, { namespace: 'other' })], namespaces: [namespace('shop', { a: 'b' }), namespace('other')] });
+    inventory.replaceAll({
+      pods: [pod(1), pod(2), pod(3, { namespace: 'other' })],
+      namespaces: [namespace('shop', { a: 'b' }), namespace('other')],
+    });
     assert.deepEqual(sorted(inventory.upsertNamespace(namespace('shop', { a: 'c' }))), [uidOf(1), uidOf(2)]);
     assert.deepEqual(sorted(inventory.upsertNamespace(namespace('shop', { a: 'c' }))), []);
     assert.deepEqual(sorted(inventory.removeNamespace('shop')), [uidOf(1), uidOf(2)]);
     assert.deepEqual(sorted(inventory.removeNamespace('shop')), []);
-    assert.deepEqual(sorted(inventory.upsertNamespace(namespace('shop'))), [], 'one without labels decides as one that is not known');
+    assert.deepEqual(
+      sorted(inventory.upsertNamespace(namespace('shop'))),
+      [],
+      'one without labels decides as one that is not known',
+    );
     const pods = [pod(1), pod(2), pod(3, { namespace: 'other' })];
-    assert.deepEqual(sorted(inventory.replaceAll({ pods, namespaces: [namespace('other', { x: 'y' })] })), [uidOf(3)]);
+    assert.deepEqual(sorted(inventory.replaceAll({ pods, namespaces: [namespace('other', { x: 'y' })] })), [
+      uidOf(3),
+    ]);
   });
 
   test('takes a namespace event before its pods, and after', () => {
@@ -83,34 +130,68 @@ describe('the inventory', () => {
     const inventory = create();
     inventory.upsertPod(pod(1, { name: 'db-0' }));
     inventory.upsertPod(pod(2, { name: 'db-0' }));
-    assert.deepEqual(inventory.podsNamed('shop', 'db-0').map(({ uid }) => uid), [uidOf(1), uidOf(2)]);
+    assert.deepEqual(
+      inventory.podsNamed('shop', 'db-0').map(({ uid }) => uid),
+      [uidOf(1), uidOf(2)],
+    );
     assert.deepEqual(sorted(inventory.removePod(uidOf(1))), [uidOf(1)]);
-    assert.deepEqual(inventory.podsNamed('shop', 'db-0').map(({ uid }) => uid), [uidOf(2)]);
+    assert.deepEqual(
+      inventory.podsNamed('shop', 'db-0').map(({ uid }) => uid),
+      [uidOf(2)],
+    );
     assert.equal(inventory.removePod(uidOf(1)).size, 0);
   });
 
   test('leaves out the pods of other nodes', () => {
     const inventory = create();
-    assert.deepEqual(sorted(inventory.replaceAll({ pods: [pod(1, { node: 'n1' }), pod(2, { node: 'n2' }), pod(3)], namespaces: [] })), [uidOf(1), uidOf(3)]);
+    assert.deepEqual(
+      sorted(
+        inventory.replaceAll({
+          pods: [pod(1, { node: 'n1' }), pod(2, { node: 'n2' }), pod(3)],
+          namespaces: [],
+        }),
+      ),
+      [uidOf(1), uidOf(3)],
+    );
     assert.deepEqual(sorted(inventory.upsertPod(pod(1, { node: 'n2' }))), [uidOf(1)]);
     assert.equal(inventory.pod(uidOf(1)), undefined);
   });
 
   test('holds after any changes what a fresh one holds', () => {
-    const pods = fc.record({
-      number: fc.nat({ max: 4 }), namespace: fc.constantFrom('a', 'b'), node: fc.constantFrom('n1', 'n2'), hash: fc.constantFrom(undefined, HASH), ready: fc.boolean(),
-    }).map(({ number, hash, ...rest }) => pod(number, hash === undefined ? rest : { ...rest, configHash: hash }));
-    fc.assert(fc.property(fc.array(fc.uniqueArray(pods, { selector: ({ uid }) => uid }), { minLength: 1, maxLength: 5 }), (lists) => {
-      const inventory = create();
-      for (const list of lists) inventory.replaceAll({ pods: list, namespaces: [] });
-      const last = lists.at(-1) ?? [];
-      const fresh = create();
-      for (const each of last) fresh.upsertPod(each);
-      const view = (from: Inventory): unknown => [
-        [...from.pods()].map(({ uid }) => uid).sort(), ['a', 'b'].map((name) => from.podsIn(name).map(({ uid }) => uid).sort()), from.podForCgroup(ownerOf(`/pod${HASH}`))?.uid,
-      ];
-      assert.deepEqual(view(inventory), view(fresh));
-    }));
+    const pods = fc
+      .record({
+        number: fc.nat({ max: 4 }),
+        namespace: fc.constantFrom('a', 'b'),
+        node: fc.constantFrom('n1', 'n2'),
+        hash: fc.constantFrom(undefined, HASH),
+        ready: fc.boolean(),
+      })
+      .map(({ number, hash, ...rest }) =>
+        pod(number, hash === undefined ? rest : { ...rest, configHash: hash }),
+      );
+    fc.assert(
+      fc.property(
+        fc.array(fc.uniqueArray(pods, { selector: ({ uid }) => uid }), { minLength: 1, maxLength: 5 }),
+        (lists) => {
+          const inventory = create();
+          for (const list of lists) inventory.replaceAll({ pods: list, namespaces: [] });
+          const last = lists.at(-1) ?? [];
+          const fresh = create();
+          for (const each of last) fresh.upsertPod(each);
+          const view = (from: Inventory): unknown => [
+            [...from.pods()].map(({ uid }) => uid).sort(),
+            ['a', 'b'].map((name) =>
+              from
+                .podsIn(name)
+                .map(({ uid }) => uid)
+                .sort(),
+            ),
+            from.podForCgroup(ownerOf(`/pod${HASH}`))?.uid,
+          ];
+          assert.deepEqual(view(inventory), view(fresh));
+        },
+      ),
+    );
   });
 });
 
@@ -134,7 +215,10 @@ describe('the pod of a cgroup', () => {
 
   test('is nobody when two pods claim one hash, and the one that stays when the other goes', () => {
     const inventory = create();
-    inventory.replaceAll({ pods: [pod(1, { configHash: HASH }), pod(2, { configHash: HASH })], namespaces: [] });
+    inventory.replaceAll({
+      pods: [pod(1, { configHash: HASH }), pod(2, { configHash: HASH })],
+      namespaces: [],
+    });
     assert.equal(inventory.podForCgroup(ownerOf(`/kubepods/pod${HASH}`)), undefined);
     inventory.removePod(uidOf(2));
     assert.equal(inventory.podForCgroup(ownerOf(`/kubepods/pod${HASH}`))?.uid, uidOf(1));
@@ -148,18 +232,31 @@ describe('the pod of a cgroup', () => {
 });
 
 describe("the node's proxy", () => {
-  const ztunnel = (number: number, changes: Partial<Pod> = {}): Pod => pod(number, { labels: { app: 'ztunnel' }, createdAt: number, ...changes });
+  const ztunnel = (number: number, changes: Partial<Pod> = {}): Pod =>
+    pod(number, { labels: { app: 'ztunnel' }, createdAt: number, ...changes });
   const table: readonly (readonly [string, readonly Pod[], number | undefined])[] = [
     ['is the one that is ready', [pod(1), ztunnel(2)], 2],
     ['is nobody when none matches', [pod(1)], undefined],
     ['is nobody when none is ready', [ztunnel(1, { ready: false })], undefined],
     ['is the newest ready one during a rollout', [ztunnel(2), ztunnel(1)], 2],
     ['is the old one while the new one is not ready', [ztunnel(1), ztunnel(2, { ready: false })], 1],
-    ['is never one that has ended', [ztunnel(1), ztunnel(2, { phase: 'Succeeded' }), ztunnel(3, { phase: 'Failed' })], 1],
+    [
+      'is never one that has ended',
+      [ztunnel(1), ztunnel(2, { phase: 'Succeeded' }), ztunnel(3, { phase: 'Failed' })],
+      1,
+    ],
     ['is an older one rather than one that terminates', [ztunnel(1), ztunnel(2, { terminating: true })], 1],
-    ['is one that terminates when no other is ready', [ztunnel(1, { terminating: true }), ztunnel(2, { ready: false })], 1],
+    [
+      'is one that terminates when no other is ready',
+      [ztunnel(1, { terminating: true }), ztunnel(2, { ready: false })],
+      1,
+    ],
     ['is never on another node', [ztunnel(1, { node: 'n2' })], undefined],
-    ['is the same whatever the order, when two are of one age', [ztunnel(2, { createdAt: 5 }), ztunnel(1, { createdAt: 5 })], 2],
+    [
+      'is the same whatever the order, when two are of one age',
+      [ztunnel(2, { createdAt: 5 }), ztunnel(1, { createdAt: 5 })],
+      2,
+    ],
   ];
   for (const [name, pods, expected] of table) {
     test(name, () => {
@@ -172,7 +269,10 @@ describe("the node's proxy", () => {
   }
 
   test('is looked for in the namespaces configured', () => {
-    const inventory = createInventory({ node: 'n1', proxy: { ...defaultConfig.proxy, namespaces: ['mesh'] } });
+    const inventory = createInventory({
+      node: 'n1',
+      proxy: { ...defaultConfig.proxy, namespaces: ['mesh'] },
+    });
     inventory.upsertPod(ztunnel(2));
     assert.equal(inventory.nodeProxy(), undefined);
     inventory.upsertPod(ztunnel(1, { namespace: 'mesh' }));

@@ -18,12 +18,16 @@ async function served() {
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const client = openKubeClient({
     access: {
-      server: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, proxyUrl: undefined, origin: 'a test',
-      credentials: async () => ({ headers: {}, tls: {} }), refused: () => {},
+      server: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      proxyUrl: undefined,
+      origin: 'a test',
+      credentials: async () => ({ headers: {}, tls: {} }),
+      refused: () => {},
     },
   });
   return {
-    client, requests,
+    client,
+    requests,
     connections: () => connections,
     [Symbol.dispose]() {
       client[Symbol.dispose]();
@@ -33,14 +37,21 @@ async function served() {
   };
 }
 
-const patch = { method: 'PATCH', path: '/api/v1/namespaces/shop/pods/web/status', body: { type: 'application/merge-patch+json', text: '{}' } } as const;
+const patch = {
+  method: 'PATCH',
+  path: '/api/v1/namespaces/shop/pods/web/status',
+  body: { type: 'application/merge-patch+json', text: '{}' },
+} as const;
 
 test('an object is asked for whole, and of one that is written only the metadata comes back', async () => {
   using api = await served();
   await api.client.json({ path: '/api/v1/pods' });
   await api.client.json(patch);
   const accepts = api.requests.map(({ headers }) => headers.accept);
-  assert.deepEqual(accepts, ['application/json', 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json']);
+  assert.deepEqual(accepts, [
+    'application/json',
+    'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json',
+  ]);
 });
 
 test('ten writes at one time leave connections that the next ten use', async () => {

@@ -49,7 +49,12 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
   });
 
   test('does not race around a server that ends each watch at once', async () => {
-    await using f = await follow({ prepare: (api) => { api.intercept = ({ isWatch }, response) => isWatch && !!response.writeHead(200).end(); }, wait: false });
+    await using f = await follow({
+      prepare: (api) => {
+        api.intercept = ({ isWatch }, response) => isWatch && !!response.writeHead(200).end();
+      },
+      wait: false,
+    });
     await f.until('synced', () => f.isSynced);
     await sleep(500);
     const count = f.api.asked('pods', true).length;
@@ -73,17 +78,33 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
   test('lists afresh after a 410 that is an HTTP answer', async () => {
     let refusals = 0;
     await using f = await follow({
-      prepare: (api) => { api.intercept = ({ isWatch, kind }, response) => isWatch && kind === 'pods' && refusals++ === 0 && !!response.writeHead(410).end('{"kind":"Status","code":410}'); },
+      prepare: (api) => {
+        api.intercept = ({ isWatch, kind }, response) =>
+          isWatch &&
+          kind === 'pods' &&
+          refusals++ === 0 &&
+          !!response.writeHead(410).end('{"kind":"Status","code":410}');
+      },
     });
     assert.equal(f.api.asked('pods', false).length, 2);
   });
 
   test('lists afresh when the server is behind what it once said, as after a restored backup', async () => {
     await using f = await follow();
-    f.api.intercept = ({ query }, response) => (query.get('resourceVersion') ?? '0') !== '0' && !query.has('fixed')
-      && !!response.writeHead(504).end(JSON.stringify({ kind: 'Status', code: 504, message: 'Timeout: Too large resource version: 9, current: 5' }));
+    f.api.intercept = ({ query }, response) =>
+      (query.get('resourceVersion') ?? '0') !== '0' &&
+      !query.has('fixed') &&
+      !!response.writeHead(504).end(
+        JSON.stringify({
+          kind: 'Status',
+          code: 504,
+          message: 'Timeout: Too large resource version: 9, current: 5',
+        }),
+      );
     f.api.cut('pods', 'break');
-    await f.until('listed afresh', () => f.api.asked('pods', false).some(({ query }) => !query.has('resourceVersion')));
+    await f.until('listed afresh', () =>
+      f.api.asked('pods', false).some(({ query }) => !query.has('resourceVersion')),
+    );
   });
 
   test('leaves a watch that is silent for too long', async () => {
@@ -105,7 +126,13 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
   });
 
   test('gives up a server that takes the connection and does not answer', async () => {
-    await using f = await follow({ deadlineMs: 150, wait: false, prepare: (api) => { api.intercept = () => true; } });
+    await using f = await follow({
+      deadlineMs: 150,
+      wait: false,
+      prepare: (api) => {
+        api.intercept = () => true;
+      },
+    });
     await f.until('given up', () => (restartsOf(f, 'pods')['idle'] ?? 0) >= 2);
     assert.match(f.state('pods'), /did not answer within 150 ms/);
     f.api.intercept = () => false;
@@ -119,7 +146,10 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
       prepare: (api) => {
         api.intercept = ({ isWatch, kind }, response) => {
           if (isWatch || kind !== 'pods') return false;
-          const text = JSON.stringify({ metadata: { resourceVersion: '102' }, items: [pod('slow', 'uid-slow')] });
+          const text = JSON.stringify({
+            metadata: { resourceVersion: '102' },
+            items: [pod('slow', 'uid-slow')],
+          });
           response.writeHead(200);
           void (async () => {
             for (let at = 0; at < 6; at++) {
@@ -136,9 +166,18 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
     assert.deepEqual(f.told, ['all shop | slow']);
   });
 
-  for (const [what, body] of [['rubbish', '<html>502</html>'], ['JSON of another kind', '[1]'], ['nothing at all', '']] as const) {
+  for (const [what, body] of [
+    ['rubbish', '<html>502</html>'],
+    ['JSON of another kind', '[1]'],
+    ['nothing at all', ''],
+  ] as const) {
     test(`is not upset by a list that is ${what}`, async () => {
-      await using f = await follow({ wait: false, prepare: (api) => { api.intercept = ({ isWatch }, response) => !isWatch && !!response.writeHead(200).end(body); } });
+      await using f = await follow({
+        wait: false,
+        prepare: (api) => {
+          api.intercept = ({ isWatch }, response) => !isWatch && !!response.writeHead(200).end(body);
+        },
+      });
       await f.until('seen', () => (restartsOf(f, 'pods')['garbage'] ?? 0) >= 2);
       f.api.intercept = () => false;
       await f.until('synced', () => f.isSynced);
@@ -156,14 +195,20 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('keeps asking a server that fails, ever less often, and says since when and why', async () => {
     await using f = await follow({ timing: { backoffMs: [20, 200] } });
-    f.api.intercept = (_, response) => !!response.writeHead(503).end(JSON.stringify({ kind: 'Status', code: 503, message: 'the server is starting' }));
+    f.api.intercept = (_, response) =>
+      !!response
+        .writeHead(503)
+        .end(JSON.stringify({ kind: 'Status', code: 503, message: 'the server is starting' }));
     const from = f.api.requests.length;
     f.api.cut('pods', 'break');
     await f.until('five tries', () => f.api.requests.length - from >= 6);
     const at = f.api.requests.slice(from).map(({ atMs }) => atMs);
     const gaps = at.slice(1).map((ms, i) => ms - (at[i] ?? 0));
     assert.ok((gaps[4] ?? 0) > 2 * (gaps[0] ?? Infinity) - 20 && (gaps[4] ?? 0) >= 95, JSON.stringify(gaps));
-    assert.match(f.state('pods'), /^degraded: not followed since 2\S+Z \(\d+ s\), (?:next try in 1 s|trying now): .*503: the server is starting; what stood before goes on \(1 known\)$/);
+    assert.match(
+      f.state('pods'),
+      /^degraded: not followed since 2\S+Z \(\d+ s\), (?:next try in 1 s|trying now): .*503: the server is starting; what stood before goes on \(1 known\)$/,
+    );
     assert.match(f.state('namespaces'), /^ok: /);
     assert.deepEqual(f.told, ['all shop | a']);
     const warnings = f.log.filter(({ msg }) => String(msg).includes('the server is starting'));
@@ -175,7 +220,8 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('lists again when a watch fails time after time: it may be the version', async () => {
     await using f = await follow();
-    f.api.intercept = ({ isWatch, kind }, response) => isWatch && kind === 'pods' && !!response.writeHead(400).end('{}');
+    f.api.intercept = ({ isWatch, kind }, response) =>
+      isWatch && kind === 'pods' && !!response.writeHead(400).end('{}');
     f.api.cut('pods', 'break');
     await f.until('listed', () => f.api.asked('pods', false).length >= 2);
     assert.ok(f.api.asked('pods', true).length >= 5);
@@ -183,10 +229,21 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('names what is refused, and goes on when the role is given back', async () => {
     await using f = await follow();
-    f.api.intercept = ({ kind }, response) => kind === 'namespaces' && !!response.writeHead(403).end(JSON.stringify({ kind: 'Status', code: 403, message: 'namespaces is forbidden: User "x" cannot watch' }));
+    f.api.intercept = ({ kind }, response) =>
+      kind === 'namespaces' &&
+      !!response.writeHead(403).end(
+        JSON.stringify({
+          kind: 'Status',
+          code: 403,
+          message: 'namespaces is forbidden: User "x" cannot watch',
+        }),
+      );
     f.api.cut('namespaces', 'end');
     await f.until('seen', () => f.state('namespaces').includes('403'));
-    assert.match(f.state('namespaces'), /^degraded: .*403: namespaces is forbidden: User "x" cannot watch; expected a role that may get, list and watch this/);
+    assert.match(
+      f.state('namespaces'),
+      /^degraded: .*403: namespaces is forbidden: User "x" cannot watch; expected a role that may get, list and watch this/,
+    );
     f.api.intercept = () => false;
     f.api.put('namespaces', namespace('new'));
     await f.until('told', () => f.told.includes('+ns new 0'));
@@ -194,7 +251,8 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('leaves a server alone for as long as it asks', async () => {
     await using f = await follow({ timing: { backoffMs: [10, 5000] } });
-    f.api.intercept = ({ kind }, response) => kind === 'pods' && !!response.writeHead(429, { 'retry-after': '1' }).end('{}');
+    f.api.intercept = ({ kind }, response) =>
+      kind === 'pods' && !!response.writeHead(429, { 'retry-after': '1' }).end('{}');
     const from = f.api.asked('pods', true).length;
     f.api.cut('pods', 'break');
     await f.until('two tries', () => f.api.asked('pods', true).length >= from + 2);
@@ -214,7 +272,10 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
   test('keeps all it told while the server is away, and tells the difference when it is back', async () => {
     await using f = await follow({ prepare: (api) => api.put('pods', pod('b', 'uid-b')) });
     await f.api.stop();
-    await f.until('seen', () => f.state('pods').startsWith('degraded') && f.state('namespaces').startsWith('degraded'));
+    await f.until(
+      'seen',
+      () => f.state('pods').startsWith('degraded') && f.state('namespaces').startsWith('degraded'),
+    );
     f.api.remove('pods', 'b', true);
     f.api.put('pods', pod('c', 'uid-c'));
     f.api.compact();
@@ -228,7 +289,13 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('survives a token that cannot be read for a while', async () => {
     let missing = true;
-    await using f = await follow({ wait: false, token: () => { if (missing) throw new Error('ENOENT: no token'); return 'there'; } });
+    await using f = await follow({
+      wait: false,
+      token: () => {
+        if (missing) throw new Error('ENOENT: no token');
+        return 'there';
+      },
+    });
     await f.until('seen', () => (restartsOf(f, 'pods')['access'] ?? 0) >= 2);
     assert.match(f.state('pods'), /a test: there are no credentials for .*: ENOENT: no token/);
     missing = false;
@@ -241,7 +308,10 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
     f.api.put('pods', broken);
     f.api.put('pods', { ...broken, status: {} });
     await f.until('listed again', () => f.api.asked('pods', false).length >= 2);
-    assert.deepEqual(f.told.filter((text) => !text.includes('ns')), ['all shop | a']);
+    assert.deepEqual(
+      f.told.filter((text) => !text.includes('ns')),
+      ['all shop | a'],
+    );
     assert.equal(f.log.filter(({ msg }) => String(msg).includes("can't be read")).length, 1);
     assert.match(f.state('pods'), /1 of them can't be read/);
     f.api.remove('pods', 'a');
@@ -251,7 +321,9 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
 
   test('goes on when a handler throws', async () => {
     await using f = await follow();
-    f.told.push = () => { throw new Error('out of order'); };
+    f.told.push = () => {
+      throw new Error('out of order');
+    };
     f.api.put('pods', pod('b', 'uid-b'));
     await f.until('logged', () => f.log.some(({ msg }) => String(msg).includes('out of order')));
     f.told.push = Array.prototype.push.bind(f.told) as typeof f.told.push;

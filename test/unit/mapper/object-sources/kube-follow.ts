@@ -35,22 +35,47 @@ export interface FollowOptions {
 /** Watches are told to last for long, and backoff is short, so that a test sees what it is about. */
 const TIMING: Partial<KubeTiming> = { backoffMs: [20, 100], settledMs: 200 };
 
-export async function follow({ timing, prepare, token, deadlineMs = 2000, wait = true }: FollowOptions = {}): Promise<Followed> {
+export async function follow({
+  timing,
+  prepare,
+  token,
+  deadlineMs = 2000,
+  wait = true,
+}: FollowOptions = {}): Promise<Followed> {
   const api = await makeKubeStub();
   api.put('namespaces', namespace('shop', { 'istio.io/dataplane-mode': 'ambient' }));
   api.put('pods', pod('a', 'uid-a'));
   await prepare?.(api);
   const log: Record<string, unknown>[] = [];
-  const logger = pino({ level: 'debug' }, { write: (line: string) => void log.push(JSON.parse(line) as Record<string, unknown>) });
+  const logger = pino(
+    { level: 'debug' },
+    { write: (line: string) => void log.push(JSON.parse(line) as Record<string, unknown>) },
+  );
   const access: KubeAccess = {
-    server: api.url, proxyUrl: undefined, origin: 'a test',
+    server: api.url,
+    proxyUrl: undefined,
+    origin: 'a test',
     credentials: async () => ({ headers: token ? { authorization: `Bearer ${token()}` } : {}, tls: {} }),
     refused: () => {},
   };
-  const source = kubeSource({ client: openKubeClient({ access, deadlineMs }), node: 'node-a', logger, timing: { ...TIMING, ...timing } });
+  const source = kubeSource({
+    client: openKubeClient({ access, deadlineMs }),
+    node: 'node-a',
+    logger,
+    timing: { ...TIMING, ...timing },
+  });
   const told: string[] = [];
   const following = await source.follow({
-    onObjects: ({ pods, namespaces }) => told.push(`all ${namespaces.map(({ name }) => name).sort().join(' ')} | ${pods.map(({ name }) => name).sort().join(' ')}`),
+    onObjects: ({ pods, namespaces }) =>
+      told.push(
+        `all ${namespaces
+          .map(({ name }) => name)
+          .sort()
+          .join(' ')} | ${pods
+          .map(({ name }) => name)
+          .sort()
+          .join(' ')}`,
+      ),
     onPod: ({ name, labels }) => told.push(`+${name}${labels['v'] === undefined ? '' : ` v=${labels['v']}`}`),
     onPodGone: (uid) => told.push(`-${uid}`),
     onNamespace: ({ name, labels }) => told.push(`+ns ${name} ${Object.keys(labels).length}`),
@@ -63,19 +88,30 @@ export async function follow({ timing, prepare, token, deadlineMs = 2000, wait =
   const until = async (what: string, condition: () => boolean, timeoutMs = 3000): Promise<void> => {
     const start = performance.now();
     while (!condition()) {
-      if (performance.now() - start > timeoutMs) assert.fail(`not ${what} in ${timeoutMs} ms; told ${JSON.stringify(told)}; ${state('pods')}; ${state('namespaces')}`);
+      if (performance.now() - start > timeoutMs)
+        assert.fail(
+          `not ${what} in ${timeoutMs} ms; told ${JSON.stringify(told)}; ${state('pods')}; ${state('namespaces')}`,
+        );
       await sleep(5);
     }
   };
   const followed: Followed = {
-    api, source, told, log, state, until, isSynced: false,
+    api,
+    source,
+    told,
+    log,
+    state,
+    until,
+    isSynced: false,
     watching: () => until('watching', () => api.watches('pods') === 1 && api.watches('namespaces') === 1),
     async [Symbol.asyncDispose]() {
       await following[Symbol.asyncDispose]();
       await api[Symbol.asyncDispose]();
     },
   };
-  void following.synced.then(() => { followed.isSynced = true; });
+  void following.synced.then(() => {
+    followed.isSynced = true;
+  });
   if (wait) {
     await until('synced', () => followed.isSynced);
     await followed.watching();
@@ -83,4 +119,5 @@ export async function follow({ timing, prepare, token, deadlineMs = 2000, wait =
   return followed;
 }
 
-export const restartsOf = ({ source }: Followed, name: string): Readonly<Record<string, number>> => source.figures().restarts[name] ?? {};
+export const restartsOf = ({ source }: Followed, name: string): Readonly<Record<string, number>> =>
+  source.figures().restarts[name] ?? {};

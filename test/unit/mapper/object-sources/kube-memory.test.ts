@@ -7,9 +7,13 @@ import { pod } from './kube-stub.ts';
 test('what many objects have left is collected once nothing has come for three seconds, and then no more', async () => {
   const collected: unknown[] = [];
   const before = globalThis.gc;
-  globalThis.gc = ((options: unknown) => void collected.push(options)) as unknown as NonNullable<typeof before>;
+  globalThis.gc = ((options: unknown) => void collected.push(options)) as unknown as NonNullable<
+    typeof before
+  >;
   try {
-    await using followed = await follow({ prepare: (api) => Array.from({ length: 150 }, (_, i) => api.put('pods', pod(`p${i}`, `uid-${i}`))) });
+    await using followed = await follow({
+      prepare: (api) => Array.from({ length: 150 }, (_, i) => api.put('pods', pod(`p${i}`, `uid-${i}`))),
+    });
     await followed.watching();
     // Still moving when three seconds are over.
     for (let i = 0; i < 3; i++) {

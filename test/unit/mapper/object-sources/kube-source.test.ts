@@ -33,21 +33,33 @@ describe('the API server as the source', { concurrency: true }, () => {
     f.api.put('namespaces', namespace('more'));
     f.api.remove('namespaces', 'more');
     await f.until('told', () => f.told.length === 7);
-    assert.deepEqual(f.told.filter((text) => !text.includes('ns')), ['all shop | a', '+b', '+b v=2', '-uid-b']);
-    assert.deepEqual(f.told.filter((text) => text.includes('ns')), ['+ns shop 0', '+ns more 0', '-ns more']);
+    assert.deepEqual(
+      f.told.filter((text) => !text.includes('ns')),
+      ['all shop | a', '+b', '+b v=2', '-uid-b'],
+    );
+    assert.deepEqual(
+      f.told.filter((text) => text.includes('ns')),
+      ['+ns shop 0', '+ns more 0', '-ns more'],
+    );
   });
 
   test('is not synced by one of two lists', async () => {
     await using f = await follow({
       wait: false,
-      prepare: (api) => { api.intercept = ({ kind }, response) => kind === 'namespaces' && !!response.writeHead(500).end('{"code":500,"message":"etcd is away"}'); },
+      prepare: (api) => {
+        api.intercept = ({ kind }, response) =>
+          kind === 'namespaces' && !!response.writeHead(500).end('{"code":500,"message":"etcd is away"}');
+      },
     });
     await f.until('the pods are watched', () => f.api.watches('pods') === 1);
     f.api.put('pods', pod('b', 'uid-b'));
     await sleep(100);
     assert.deepEqual(f.told, []);
     assert.equal(f.isSynced, false);
-    assert.match(f.state('namespaces'), /^failed: never listed; since \S+ \(0 s\), .*answered 500: etcd is away/);
+    assert.match(
+      f.state('namespaces'),
+      /^failed: never listed; since \S+ \(0 s\), .*answered 500: etcd is away/,
+    );
     assert.match(f.state('pods'), /^ok: /);
     f.api.intercept = () => false;
     await f.until('synced', () => f.isSynced);
@@ -60,7 +72,10 @@ describe('the API server as the source', { concurrency: true }, () => {
       prepare(api) {
         for (let i = 0; i < 10; i++) api.put('pods', pod(`p${i}`, `uid-p${i}`));
         // As a server without a cache of its own does.
-        api.intercept = ({ query }) => { query.delete('resourceVersion'); return false; };
+        api.intercept = ({ query }) => {
+          query.delete('resourceVersion');
+          return false;
+        };
       },
       wait: false,
     });
@@ -89,7 +104,11 @@ describe('the API server as the source', { concurrency: true }, () => {
     await f.until('ended', () => restartsOf(f, 'pods')['timeout'] === 1);
     await f.watching();
     assert.equal(f.api.asked('pods', false).length, 1);
-    assert.equal(f.api.asked('pods', true)[1]?.query.get('resourceVersion'), '103', 'the version of the bookmark');
+    assert.equal(
+      f.api.asked('pods', true)[1]?.query.get('resourceVersion'),
+      '103',
+      'the version of the bookmark',
+    );
     assert.match(f.state('pods'), /^ok: /);
   });
 

@@ -5,7 +5,12 @@ import type { AddressInfo } from 'node:net';
 export type Kind = 'pods' | 'namespaces';
 
 interface StubObject {
-  readonly metadata: { readonly name: string; readonly uid: string; resourceVersion?: string; readonly [key: string]: unknown };
+  readonly metadata: {
+    readonly name: string;
+    readonly uid: string;
+    resourceVersion?: string;
+    readonly [key: string]: unknown;
+  };
   readonly [key: string]: unknown;
 }
 
@@ -39,14 +44,27 @@ export interface KubeStub extends AsyncDisposable {
   start(): Promise<void>;
 }
 
-interface Change { readonly version: number; readonly kind: Kind; readonly type: string; readonly object: StubObject }
+interface Change {
+  readonly version: number;
+  readonly kind: Kind;
+  readonly type: string;
+  readonly object: StubObject;
+}
 
-export const pod = (name: string, uid: string, labels: Record<string, string> = {}, namespace = 'shop'): StubObject => ({
+export const pod = (
+  name: string,
+  uid: string,
+  labels: Record<string, string> = {},
+  namespace = 'shop',
+): StubObject => ({
   metadata: { name, uid, namespace, labels, creationTimestamp: '2026-01-31T12:00:00Z' },
-  spec: { nodeName: 'node-a' }, status: { phase: 'Running', podIP: '10.0.0.1' },
+  spec: { nodeName: 'node-a' },
+  status: { phase: 'Running', podIP: '10.0.0.1' },
 });
 
-export const namespace = (name: string, labels: Record<string, string> = {}): StubObject => ({ metadata: { name, uid: `ns-${name}`, labels } });
+export const namespace = (name: string, labels: Record<string, string> = {}): StubObject => ({
+  metadata: { name, uid: `ns-${name}`, labels },
+});
 
 export async function makeKubeStub(): Promise<KubeStub> {
   const objects = { pods: new Map<string, StubObject>(), namespaces: new Map<string, StubObject>() };
@@ -69,7 +87,11 @@ export async function makeKubeStub(): Promise<KubeStub> {
     const [from = 0, at = version] = (query.get('continue') ?? '').split('@').filter(Boolean).map(Number);
     if (at < oldest) return json(response, 410, gone);
     const to = limit === 0 ? all.length : from + limit;
-    json(response, 200, { kind: 'List', metadata: { resourceVersion: String(at), ...(to < all.length ? { continue: `${to}@${at}` } : {}) }, items: all.slice(from, to) });
+    json(response, 200, {
+      kind: 'List',
+      metadata: { resourceVersion: String(at), ...(to < all.length ? { continue: `${to}@${at}` } : {}) },
+      items: all.slice(from, to),
+    });
   };
 
   const watch = ({ kind, query }: StubRequest, response: ServerResponse): void => {
@@ -81,7 +103,8 @@ export async function makeKubeStub(): Promise<KubeStub> {
       return;
     }
     for (const change of changes) {
-      if (change.kind === kind && change.version > since) response.write(`${JSON.stringify({ type: change.type, object: change.object })}\n`);
+      if (change.kind === kind && change.version > since)
+        response.write(`${JSON.stringify({ type: change.type, object: change.object })}\n`);
     }
     watches[kind].add(response);
     response.on('close', () => watches[kind].delete(response));
@@ -90,7 +113,13 @@ export async function makeKubeStub(): Promise<KubeStub> {
   const server = createServer((message, response) => {
     const url = new URL(message.url ?? '/', 'http://stub');
     const kind = url.pathname.slice(url.pathname.lastIndexOf('/') + 1) as Kind;
-    const request: StubRequest = { kind, isWatch: url.searchParams.get('watch') === '1', query: url.searchParams, authorization: message.headers.authorization, atMs: performance.now() };
+    const request: StubRequest = {
+      kind,
+      isWatch: url.searchParams.get('watch') === '1',
+      query: url.searchParams,
+      authorization: message.headers.authorization,
+      atMs: performance.now(),
+    };
     requests.push(request);
     if (stub.intercept(request, response)) return;
     if (request.isWatch) watch(request, response);
@@ -113,16 +142,23 @@ export async function makeKubeStub(): Promise<KubeStub> {
   };
 
   const stub: KubeStub = {
-    get url() { return `http://127.0.0.1:${port}`; },
+    get url() {
+      return `http://127.0.0.1:${port}`;
+    },
     requests,
     intercept: () => false,
-    put: (kind, object) => change(kind, objects[kind].has(object.metadata.name) ? 'MODIFIED' : 'ADDED', object),
+    put: (kind, object) =>
+      change(kind, objects[kind].has(object.metadata.name) ? 'MODIFIED' : 'ADDED', object),
     remove(kind, name, isSilent) {
       const object = objects[kind].get(name);
       if (object !== undefined) change(kind, 'DELETED', object, isSilent);
     },
     say,
-    bookmark: (kind) => say(kind, { type: 'BOOKMARK', object: { kind: 'Pod', metadata: { resourceVersion: String(version) } } }),
+    bookmark: (kind) =>
+      say(kind, {
+        type: 'BOOKMARK',
+        object: { kind: 'Pod', metadata: { resourceVersion: String(version) } },
+      }),
     compact() {
       version++;
       oldest = version;
@@ -136,17 +172,20 @@ export async function makeKubeStub(): Promise<KubeStub> {
       }
     },
     watches: (kind) => watches[kind].size,
-    asked: (kind, isWatch) => requests.filter((request) => request.kind === kind && request.isWatch === isWatch),
-    stop: () => new Promise((resolve) => {
-      server.close(() => resolve());
-      server.closeAllConnections();
-    }),
-    start: () => new Promise((resolve) => {
-      server.listen(port, '127.0.0.1', () => {
-        port = (server.address() as AddressInfo).port;
-        resolve();
-      });
-    }),
+    asked: (kind, isWatch) =>
+      requests.filter((request) => request.kind === kind && request.isWatch === isWatch),
+    stop: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+    start: () =>
+      new Promise((resolve) => {
+        server.listen(port, '127.0.0.1', () => {
+          port = (server.address() as AddressInfo).port;
+          resolve();
+        });
+      }),
     [Symbol.asyncDispose]: () => stub.stop(),
   };
   await stub.start();

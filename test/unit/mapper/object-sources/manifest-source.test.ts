@@ -1,5 +1,18 @@
 import assert from 'node:assert/strict';
-import { appendFileSync, closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, symlinkSync, unlinkSync, utimesSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
@@ -10,7 +23,8 @@ import { followManifest } from '../../../../mapper/object-sources/manifest-sourc
 import type { ManifestSource } from '../../../../mapper/object-sources/manifest-source.ts';
 import { CgrouteError } from '../../../../native/error.ts';
 
-const namespaces = (...names: string[]): string => names.map((name) => `kind: Namespace\nmetadata: {name: ${name}}\n`).join('---\n');
+const namespaces = (...names: string[]): string =>
+  names.map((name) => `kind: Namespace\nmetadata: {name: ${name}}\n`).join('---\n');
 
 interface Followed extends Disposable {
   readonly directory: string;
@@ -60,13 +74,21 @@ function follow({ intervalMs = 10_000, prepare, onChange, onError }: FollowOptio
   const until = async (condition: () => boolean): Promise<number> => {
     const start = performance.now();
     while (!condition()) {
-      if (performance.now() - start > 8000) assert.fail(`nothing came in eight seconds; changes ${JSON.stringify(changes)}, errors ${errors.join('; ')}`);
+      if (performance.now() - start > 8000)
+        assert.fail(
+          `nothing came in eight seconds; changes ${JSON.stringify(changes)}, errors ${errors.join('; ')}`,
+        );
       await sleep(5);
     }
     return performance.now() - start;
   };
   return {
-    directory, path, source, changes, errors, until,
+    directory,
+    path,
+    source,
+    changes,
+    errors,
+    until,
     [Symbol.dispose]() {
       source[Symbol.dispose]();
       rmSync(directory, { recursive: true, force: true });
@@ -78,12 +100,24 @@ describe('a followed manifest', { concurrency: true }, () => {
   test('is read before the call returns', () => {
     using followed = follow();
     assert.deepEqual(followed.changes, ['a']);
-    assert.deepEqual(followed.source.state(), { name: 'manifest', state: 'ok', detail: `${followed.path}: pods: 0, namespaces: 1` });
+    assert.deepEqual(followed.source.state(), {
+      name: 'manifest',
+      state: 'ok',
+      detail: `${followed.path}: pods: 0, namespaces: 1`,
+    });
   });
 
   test('that cannot be used at the start is refused', () => {
-    for (const prepare of [() => {}, (_: string, path: string) => mkdirSync(path), (_: string, path: string) => writeFileSync(path, 'x')]) {
-      assert.throws(() => follow({ prepare }), (error: unknown) => error instanceof CgrouteError && error.code === 'EMANIFEST' && error.message.includes('pods.yaml'));
+    for (const prepare of [
+      () => {},
+      (_: string, path: string) => mkdirSync(path),
+      (_: string, path: string) => writeFileSync(path, 'x'),
+    ]) {
+      assert.throws(
+        () => follow({ prepare }),
+        (error: unknown) =>
+          error instanceof CgrouteError && error.code === 'EMANIFEST' && error.message.includes('pods.yaml'),
+      );
     }
   });
 
@@ -128,7 +162,10 @@ describe('a followed manifest', { concurrency: true }, () => {
         symlinkSync('..data/pods.yaml', path);
       },
     });
-    for (const [version, name] of [['..v2', 'b'], ['..v3', 'c']] as const) {
+    for (const [version, name] of [
+      ['..v2', 'b'],
+      ['..v3', 'c'],
+    ] as const) {
       put(followed.directory, version, name);
       await followed.until(() => followed.changes.includes(name));
     }
@@ -153,7 +190,10 @@ describe('a followed manifest', { concurrency: true }, () => {
     await followed.until(() => followed.errors.length > 0);
     assert.match(followed.errors[0]?.message ?? '', /pods\.yaml:4: pod: metadata: expected a mapping/);
     assert.equal(followed.source.state().state, 'degraded');
-    assert.match(followed.source.state().detail, /pods\.yaml:4: .*what stood before goes on \(pods: 0, namespaces: 1\)/);
+    assert.match(
+      followed.source.state().detail,
+      /pods\.yaml:4: .*what stood before goes on \(pods: 0, namespaces: 1\)/,
+    );
     await sleep(200);
     utimesSync(followed.path, 1, 1);
     await sleep(150);
@@ -189,7 +229,10 @@ describe('a followed manifest', { concurrency: true }, () => {
     using followed = follow({ intervalMs: 60 });
     unlinkSync(followed.path);
     await followed.until(() => followed.errors.length > 0);
-    assert.match(followed.errors[0]?.message ?? '', /pods\.yaml: expected a file that can be read, but there is none \(ENOENT\)/);
+    assert.match(
+      followed.errors[0]?.message ?? '',
+      /pods\.yaml: expected a file that can be read, but there is none \(ENOENT\)/,
+    );
     await sleep(200);
     assert.equal(followed.errors.length, 1);
     assert.equal(followed.source.state().state, 'degraded');
@@ -229,8 +272,12 @@ describe('a followed manifest', { concurrency: true }, () => {
 
   test('goes on when a handler throws', async () => {
     using followed = follow({
-      onChange: () => { throw new Error('out of order'); },
-      onError: () => { throw new Error('also out of order'); },
+      onChange: () => {
+        throw new Error('out of order');
+      },
+      onError: () => {
+        throw new Error('also out of order');
+      },
     });
     assert.match(followed.errors[0]?.message ?? '', /acting on it failed: out of order/);
     writeFileSync(followed.path, namespaces('b'));

@@ -36,15 +36,23 @@ items:
 describe('a manifest', () => {
   test('has the namespaces and pods of all documents and lists', () => {
     const { pods, namespaces } = parseManifest(TWO, 'pods.yaml');
-    assert.deepEqual(namespaces.map(({ name, labels }) => [name, { ...labels }]), [['shop', { 'istio.io/dataplane-mode': 'ambient' }]]);
-    assert.deepEqual(pods.map(({ namespace, name, uid, ready, ips }) => [namespace, name, uid, ready, ips]), [
-      ['shop', 'web', UID, true, ['10.0.0.5']],
-      ['default', 'db', UID2, true, []],
-    ]);
+    assert.deepEqual(
+      namespaces.map(({ name, labels }) => [name, { ...labels }]),
+      [['shop', { 'istio.io/dataplane-mode': 'ambient' }]],
+    );
+    assert.deepEqual(
+      pods.map(({ namespace, name, uid, ready, ips }) => [namespace, name, uid, ready, ips]),
+      [
+        ['shop', 'web', UID, true, ['10.0.0.5']],
+        ['default', 'db', UID2, true, []],
+      ],
+    );
   });
 
   test('passes over other kinds with a note', () => {
-    assert.deepEqual(parseManifest(TWO, 'pods.yaml').notes, ['pods.yaml:20: passed over Deployment of apps/v1; only Namespace and Pod of v1 are read']);
+    assert.deepEqual(parseManifest(TWO, 'pods.yaml').notes, [
+      'pods.yaml:20: passed over Deployment of apps/v1; only Namespace and Pod of v1 are read',
+    ]);
   });
 
   test('may be JSON, as kubectl writes it, and a list of one kind', () => {
@@ -53,10 +61,12 @@ describe('a manifest', () => {
   });
 
   for (const text of ['', '\n', '# nothing\n', '---\n---\n', 'kind: List\nitems: []\n']) {
-    test(`may hold nothing: ${JSON.stringify(text)}`, () => assert.deepEqual(parseManifest(text, 'x'), { pods: [], namespaces: [], notes: [] }));
+    test(`may hold nothing: ${JSON.stringify(text)}`, () =>
+      assert.deepEqual(parseManifest(text, 'x'), { pods: [], namespaces: [], notes: [] }));
   }
 
-  const pod = (name: string, uid: string, rest = ''): string => `kind: Pod\nmetadata:\n  name: ${name}\n  uid: ${uid}\n${rest}`;
+  const pod = (name: string, uid: string, rest = ''): string =>
+    `kind: Pod\nmetadata:\n  name: ${name}\n  uid: ${uid}\n${rest}`;
   const broken: readonly (readonly [string, string, RegExp])[] = [
     ['YAML that does not parse', 'kind: Pod\nmetadata: [', /^f\.yaml:2: this is not YAML: /],
     ['a key twice', 'kind: Pod\nkind: Pod\n', /^f\.yaml:2: this is not YAML: .*unique/],
@@ -67,36 +77,72 @@ describe('a manifest', () => {
     ['a list without items', 'kind: List\n', /^f\.yaml:1: expected a list below items of this List/],
     ['a list that holds itself', '&a\nkind: List\nitems:\n- *a\n', /^f\.yaml:4: .*alias of a List/],
     ['an alias of nothing', 'kind: Pod\nmetadata: *gone\n', /^f\.yaml:1: pod: Unresolved alias/],
-    ['a missing UID', 'kind: Pod\nmetadata:\n  name: a\n', /^f\.yaml:3: pod default\/a: metadata\.uid: expected a text, got nothing$/],
-    ['a UID of no known form', pod('a', 'x1'), /^f\.yaml:4: pod default\/a: metadata\.uid: expected a UID .*got "x1"$/],
-    ['a label that is no text', pod('a', UID, '  labels:\n    b: c\n    app: true\n'), /^f\.yaml:7: pod default\/a: metadata\.labels\.app: .*got the boolean true$/],
-    ['an IP that is none', pod('a', UID, 'status:\n  podIPs:\n  - ip: 10.0.0.1\n  - ip: x\n'), /^f\.yaml:8: .*status\.podIPs\[1\]\.ip: expected an IP address, got "x"$/],
-    ['a pod twice', `${pod('a', UID)}---\n${pod('a', UID2)}`, /^f\.yaml:6: pod default\/a is already at line 1$/],
-    ['a UID twice', `${pod('a', UID)}---\n${pod('b', UID.toUpperCase())}`, /^f\.yaml:6: pod default\/b has the UID 2c48.* pod default\/a at line 1$/],
-    ['a namespace twice', 'kind: Namespace\nmetadata: {name: a}\n---\nkind: Namespace\nmetadata: {name: a}\n', /^f\.yaml:4: namespace a is already at line 1$/],
+    [
+      'a missing UID',
+      'kind: Pod\nmetadata:\n  name: a\n',
+      /^f\.yaml:3: pod default\/a: metadata\.uid: expected a text, got nothing$/,
+    ],
+    [
+      'a UID of no known form',
+      pod('a', 'x1'),
+      /^f\.yaml:4: pod default\/a: metadata\.uid: expected a UID .*got "x1"$/,
+    ],
+    [
+      'a label that is no text',
+      pod('a', UID, '  labels:\n    b: c\n    app: true\n'),
+      /^f\.yaml:7: pod default\/a: metadata\.labels\.app: .*got the boolean true$/,
+    ],
+    [
+      'an IP that is none',
+      pod('a', UID, 'status:\n  podIPs:\n  - ip: 10.0.0.1\n  - ip: x\n'),
+      /^f\.yaml:8: .*status\.podIPs\[1\]\.ip: expected an IP address, got "x"$/,
+    ],
+    [
+      'a pod twice',
+      `${pod('a', UID)}---\n${pod('a', UID2)}`,
+      /^f\.yaml:6: pod default\/a is already at line 1$/,
+    ],
+    [
+      'a UID twice',
+      `${pod('a', UID)}---\n${pod('b', UID.toUpperCase())}`,
+      /^f\.yaml:6: pod default\/b has the UID 2c48.* pod default\/a at line 1$/,
+    ],
+    [
+      'a namespace twice',
+      'kind: Namespace\nmetadata: {name: a}\n---\nkind: Namespace\nmetadata: {name: a}\n',
+      /^f\.yaml:4: namespace a is already at line 1$/,
+    ],
   ];
   for (const [name, text, sentence] of broken) {
     test(`is refused with file and line: ${name}`, () => {
-      assert.throws(() => parseManifest(text, 'f.yaml'), (error: unknown) => {
-        assert.ok(error instanceof CgrouteError);
-        assert.equal(error.code, 'EMANIFEST');
-        assert.match(error.message, sentence);
-        assert.doesNotMatch(error.message, /\n/);
-        return true;
-      });
+      assert.throws(
+        () => parseManifest(text, 'f.yaml'),
+        (error: unknown) => {
+          assert.ok(error instanceof CgrouteError);
+          assert.equal(error.code, 'EMANIFEST');
+          assert.match(error.message, sentence);
+          assert.doesNotMatch(error.message, /\n/);
+          return true;
+        },
+      );
     });
   }
 
   test('is read or refused with file and line, whatever the bytes', () => {
     const cut = fc.nat({ max: TWO.length }).map((at) => TWO.slice(0, at));
-    const spliced = fc.tuple(fc.nat({ max: TWO.length }), fc.string()).map(([at, text]) => TWO.slice(0, at) + text + TWO.slice(at));
-    fc.assert(fc.property(fc.oneof(fc.string({ unit: 'binary' }), cut, spliced), (text) => {
-      try {
-        parseManifest(text, 'f.yaml');
-      } catch (error) {
-        assert.ok(error instanceof CgrouteError, String(error));
-        assert.match(error.message, /^f\.yaml:\d+: [^\n]+$/);
-      }
-    }), { numRuns: 200 });
+    const spliced = fc
+      .tuple(fc.nat({ max: TWO.length }), fc.string())
+      .map(([at, text]) => TWO.slice(0, at) + text + TWO.slice(at));
+    fc.assert(
+      fc.property(fc.oneof(fc.string({ unit: 'binary' }), cut, spliced), (text) => {
+        try {
+          parseManifest(text, 'f.yaml');
+        } catch (error) {
+          assert.ok(error instanceof CgrouteError, String(error));
+          assert.match(error.message, /^f\.yaml:\d+: [^\n]+$/);
+        }
+      }),
+      { numRuns: 200 },
+    );
   });
 });

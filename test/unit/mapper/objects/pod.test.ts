@@ -10,15 +10,28 @@ import { isNobodys } from '../../../../mapper/maps/pod-entry.ts';
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const RAW = {
   metadata: {
-    name: 'web', namespace: 'shop', uid: UID.toUpperCase(), creationTimestamp: '2026-01-31T12:00:00Z',
+    name: 'web',
+    namespace: 'shop',
+    uid: UID.toUpperCase(),
+    creationTimestamp: '2026-01-31T12:00:00Z',
     deletionTimestamp: '2026-01-31T13:00:00Z',
     labels: { app: 'web' },
-    annotations: { 'sidecar.istio.io/status': '{}', 'traffic.sidecar.istio.io/excludeOutboundPorts': '3306', 'kubernetes.io/config.hash': 'ABC', 'kubectl.kubernetes.io/last-applied-configuration': 'long' },
+    annotations: {
+      'sidecar.istio.io/status': '{}',
+      'traffic.sidecar.istio.io/excludeOutboundPorts': '3306',
+      'kubernetes.io/config.hash': 'ABC',
+      'kubectl.kubernetes.io/last-applied-configuration': 'long',
+    },
   },
   spec: { nodeName: 'n1', hostNetwork: true, containers: [{ name: 'c' }] },
   status: {
-    phase: 'Running', podIP: '10.0.0.5', podIPs: [{ ip: '10.0.0.5' }, { ip: 'FD00:0::5' }],
-    conditions: [{ type: 'PodScheduled', status: 'True' }, { type: 'Ready', status: 'True' }],
+    phase: 'Running',
+    podIP: '10.0.0.5',
+    podIPs: [{ ip: '10.0.0.5' }, { ip: 'FD00:0::5' }],
+    conditions: [
+      { type: 'PodScheduled', status: 'True' },
+      { type: 'Ready', status: 'True' },
+    ],
   },
 };
 
@@ -32,17 +45,35 @@ describe('the projection of a pod', () => {
   test('keeps what decides and nothing else', () => {
     const { labels, annotations, ...rest } = projected(RAW);
     assert.deepEqual(rest, {
-      namespace: 'shop', name: 'web', uid: UID, configHash: 'abc', node: 'n1', hostNetwork: true, phase: 'Running', ready: true,
-      terminating: true, createdAt: Date.UTC(2026, 0, 31, 12), ips: ['10.0.0.5', 'fd00::5'],
+      namespace: 'shop',
+      name: 'web',
+      uid: UID,
+      configHash: 'abc',
+      node: 'n1',
+      hostNetwork: true,
+      phase: 'Running',
+      ready: true,
+      terminating: true,
+      createdAt: Date.UTC(2026, 0, 31, 12),
+      ips: ['10.0.0.5', 'fd00::5'],
     });
     assert.deepEqual({ ...labels }, { app: 'web' });
-    assert.deepEqual(Object.keys(annotations).sort(), ['kubernetes.io/config.hash', 'sidecar.istio.io/status', 'traffic.sidecar.istio.io/excludeOutboundPorts']);
+    assert.deepEqual(Object.keys(annotations).sort(), [
+      'kubernetes.io/config.hash',
+      'sidecar.istio.io/status',
+      'traffic.sidecar.istio.io/excludeOutboundPorts',
+    ]);
   });
 
   test('has labels without a prototype', () => {
-    const { labels } = projected({ metadata: { name: 'a', uid: UID, labels: JSON.parse('{"__proto__":"x","constructor":"y"}') as unknown } });
+    const { labels } = projected({
+      metadata: { name: 'a', uid: UID, labels: JSON.parse('{"__proto__":"x","constructor":"y"}') as unknown },
+    });
     assert.equal(Object.getPrototypeOf(labels), null);
-    assert.deepEqual(Object.entries(labels), [['__proto__', 'x'], ['constructor', 'y']]);
+    assert.deepEqual(Object.entries(labels), [
+      ['__proto__', 'x'],
+      ['constructor', 'y'],
+    ]);
   });
 
   test('without conditions is ready in a manifest, and not ready from the API', () => {
@@ -52,11 +83,17 @@ describe('the projection of a pod', () => {
   });
 
   test('is as ready as its condition', () => {
-    const raw = (status: unknown): unknown => ({ metadata: { name: 'a', uid: UID }, status: { conditions: [{ type: 'Ready', status }] } });
+    const raw = (status: unknown): unknown => ({
+      metadata: { name: 'a', uid: UID },
+      status: { conditions: [{ type: 'Ready', status }] },
+    });
     assert.equal(projected(raw('False'), 'manifest').ready, false);
     assert.equal(projected(raw('Unknown'), 'manifest').ready, false);
     assert.equal(projected(raw('True'), 'manifest').ready, true);
-    assert.equal(projected({ metadata: { name: 'a', uid: UID }, status: { conditions: [] } }, 'manifest').ready, false);
+    assert.equal(
+      projected({ metadata: { name: 'a', uid: UID }, status: { conditions: [] } }, 'manifest').ready,
+      false,
+    );
   });
 
   test('leaves out what a newer API server may write, and names it in a manifest', () => {
@@ -75,11 +112,26 @@ describe('the projection of a pod', () => {
     [{ metadata: { name: 'a' } }, /^metadata\.uid: expected a text, got nothing/],
     [{ metadata: { name: 3, uid: UID } }, /^metadata\.name: expected a text .*got the number 3/],
     [{ metadata: { name: 'a', uid: 'x' } }, /^metadata\.uid: expected a UID such as .*got "x"/],
-    [{ metadata: { name: 'a', uid: UID, labels: { 'a.b/c': true } } }, /^metadata\.labels\["a\.b\/c"\]: expected a text .*got the boolean true/],
-    [{ metadata: { name: 'a', uid: UID }, spec: { hostNetwork: 'yes' } }, /^spec\.hostNetwork: expected true or false, got "yes"/],
-    [{ metadata: { name: 'a', uid: UID, creationTimestamp: 'today' } }, /^metadata\.creationTimestamp: expected a time such as .*got "today"/],
-    [{ metadata: { name: 'a', uid: UID }, status: { podIPs: [{ ip: '1.2.3.4' }, { ip: '1.2.3' }] } }, /^status\.podIPs\[1\]\.ip: expected an IP address, got "1\.2\.3"/],
-    [{ metadata: { name: 'a', uid: UID }, status: { conditions: 3 } }, /^status\.conditions: expected a list, got the number 3/],
+    [
+      { metadata: { name: 'a', uid: UID, labels: { 'a.b/c': true } } },
+      /^metadata\.labels\["a\.b\/c"\]: expected a text .*got the boolean true/,
+    ],
+    [
+      { metadata: { name: 'a', uid: UID }, spec: { hostNetwork: 'yes' } },
+      /^spec\.hostNetwork: expected true or false, got "yes"/,
+    ],
+    [
+      { metadata: { name: 'a', uid: UID, creationTimestamp: 'today' } },
+      /^metadata\.creationTimestamp: expected a time such as .*got "today"/,
+    ],
+    [
+      { metadata: { name: 'a', uid: UID }, status: { podIPs: [{ ip: '1.2.3.4' }, { ip: '1.2.3' }] } },
+      /^status\.podIPs\[1\]\.ip: expected an IP address, got "1\.2\.3"/,
+    ],
+    [
+      { metadata: { name: 'a', uid: UID }, status: { conditions: 3 } },
+      /^status\.conditions: expected a list, got the number 3/,
+    ],
   ];
   for (const [raw, sentence] of broken) {
     test(`says in one sentence: ${sentence.source}`, () => {
@@ -90,25 +142,69 @@ describe('the projection of a pod', () => {
   }
 
   test('is an object or a sentence, never an exception', () => {
-    const anything = fc.anything({ withBigInt: true, withMap: true, withSymbol: true, withNullPrototype: true } as fc.ObjectConstraints);
-    const near = fc.record({ metadata: fc.oneof(anything, fc.record({ name: anything, uid: anything, labels: anything })), spec: anything, status: fc.oneof(anything, fc.record({ phase: anything, podIPs: anything, conditions: anything })) });
-    fc.assert(fc.property(fc.oneof(anything, near), (raw) => {
-      for (const object of [podOf(raw), podOf(raw, 'manifest'), namespaceOf(raw)]) assert.equal(typeof object, 'object');
-    }), { numRuns: 300 });
-    const hostile = new Proxy({}, { get: () => { throw new Error('no'); } });
+    const anything = fc.anything({
+      withBigInt: true,
+      withMap: true,
+      withSymbol: true,
+      withNullPrototype: true,
+    } as fc.ObjectConstraints);
+    const near = fc.record({
+      metadata: fc.oneof(anything, fc.record({ name: anything, uid: anything, labels: anything })),
+      spec: anything,
+      status: fc.oneof(anything, fc.record({ phase: anything, podIPs: anything, conditions: anything })),
+    });
+    fc.assert(
+      fc.property(fc.oneof(anything, near), (raw) => {
+        for (const object of [podOf(raw), podOf(raw, 'manifest'), namespaceOf(raw)])
+          assert.equal(typeof object, 'object');
+      }),
+      { numRuns: 300 },
+    );
+    const hostile = new Proxy(
+      {},
+      {
+        get: () => {
+          throw new Error('no');
+        },
+      },
+    );
     assert.ok(isProblem(podOf(hostile)));
   });
 });
 
 describe('an IP address', () => {
   const table: readonly (readonly [string, string | undefined])[] = [
-    ['10.0.0.1', '10.0.0.1'], ['2001:DB8:0:0::1', '2001:db8::1'], ['::ffff:10.0.0.1', '10.0.0.1'], ['::', '::'], ['::1', '::1'],
-    ['fe80::1%eth0', undefined], ['10.0.0', undefined], ['010.0.0.1', undefined], ['', undefined], ['a.b.c.d', undefined], ['[::1]', undefined],
+    ['10.0.0.1', '10.0.0.1'],
+    ['2001:DB8:0:0::1', '2001:db8::1'],
+    ['::ffff:10.0.0.1', '10.0.0.1'],
+    ['::', '::'],
+    ['::1', '::1'],
+    ['fe80::1%eth0', undefined],
+    ['10.0.0', undefined],
+    ['010.0.0.1', undefined],
+    ['', undefined],
+    ['a.b.c.d', undefined],
+    ['[::1]', undefined],
   ];
-  for (const [text, canonical] of table) test(`${JSON.stringify(text)} is ${canonical}`, () => assert.equal(canonicalIp(text), canonical));
+  for (const [text, canonical] of table)
+    test(`${JSON.stringify(text)} is ${canonical}`, () => assert.equal(canonicalIp(text), canonical));
 
-  test('of loopback, of a link, of nobody or that looks like another one in the maps is no pod\'s', () => {
-    const addresses = ['127.0.0.1', '169.254.1.1', '0.0.0.0', '::', '::1', 'fe80::1', '::10.0.0.1', '10.0.0.1', 'fd77::1', '::1:0:0'];
-    assert.deepEqual(addresses.filter((ip) => !isNobodys(ip)), ['10.0.0.1', 'fd77::1', '::1:0:0']);
+  test("of loopback, of a link, of nobody or that looks like another one in the maps is no pod's", () => {
+    const addresses = [
+      '127.0.0.1',
+      '169.254.1.1',
+      '0.0.0.0',
+      '::',
+      '::1',
+      'fe80::1',
+      '::10.0.0.1',
+      '10.0.0.1',
+      'fd77::1',
+      '::1:0:0',
+    ];
+    assert.deepEqual(
+      addresses.filter((ip) => !isNobodys(ip)),
+      ['10.0.0.1', 'fd77::1', '::1:0:0'],
+    );
   });
 });

@@ -5,10 +5,13 @@ import { PodQueue } from '../../../../mapper/pacing/pod-queue.ts';
 /** A queue that notes what it did; `during` is called in the middle of each piece of work. */
 function noting(during: (pod: string, queue: PodQueue) => void = () => {}) {
   const done: string[] = [];
-  const queue = new PodQueue((pod) => {
-    done.push(pod);
-    during(pod, queue);
-  }, (pod, error) => done.push(`${pod}: ${String(error)}`));
+  const queue = new PodQueue(
+    (pod) => {
+      done.push(pod);
+      during(pod, queue);
+    },
+    (pod, error) => done.push(`${pod}: ${String(error)}`),
+  );
   return { queue, done };
 }
 

@@ -32,15 +32,19 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
     maps: {
       handoffs: {
         entries: () => [...told].map((id) => [id, 1]),
-        set: (id: bigint, value: number) => void (told.add(id), values.set(id, value), steps.push(`tell ${id}`)),
+        set: (id: bigint, value: number) =>
+          void (told.add(id), values.set(id, value), steps.push(`tell ${id}`)),
         delete: (id: bigint) => (steps.push(`untell ${id}`), values.delete(id), told.delete(id)),
       },
       counters: { get: () => ({ count: Object.assign([], { [branch.errorDenied]: kernel.denied }) }) },
     },
   } as unknown as HandoffOptions['dataPlane'];
   const places = new HandoffPlaces({
-    dataPlane, root: { path: '/root', id: 1n }, logger: pino({ level: 'silent' }),
-    hasRootProcesses: () => kernel.rootProcesses, now: () => clock.ms,
+    dataPlane,
+    root: { path: '/root', id: 1n },
+    logger: pino({ level: 'silent' }),
+    hasRootProcesses: () => kernel.rootProcesses,
+    now: () => clock.ms,
   });
   for (const each of [...HOST, TREE, POD, CONTAINER]) places.cgroupAppeared(each);
   return { places, steps, told, values, kernel, clock };
@@ -115,7 +119,10 @@ test('a cgroup that is gone is detached at once', () => {
 });
 
 for (const [what, prepare] of [
-  ['processes live in the root itself', (kernel: { rootProcesses: boolean }) => void (kernel.rootProcesses = true)],
+  [
+    'processes live in the root itself',
+    (kernel: { rootProcesses: boolean }) => void (kernel.rootProcesses = true),
+  ],
   ['a process that no branch holds was denied', (kernel: { denied: bigint }) => void (kernel.denied += 1n)],
 ] as const) {
   test(`when ${what}, the root serves all, and the rest is let go`, () => {
@@ -148,7 +155,10 @@ test('what an earlier agent had told stands until all that runs has been seen', 
   assert.deepEqual([...told], [1n, 2n, 3n, 99n]);
   places.look(true);
   assert.deepEqual([...told], [2n, 3n]);
-  assert.deepEqual(steps.filter((step) => step.startsWith('detach')), []);
+  assert.deepEqual(
+    steps.filter((step) => step.startsWith('detach')),
+    [],
+  );
 });
 
 test('a refusal is thrown, nothing is told, and the next look tries again', () => {
@@ -190,7 +200,11 @@ test('what the root serves is told: awaited pods alone, or host processes, too',
   const next = setUp({ told: [1n] });
   next.places.podAwaited('a');
   next.places.look(false);
-  assert.deepEqual([...next.values], [[1n, handoff.pods]], 'what an earlier agent told for host processes is no longer so');
+  assert.deepEqual(
+    [...next.values],
+    [[1n, handoff.pods]],
+    'what an earlier agent told for host processes is no longer so',
+  );
 });
 
 test('an agent that leaves has the root serve what appears later', () => {

@@ -1,7 +1,12 @@
 /** The table of metrics, without an agent. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { createMetrics, metricsReference, type IntendedPod, type MetricsView } from '../../../../mapper/reports/metrics.ts';
+import {
+  createMetrics,
+  metricsReference,
+  type IntendedPod,
+  type MetricsView,
+} from '../../../../mapper/reports/metrics.ts';
 import { CgrouteError } from '../../../../native/error.ts';
 import { branch } from '../../../../native/layout/layouts.ts';
 
@@ -9,7 +14,13 @@ type Maps = MetricsView['maps'];
 
 /** A map as far as metrics read it. */
 function fakeMap<K>(name: string, entries: [K, unknown][], maxEntries = 10) {
-  return { name, info: { keySize: 4, valueSize: 4, maxEntries }, count: () => entries.length, entries: () => entries, get: (key: K) => entries.find(([of]) => of === key)?.[1] };
+  return {
+    name,
+    info: { keySize: 4, valueSize: 4, maxEntries },
+    count: () => entries.length,
+    entries: () => entries,
+    get: (key: K) => entries.find(([of]) => of === key)?.[1],
+  };
 }
 
 interface Fake {
@@ -29,8 +40,16 @@ function viewOf(fake: Fake): MetricsView {
   return {
     version: '1.2.3',
     maps: {
-      cgroups: fakeMap<bigint>('cgroup_info_map', [[7n, { slot: 1 }], [8n, { slot: 1 }], [9n, { slot: 0 }]]),
-      pods: fakeMap('pod_info_map', [[{ text: 'a' }, { uid: 'a', slot: 1, verdict: 'in' }], [{ text: 'b' }, { uid: 'b', slot: 2, verdict: 'in' }], [{ text: 'c' }, { uid: 'c', slot: 0, verdict: 'out' }]]),
+      cgroups: fakeMap<bigint>('cgroup_info_map', [
+        [7n, { slot: 1 }],
+        [8n, { slot: 1 }],
+        [9n, { slot: 0 }],
+      ]),
+      pods: fakeMap('pod_info_map', [
+        [{ text: 'a' }, { uid: 'a', slot: 1, verdict: 'in' }],
+        [{ text: 'b' }, { uid: 'b', slot: 2, verdict: 'in' }],
+        [{ text: 'c' }, { uid: 'c', slot: 0, verdict: 'out' }],
+      ]),
       podAddresses: fakeMap('pod_ip_map', []),
       connections: fakeMap('connection_map', [], 1000),
       // The kernel's own count is believed, whatever a walk would give.
@@ -38,44 +57,100 @@ function viewOf(fake: Fake): MetricsView {
       overflowCount: fakeMap<number>('overflow_count_map', [[0, 150n]]),
       originals: fakeMap('original_dst_map', []),
       settings: fakeMap<number>('settings', []),
-      get counters() { return fakeMap('pod_counters_map', fake.counters); },
+      get counters() {
+        return fakeMap('pod_counters_map', fake.counters);
+      },
     } as unknown as Maps,
     isReady: () => true,
     intended: () => fake.intended,
-    reconciler: () => ({ tracked: 3, unresolvedSince: fake.unresolvedSince ?? [], failedPods: 7, errors: new Map([['E2BIG', 2], ['ENOSPC', 1]]), retired: fake.retired, highestSlot: 1 }),
+    reconciler: () => ({
+      tracked: 3,
+      unresolvedSince: fake.unresolvedSince ?? [],
+      failedPods: 7,
+      errors: new Map([
+        ['E2BIG', 2],
+        ['ENOSPC', 1],
+      ]),
+      retired: fake.retired,
+      highestSlot: 1,
+    }),
     sources: () => [{ name: 'pods', state: 'degraded', detail: '' }],
     figures: () => ({ requests: 5, restarts: { pods: { expired: 4 } }, lastEventAgeMs: { pods: 1500 } }),
     eventsLost: () => 6,
     driftRepaired: () => 8,
     sidecars: () => ({ bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 }),
-    resets: () => ({ outbound: 14, inbound: 15, failures: new Map([['EPERM', 16], ['ENETDOWN', 17]]) }),
+    resets: () => ({
+      outbound: 14,
+      inbound: 15,
+      failures: new Map([
+        ['EPERM', 16],
+        ['ENETDOWN', 17],
+      ]),
+    }),
   };
 }
 
-const pod = (uid: string, verdict: IntendedPod['verdict'], isRunning = true): IntendedPod => ({ uid, verdict, isRunning });
-const lines = (text: string): string[] => text.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
+const pod = (uid: string, verdict: IntendedPod['verdict'], isRunning = true): IntendedPod => ({
+  uid,
+  verdict,
+  isRunning,
+});
+const lines = (text: string): string[] =>
+  text.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
 
 test('each value is where its name says, read when it is asked for', async () => {
-  const fake: Fake = { counters: [], retired: [], intended: [pod('a', 'in'), pod('x', 'in'), pod('y', 'out')], unresolvedSince: [performance.now() - 5000] };
+  const fake: Fake = {
+    counters: [],
+    retired: [],
+    intended: [pod('a', 'in'), pod('x', 'in'), pod('y', 'out')],
+    unresolvedSince: [performance.now() - 5000],
+  };
   const metrics = createMetrics(viewOf(fake));
   const has = async (...wanted: string[]): Promise<void> => {
     const found = lines(await metrics.text());
-    assert.deepEqual(wanted.filter((line) => !found.includes(line)), [], found.join('\n'));
+    assert.deepEqual(
+      wanted.filter((line) => !found.includes(line)),
+      [],
+      found.join('\n'),
+    );
   };
   await has(
-    'cgroute_build_info{version="1.2.3"} 1', 'cgroute_ready 1', 'cgroute_proxy_known 0',
-    'cgroute_pods_intended{verdict="in"} 2', 'cgroute_pods_intended{verdict="out"} 1', 'cgroute_pods_intended{verdict="bypass"} 0',
-    'cgroute_cgroups_tracked 3', 'cgroute_cgroups_unresolved 1', 'cgroute_map_errors_total{errno="E2BIG"} 2', 'cgroute_pods_failed 7',
-    'cgroute_map_entries{map="cgroup_info_map"} 3', 'cgroute_map_entries{map="connection_overflow_map"} 150', 'cgroute_map_capacity{map="connection_overflow_map"} 2000', 'cgroute_map_capacity{map="connection_map"} 1000',
-    'cgroute_source_state{source="pods",state="degraded"} 1', 'cgroute_source_state{source="pods",state="ok"} 0',
-    'cgroute_source_restarts_total{source="pods",reason="expired"} 4', 'cgroute_source_last_event_age_seconds{source="pods"} 1.5',
-    'cgroute_api_requests_total 5', 'cgroute_events_lost_total 6', 'cgroute_drift_repaired_total 8',
-    'cgroute_sidecar_pods{state="short_circuited"} 10', 'cgroute_sidecar_pods{state="failing"} 12', 'cgroute_sidecar_failures_total 13',
-    'cgroute_connections_reset_total{direction="outbound"} 14', 'cgroute_connections_reset_total{direction="inbound"} 15',
-    'cgroute_connection_reset_failures_total{errno="EPERM"} 16', 'cgroute_connection_reset_failures_total{errno="EOPNOTSUPP"} 0', 'cgroute_connection_reset_failures_total{errno="ENETDOWN"} 17',
+    'cgroute_build_info{version="1.2.3"} 1',
+    'cgroute_ready 1',
+    'cgroute_proxy_known 0',
+    'cgroute_pods_intended{verdict="in"} 2',
+    'cgroute_pods_intended{verdict="out"} 1',
+    'cgroute_pods_intended{verdict="bypass"} 0',
+    'cgroute_cgroups_tracked 3',
+    'cgroute_cgroups_unresolved 1',
+    'cgroute_map_errors_total{errno="E2BIG"} 2',
+    'cgroute_pods_failed 7',
+    'cgroute_map_entries{map="cgroup_info_map"} 3',
+    'cgroute_map_entries{map="connection_overflow_map"} 150',
+    'cgroute_map_capacity{map="connection_overflow_map"} 2000',
+    'cgroute_map_capacity{map="connection_map"} 1000',
+    'cgroute_source_state{source="pods",state="degraded"} 1',
+    'cgroute_source_state{source="pods",state="ok"} 0',
+    'cgroute_source_restarts_total{source="pods",reason="expired"} 4',
+    'cgroute_source_last_event_age_seconds{source="pods"} 1.5',
+    'cgroute_api_requests_total 5',
+    'cgroute_events_lost_total 6',
+    'cgroute_drift_repaired_total 8',
+    'cgroute_sidecar_pods{state="short_circuited"} 10',
+    'cgroute_sidecar_pods{state="failing"} 12',
+    'cgroute_sidecar_failures_total 13',
+    'cgroute_connections_reset_total{direction="outbound"} 14',
+    'cgroute_connections_reset_total{direction="inbound"} 15',
+    'cgroute_connection_reset_failures_total{errno="EPERM"} 16',
+    'cgroute_connection_reset_failures_total{errno="EOPNOTSUPP"} 0',
+    'cgroute_connection_reset_failures_total{errno="ENETDOWN"} 17',
   );
   fake.intended = [pod('a', 'bypass')];
-  await has('cgroute_pods_intended{verdict="in"} 0', 'cgroute_pods_intended{verdict="bypass"} 1', 'cgroute_map_errors_total{errno="E2BIG"} 2');
+  await has(
+    'cgroute_pods_intended{verdict="in"} 0',
+    'cgroute_pods_intended{verdict="bypass"} 1',
+    'cgroute_map_errors_total{errno="E2BIG"} 2',
+  );
 });
 
 test('a pod is mapped when a cgroup leads to it; one without a slot of its own is not', async () => {
@@ -86,18 +161,32 @@ test('a pod is mapped when a cgroup leads to it; one without a slot of its own i
 
 test('a pod that runs and is not in the maps as it should be is unmapped', async () => {
   const unmapped = async (...intended: IntendedPod[]): Promise<string[]> =>
-    lines(await createMetrics(viewOf({ counters: [], retired: [], intended })).text()).filter((line) => /^cgroute_pods_unmapped.* [^0]/.test(line));
+    lines(await createMetrics(viewOf({ counters: [], retired: [], intended })).text()).filter((line) =>
+      /^cgroute_pods_unmapped.* [^0]/.test(line),
+    );
   assert.deepEqual(await unmapped(pod('a', 'in')), []);
-  assert.deepEqual(await unmapped(pod('a', 'bypass')), ['cgroute_pods_unmapped{verdict="bypass"} 1'], 'another verdict stands there');
-  assert.deepEqual(await unmapped(pod('b', 'in'), pod('c', 'out')), ['cgroute_pods_unmapped{verdict="in"} 1', 'cgroute_pods_unmapped{verdict="out"} 1'], 'no cgroup, no slot');
+  assert.deepEqual(
+    await unmapped(pod('a', 'bypass')),
+    ['cgroute_pods_unmapped{verdict="bypass"} 1'],
+    'another verdict stands there',
+  );
+  assert.deepEqual(
+    await unmapped(pod('b', 'in'), pod('c', 'out')),
+    ['cgroute_pods_unmapped{verdict="in"} 1', 'cgroute_pods_unmapped{verdict="out"} 1'],
+    'no cgroup, no slot',
+  );
   assert.deepEqual(await unmapped(pod('x', 'in')), ['cgroute_pods_unmapped{verdict="in"} 1'], 'no entry');
   assert.deepEqual(await unmapped(pod('x', 'in', false)), [], 'it does not run');
 });
 
 test('for how long cgroups have been unresolved is the age of the oldest', async () => {
   const told = async (unresolvedSince: number[]): Promise<(number | undefined)[]> => {
-    const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [], unresolvedSince })).text();
-    return [/^cgroute_cgroups_unresolved (.*)$/m, /^cgroute_cgroups_unresolved_age_seconds (.*)$/m].map((line) => Math.round(Number(line.exec(text)?.[1])));
+    const text = await createMetrics(
+      viewOf({ counters: [], retired: [], intended: [], unresolvedSince }),
+    ).text();
+    return [/^cgroute_cgroups_unresolved (.*)$/m, /^cgroute_cgroups_unresolved_age_seconds (.*)$/m].map(
+      (line) => Math.round(Number(line.exec(text)?.[1])),
+    );
   };
   const now = performance.now();
   assert.deepEqual(await told([]), [0, 0]);
@@ -106,26 +195,55 @@ test('for how long cgroups have been unresolved is the age of the oldest', async
 
 test('what is to be expected of a counter is there from the start, and errors of all kinds are in one', async () => {
   const metrics = createMetrics(viewOf({ counters: [], retired: [], intended: [] }));
-  const errors = async (): Promise<string[]> => lines(await metrics.text()).filter((line) => line.startsWith('cgroute_map_errors_total')).map((line) => line.slice('cgroute_map_errors_total'.length));
-  assert.deepEqual(await errors(), ['{errno="E2BIG"} 2', '{errno="ENOMEM"} 0', '{errno="EPERM"} 0', '{errno="other"} 0', '{errno="ENOSPC"} 1']);
+  const errors = async (): Promise<string[]> =>
+    lines(await metrics.text())
+      .filter((line) => line.startsWith('cgroute_map_errors_total'))
+      .map((line) => line.slice('cgroute_map_errors_total'.length));
+  assert.deepEqual(await errors(), [
+    '{errno="E2BIG"} 2',
+    '{errno="ENOMEM"} 0',
+    '{errno="EPERM"} 0',
+    '{errno="other"} 0',
+    '{errno="ENOSPC"} 1',
+  ]);
   metrics.failed(new CgrouteError('EBPF', 'the settings', { errno: 'EPERM' }));
   metrics.failed(new CgrouteError('EBPF', 'the settings', { errno: 'E2BIG' }));
   metrics.failed(new Error('no errno'));
-  assert.deepEqual(await errors(), ['{errno="E2BIG"} 3', '{errno="ENOMEM"} 0', '{errno="EPERM"} 1', '{errno="other"} 1', '{errno="ENOSPC"} 1']);
+  assert.deepEqual(await errors(), [
+    '{errno="E2BIG"} 3',
+    '{errno="ENOMEM"} 0',
+    '{errno="EPERM"} 1',
+    '{errno="other"} 1',
+    '{errno="ENOSPC"} 1',
+  ]);
   const text = await metrics.text();
-  for (const reason of ['cut', 'unreachable', 'idle', 'timeout', 'relist']) assert.ok(text.includes(`cgroute_source_restarts_total{source="pods",reason="${reason}"} 0\n`), reason);
+  for (const reason of ['cut', 'unreachable', 'idle', 'timeout', 'relist'])
+    assert.ok(text.includes(`cgroute_source_restarts_total{source="pods",reason="${reason}"} 0\n`), reason);
 });
 
 test('connections begin at zero with the agent, and those of a pod that is gone still count', async () => {
-  const fake: Fake = { counters: [[0, counts({ hostUntouched: 40n })], [1, counts({ redirected: 100n })]], retired: [], intended: [] };
+  const fake: Fake = {
+    counters: [
+      [0, counts({ hostUntouched: 40n })],
+      [1, counts({ redirected: 100n })],
+    ],
+    retired: [],
+    intended: [],
+  };
   const metrics = createMetrics(viewOf(fake));
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="redirected"\} 0$/m);
-  fake.counters = [[0, counts({ hostUntouched: 41n })], [1, counts({ redirected: 103n })]];
+  fake.counters = [
+    [0, counts({ hostUntouched: 41n })],
+    [1, counts({ redirected: 103n })],
+  ];
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="redirected"\} 3$/m);
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="hostUntouched"\} 1$/m);
   // Another pod gets the slot.
   fake.retired[branch.redirected] = 103;
-  fake.counters = [[0, counts({})], [1, counts({ redirected: 1n })]];
+  fake.counters = [
+    [0, counts({})],
+    [1, counts({ redirected: 1n })],
+  ];
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="redirected"\} 4$/m);
 });
 
@@ -141,10 +259,17 @@ test('the latency is a histogram in seconds', async () => {
 test('what is said to be served is served', async () => {
   const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [] })).text();
   const served = [...text.matchAll(/^# TYPE (\w+) (\w+)/gm)].map(([, name, type]) => ({ name, type }));
-  assert.deepEqual(served, metricsReference.map(({ name, type }) => ({ name, type })));
+  assert.deepEqual(
+    served,
+    metricsReference.map(({ name, type }) => ({ name, type })),
+  );
   for (const { name, labels } of metricsReference) {
     const line = lines(text).find((each) => each.startsWith(`${name}{`)) ?? '';
-    assert.deepEqual([...line.matchAll(/(\w+)="/g)].map(([, label]) => label).filter((label) => label !== 'le'), [...labels], name);
+    assert.deepEqual(
+      [...line.matchAll(/(\w+)="/g)].map(([, label]) => label).filter((label) => label !== 'le'),
+      [...labels],
+      name,
+    );
   }
 });
 

@@ -10,7 +10,14 @@ import { makePodAnnotator, REDIRECTION } from '../../../../mapper/reports/pod-an
 const logger = pino({ level: 'silent' });
 
 function pod(annotated: boolean, uid = 'u1'): Pod {
-  return podOf({ metadata: { name: 'web', namespace: 'shop', uid, annotations: annotated ? { [REDIRECTION]: 'enabled' } : {} } }) as Pod;
+  return podOf({
+    metadata: {
+      name: 'web',
+      namespace: 'shop',
+      uid,
+      annotations: annotated ? { [REDIRECTION]: 'enabled' } : {},
+    },
+  }) as Pod;
 }
 
 /** Answers each request when the test says so. */
@@ -18,10 +25,16 @@ function fake() {
   const asked: (KubeRequest & { readonly answer: (error?: Error) => void })[] = [];
   return {
     asked,
-    json: (request: KubeRequest) => new Promise<unknown>((resolve, reject) => {
-      asked.push({ ...request, answer: (error) => (error === undefined ? resolve({}) : reject(error)) });
-    }),
-    values: () => asked.map(({ body }) => (JSON.parse(body?.text ?? '') as { metadata: { annotations: Record<string, unknown> } }).metadata.annotations[REDIRECTION]),
+    json: (request: KubeRequest) =>
+      new Promise<unknown>((resolve, reject) => {
+        asked.push({ ...request, answer: (error) => (error === undefined ? resolve({}) : reject(error)) });
+      }),
+    values: () =>
+      asked.map(
+        ({ body }) =>
+          (JSON.parse(body?.text ?? '') as { metadata: { annotations: Record<string, unknown> } }).metadata
+            .annotations[REDIRECTION],
+      ),
   };
 }
 const turn = () => delay(5);
@@ -33,8 +46,13 @@ describe('the annotation', () => {
     annotator.want(pod(false), true);
     await turn();
     const [{ method, path, body } = assert.fail()] = client.asked;
-    assert.deepEqual([method, path, body?.type], ['PATCH', '/api/v1/namespaces/shop/pods/web/status', 'application/merge-patch+json']);
-    assert.deepEqual(JSON.parse(body?.text ?? ''), { metadata: { uid: 'u1', annotations: { [REDIRECTION]: 'enabled' } } });
+    assert.deepEqual(
+      [method, path, body?.type],
+      ['PATCH', '/api/v1/namespaces/shop/pods/web/status', 'application/merge-patch+json'],
+    );
+    assert.deepEqual(JSON.parse(body?.text ?? ''), {
+      metadata: { uid: 'u1', annotations: { [REDIRECTION]: 'enabled' } },
+    });
   });
 
   test('is not written where the API says it already', async () => {

@@ -6,7 +6,8 @@ import { KubeError } from '../../../../mapper/kube/kube-error.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { makePodEvents } from '../../../../mapper/reports/pod-events.ts';
 
-const pod = (name: string): Pod => podOf({ metadata: { name, namespace: 'shop', uid: `uid-${name}` } }) as Pod;
+const pod = (name: string): Pod =>
+  podOf({ metadata: { name, namespace: 'shop', uid: `uid-${name}` } }) as Pod;
 
 function setUp(answers: readonly (KubeError | undefined)[] = []) {
   const bodies: { readonly metadata: { readonly name: string }; readonly message: string }[] = [];
@@ -18,8 +19,12 @@ function setUp(answers: readonly (KubeError | undefined)[] = []) {
     return {};
   };
   const events = makePodEvents({
-    client: { json }, node: 'node-a', logger: pino({ level: 'silent' }), backoffMs: [1, 2],
-    now: () => Date.UTC(2026, 0, 31, 12) + clock.ms, monotonic: () => clock.ms,
+    client: { json },
+    node: 'node-a',
+    logger: pino({ level: 'silent' }),
+    backoffMs: [1, 2],
+    now: () => Date.UTC(2026, 0, 31, 12) + clock.ms,
+    monotonic: () => clock.ms,
   });
   return { events, bodies, clock };
 }

@@ -10,7 +10,11 @@ import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
-const web = (mode: string): Pod => podOf({ metadata: { name: 'web', namespace: 'shop', uid: UID, labels: { 'istio.io/dataplane-mode': mode } }, status: { phase: 'Running' } }) as Pod;
+const web = (mode: string): Pod =>
+  podOf({
+    metadata: { name: 'web', namespace: 'shop', uid: UID, labels: { 'istio.io/dataplane-mode': mode } },
+    status: { phase: 'Running' },
+  }) as Pod;
 
 /** One pod with one cgroup; the maps hold what the test puts there. */
 function setUp() {
@@ -19,18 +23,38 @@ function setUp() {
   const settled = Promise.withResolvers<void>();
   const inventory = createInventory({ node: 'node-a', proxy: defaultConfig.proxy });
   inventory.replaceAll({ pods: [web('ambient')], namespaces: [{ name: 'shop', labels: {} }] });
-  const facts = { slot: 1, decision: decide(web('ambient'), undefined, defaultConfig), addresses: podAddresses([]) };
+  const facts = {
+    slot: 1,
+    decision: decide(web('ambient'), undefined, defaultConfig),
+    addresses: podAddresses([]),
+  };
   const info = { maxEntries: 16 };
   const maps = {
     pods: { info, get: () => (held.pod ? podEntry(web('ambient'), facts, 0) : undefined) },
     cgroups: { info, get: (id: bigint) => (held.cgroup ? cgroupEntry(id, facts) : undefined) },
   } as unknown as PodMarksOptions['maps'];
   const marks = new PodMarks({
-    inventory, maps, enrolment: { decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig) }, config: defaultConfig, logger: pino({ level: 'silent' }), reconciled: async () => {},
-    annotator: { want: (_, enabled) => void steps.push(`annotation ${enabled}`), forget: () => {}, settled: () => settled.promise, [Symbol.dispose]: () => {} },
-    events: { report: (_, reason, message) => void steps.push(`${reason}: ${message}`), idle: async () => {}, dropped: 0, [Symbol.dispose]: () => {} },
+    inventory,
+    maps,
+    enrolment: { decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig) },
+    config: defaultConfig,
+    logger: pino({ level: 'silent' }),
+    reconciled: async () => {},
+    annotator: {
+      want: (_, enabled) => void steps.push(`annotation ${enabled}`),
+      forget: () => {},
+      settled: () => settled.promise,
+      [Symbol.dispose]: () => {},
+    },
+    events: {
+      report: (_, reason, message) => void steps.push(`${reason}: ${message}`),
+      idle: async () => {},
+      dropped: 0,
+      [Symbol.dispose]: () => {},
+    },
   });
-  const change = (mode: string): void => marks.objectsChanged(inventory.upsertPod(web(mode)), () => void steps.push('maps'));
+  const change = (mode: string): void =>
+    marks.objectsChanged(inventory.upsertPod(web(mode)), () => void steps.push('maps'));
   return { steps, held, settled, marks, change, cgroup: { id: 7n, parent: 1n, path: `/kubepods/pod${UID}` } };
 }
 
@@ -39,7 +63,10 @@ test('a pod that leaves loses its annotation before the maps change', async () =
   using _ = marks;
   marks.cgroupAppeared(cgroup);
   marks.start();
-  assert.deepEqual(steps.splice(0).map((step) => step.split(':')[0]), ['annotation true', 'MeshEnrolled']);
+  assert.deepEqual(
+    steps.splice(0).map((step) => step.split(':')[0]),
+    ['annotation true', 'MeshEnrolled'],
+  );
   change('none');
   assert.deepEqual(steps, ['annotation false']);
   settled.resolve();

@@ -11,15 +11,28 @@ import { findProgram } from '../../../../native/netns/pod-netns.ts';
 
 const FILTER = { path: '/sys/fs/bpf/bypass', mapId: 12 };
 const OURS = '-m bpf --object-pinned /sys/fs/bpf/bypass -m comment --comment "cgroute:bypass:12" -j RETURN';
-const saved = (...rules: readonly string[]): string => ['*nat', ':OUTPUT ACCEPT [0:0]', ':ISTIO_OUTPUT - [0:0]', ...rules, 'COMMIT', ''].join('\n');
+const saved = (...rules: readonly string[]): string =>
+  ['*nat', ':OUTPUT ACCEPT [0:0]', ':ISTIO_OUTPUT - [0:0]', ...rules, 'COMMIT', ''].join('\n');
 
-function podWith(labels: Readonly<Record<string, string>>, annotations: Readonly<Record<string, string>> = { 'sidecar.istio.io/status': '{}' }, spec: object = {}): Pod {
-  const pod = podOf({ metadata: { name: 'pod', namespace: 'demo', uid: 'u', labels, annotations }, spec, status: { phase: 'Running' } });
+function podWith(
+  labels: Readonly<Record<string, string>>,
+  annotations: Readonly<Record<string, string>> = { 'sidecar.istio.io/status': '{}' },
+  spec: object = {},
+): Pod {
+  const pod = podOf({
+    metadata: { name: 'pod', namespace: 'demo', uid: 'u', labels, annotations },
+    spec,
+    status: { phase: 'Running' },
+  });
   assert.ok(!('problem' in pod));
   return pod;
 }
 const decided = (pod: Pod, mode?: string, config = defaultConfig): Decision =>
-  decide(pod, { name: 'demo', labels: mode === undefined ? {} : { 'istio.io/dataplane-mode': mode } }, config);
+  decide(
+    pod,
+    { name: 'demo', labels: mode === undefined ? {} : { 'istio.io/dataplane-mode': mode } },
+    config,
+  );
 const BYPASS = { 'kmesh.net/bypass': 'enabled' };
 
 test('what a pod gets follows from its sidecar, mode and bypass, and nothing where an earlier rule decides', () => {
@@ -31,26 +44,41 @@ test('what a pod gets follows from its sidecar, mode and bypass, and nothing whe
   assert.equal(ruleKindOf(decided(podWith(BYPASS), 'kmesh')), 'short-circuit');
   assert.equal(ruleKindOf(decided(podWith(BYPASS, {}))), undefined, 'without a sidecar');
   assert.equal(ruleKindOf(decided(podWith(BYPASS, undefined, { hostNetwork: true }), 'kmesh')), undefined);
-  assert.equal(ruleKindOf(decided(podWith(BYPASS), 'kmesh', { ...defaultConfig, excludedNamespaces: ['demo'] })), undefined);
-  assert.equal(ruleKindOf(decided(podWith(BYPASS), undefined, { ...defaultConfig, bypass: { allowed: 'never' } })), undefined);
+  assert.equal(
+    ruleKindOf(decided(podWith(BYPASS), 'kmesh', { ...defaultConfig, excludedNamespaces: ['demo'] })),
+    undefined,
+  );
+  assert.equal(
+    ruleKindOf(decided(podWith(BYPASS), undefined, { ...defaultConfig, bypass: { allowed: 'never' } })),
+    undefined,
+  );
 });
 
 test('a rule is ours whole or not at all', () => {
-  const { own, hasSidecar } = parseNat('iptables-nft', saved(
-    '-A OUTPUT -j ISTIO_OUTPUT',
-    `-A OUTPUT ${OURS}`,
-    `-A OUTPUT -p tcp ${OURS}`,
-    '-A OUTPUT -m comment --comment "cgroute:short-circuit" -j ACCEPT',
-    '-A OUTPUT -m comment --comment "cgroute:short-circuit" -j RETURN',
-    '-A OUTPUT -m comment --comment "not cgroute:short-circuit" -j RETURN',
-    '-A OUTPUT -m bpf --object-pinned "/a b" -m comment --comment "cgroute:bypass:12" -j RETURN',
-    '-A OUTPUT -m bpf --object-pinned /x;reboot -m comment --comment "cgroute:bypass:12" -j RETURN',
-    '-A OUTPUT -m comment --comment "cgroute:bypass:12 -j RETURN" -j DNAT --to-destination 10.0.0.1',
-    `-A POSTROUTING ${OURS}`,
-    `-A ISTIO_OUTPUT ${OURS}`,
-  ));
+  const { own, hasSidecar } = parseNat(
+    'iptables-nft',
+    saved(
+      '-A OUTPUT -j ISTIO_OUTPUT',
+      `-A OUTPUT ${OURS}`,
+      `-A OUTPUT -p tcp ${OURS}`,
+      '-A OUTPUT -m comment --comment "cgroute:short-circuit" -j ACCEPT',
+      '-A OUTPUT -m comment --comment "cgroute:short-circuit" -j RETURN',
+      '-A OUTPUT -m comment --comment "not cgroute:short-circuit" -j RETURN',
+      '-A OUTPUT -m bpf --object-pinned "/a b" -m comment --comment "cgroute:bypass:12" -j RETURN',
+      '-A OUTPUT -m bpf --object-pinned /x;reboot -m comment --comment "cgroute:bypass:12" -j RETURN',
+      '-A OUTPUT -m comment --comment "cgroute:bypass:12 -j RETURN" -j DNAT --to-destination 10.0.0.1',
+      `-A POSTROUTING ${OURS}`,
+      `-A ISTIO_OUTPUT ${OURS}`,
+    ),
+  );
   assert.equal(hasSidecar, true);
-  assert.deepEqual(own.map(({ chain, place, kind }) => [chain, place, kind]), [['OUTPUT', 2, 'bypass'], ['OUTPUT', 5, 'short-circuit']]);
+  assert.deepEqual(
+    own.map(({ chain, place, kind }) => [chain, place, kind]),
+    [
+      ['OUTPUT', 2, 'bypass'],
+      ['OUTPUT', 5, 'short-circuit'],
+    ],
+  );
   assert.equal(own[0]?.text, ruleText('bypass', FILTER), 'as it is given back to iptables');
 });
 
@@ -82,11 +110,18 @@ interface Fake {
 }
 
 function fakeRules(sidecars: boolean, before: readonly object[] = []): Fake {
-  const map = (entries: readonly object[] = []) => ({ entries: () => entries, set: () => {}, delete: () => true });
+  const map = (entries: readonly object[] = []) => ({
+    entries: () => entries,
+    set: () => {},
+    delete: () => true,
+  });
   const fake: Fake = {
     processes: [],
     rules: new SidecarRules({
-      dataPlane: { maps: { bypass4: map(), bypass6: map(), pods: map(before.map((value) => [{}, value])) }, pinBypass: () => FILTER } as unknown as ConstructorParameters<typeof SidecarRules>[0]['dataPlane'],
+      dataPlane: {
+        maps: { bypass4: map(), bypass6: map(), pods: map(before.map((value) => [{}, value])) },
+        pinBypass: () => FILTER,
+      } as unknown as ConstructorParameters<typeof SidecarRules>[0]['dataPlane'],
       config: { sidecars },
       procRoot: '/proc',
       host: () => ({ pidsOf: () => fake.processes, addressesOf: () => undefined }),
@@ -102,18 +137,28 @@ const settled = ({ rules }: Fake, pod: Pod, decision: Decision): string => {
   return `${verdict} ${reason}`;
 };
 
-test('a pod is not redirected before its sidecar is out of the path', { skip: process.getuid?.() === 0 ? false : 'takes root' }, () => {
+test('a pod is not redirected before its sidecar is out of the path', {
+  skip: process.getuid?.() === 0 ? false : 'takes root',
+}, () => {
   const pod = podWith({});
   const fake = fakeRules(true);
   using _ = fake.rules;
-  assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'in sidecar-short-circuited', 'nothing runs there that could be redirected twice');
+  assert.equal(
+    settled(fake, pod, decided(pod, 'kmesh')),
+    'in sidecar-short-circuited',
+    'nothing runs there that could be redirected twice',
+  );
   fake.processes = [1];
   assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'out sidecar');
   assert.equal(settled(fake, pod, decided(pod, 'ambient')), 'out sidecar');
   const later = fakeRules(true, [{ uid: 'u', flags: 32, reason: 'sidecar-short-circuited' }]);
   using _later = later.rules;
   later.processes = [1];
-  assert.equal(settled(later, pod, decided(pod, 'kmesh')), 'in sidecar-short-circuited', "an earlier agent's rules stand");
+  assert.equal(
+    settled(later, pod, decided(pod, 'kmesh')),
+    'in sidecar-short-circuited',
+    "an earlier agent's rules stand",
+  );
 });
 
 test('sidecars: false leaves them in the path, and says so on each pod that asks', () => {
@@ -122,7 +167,11 @@ test('sidecars: false leaves them in the path, and says so on each pod that asks
   const pod = podWith({});
   assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'out sidecar');
   const [note] = rules.adjust(pod, decided(pod, 'kmesh')).notes;
-  assert.deepEqual(note, { code: 'sidecar-stays', message: 'the sidecar of pod demo/pod cannot be short-circuited: the agent runs with sidecars: false; to allow it, set sidecars: true in the chart\'s values, or without the chart in the agent\'s configuration' });
+  assert.deepEqual(note, {
+    code: 'sidecar-stays',
+    message:
+      "the sidecar of pod demo/pod cannot be short-circuited: the agent runs with sidecars: false; to allow it, set sidecars: true in the chart's values, or without the chart in the agent's configuration",
+  });
   assert.equal(rules.adjust(podWith(BYPASS), decided(podWith(BYPASS))).notes.length, 1);
   assert.deepEqual(rules.adjust(pod, decided(pod)).notes, [], 'nobody asks');
 });
@@ -135,7 +184,10 @@ test('an agent that may not remove the rules of an earlier one leaves the pod as
   assert.equal(settled(fake, pod, decided(pod, 'kmesh')), 'in sidecar-short-circuited');
   for (const mode of ['kmesh', undefined]) {
     const [note] = rules.adjust(pod, decided(pod, mode)).notes;
-    assert.match(note?.message ?? '', /^the sidecar of pod demo\/pod is kept out of its path by rules that an earlier agent left, until the pod is replaced or an agent may remove them: the agent runs with sidecars: false/);
+    assert.match(
+      note?.message ?? '',
+      /^the sidecar of pod demo\/pod is kept out of its path by rules that an earlier agent left, until the pod is replaced or an agent may remove them: the agent runs with sidecars: false/,
+    );
   }
   assert.equal(settled(fake, pod, decided(pod)), 'out not-enrolled');
 });

@@ -24,7 +24,8 @@ test('only mappings of the file that cannot have been written to are dropped', (
 });
 
 test('trimming takes pages of the binary from this process, which goes on', () => {
-  const resident = (): number => Number(/^RssFile:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]);
+  const resident = (): number =>
+    Number(/^RssFile:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]);
   // Brings pages in, of all kinds.
   JSON.stringify([new Intl.DateTimeFormat('en').format(0), 'x'.localeCompare('y'), /\p{L}/u.test('z')]);
   const before = resident();
