@@ -119,13 +119,13 @@ test('the harness knows nothing of the agent', () => {
   assert.deepEqual(found, []);
 });
 
-test('no file is longer than 400 lines, or named after nothing in particular', () => {
+test('no file is longer than 550 lines, or named after nothing in particular', () => {
   const found = [...typescript, ...c].flatMap((path) => {
     const text = read(path);
     const lines = text.split('\n').length - 1;
     const generated = /generated/i.test(text.slice(0, text.indexOf('\n')));
     return [
-      ...(lines > 400 && !generated ? [`${path} has ${lines} lines`] : []),
+      ...(lines > 550 && !generated ? [`${path} has ${lines} lines`] : []),
       ...(BANNED_NAMES.test(basename(path)) ? [`${path} has a name that says nothing`] : []),
     ];
   });
