@@ -3,10 +3,10 @@
 # Node, everything built. It does only what is missing, and may run twice at once.
 set -eu
 
-PACKAGES='clang llvm libbpf-dev libbpf1 bpftool iproute2 iptables haproxy runc busybox-static util-linux procps openssl'
+PACKAGES='clang llvm libbpf-dev libbpf1 bpftool iproute2 iptables haproxy runc busybox-static util-linux procps openssl clang-format shellcheck'
 # The image is built in CI only, and by whoever has these two.
 [ -z "${CI:-}" ] || PACKAGES="$PACKAGES buildah mmdebstrap"
-COMMANDS='clang llvm-strip bpftool ip iptables haproxy runc busybox flock nsenter sysctl openssl'
+COMMANDS='clang clang-format shellcheck llvm-strip bpftool ip iptables haproxy runc busybox flock nsenter sysctl openssl'
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }

@@ -20,7 +20,7 @@ hostname guest
 mkdir /sys/fs/cgroup/init.scope
 echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
 stty -F /dev/ttyS1 raw -echo
-cd /guest
+cd /guest || exit
 sh ./main.sh </dev/null
 echo "guest: ended with exit code $?"
 poweroff -f

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # First program of a guest: finds the disks, then hands over to the root file system.
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # cgroup-driver DRIVER configure: writes it into the configurations.
 # cgroup-driver DRIVER switch: the same for a running node, from which pods and their cgroups go first.
 set -u
@@ -12,6 +13,8 @@ if [ "$2" = switch ]; then
 	# Its shims live on without it.
 	systemctl stop containerd
 	systemctl kill -s KILL containerd
+	# Each mount point is a word, and has no blank in it.
+	# shellcheck disable=SC2046
 	umount $(sed -n 's/^[^ ]* \(\/run\/containerd\/[^ ]*\|\/var\/lib\/kubelet\/pods\/[^ ]*\) .*/\1/p' /proc/mounts) 2>/dev/null
 	for name in $(ip netns list | sed 's/ .*//'); do ip netns delete "$name"; done
 	ip link delete cni0

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Before containerd: the network, the disk with what this run made, the cgroup driver.
 set -eu
 for module in virtio_net bridge veth overlay; do modprobe $module; done
