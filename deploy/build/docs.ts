@@ -1,7 +1,8 @@
 /**
  * Writes the documents that the code knows best: docs/configuration.md, the command
  * line as `cgroute help` prints it and every setting as the parser knows it;
- * docs/metrics.md, the table of metrics and the alerts as they are shipped.
+ * docs/metrics.md, the table of metrics and the alerts as they are shipped;
+ * docs/rooms.md, every room with its files.
  *
  *     node deploy/build/docs.ts            prints them
  *     node deploy/build/docs.ts --write    replaces the files
@@ -13,11 +14,13 @@ import { resolve } from 'node:path';
 import { parse } from 'yaml';
 import { configReference } from '../../mapper/config/config.ts';
 import { metricsReference } from '../../mapper/reports/metrics.ts';
+import { roomsDocument } from './rooms-document.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const DOCUMENTS: Readonly<Record<string, () => string>> = {
   'docs/configuration.md': configuration,
   'docs/metrics.md': metrics,
+  'docs/rooms.md': roomsDocument,
 };
 
 /** The entry parses its command line when it is imported, so it is asked as a user would. */

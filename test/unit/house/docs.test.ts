@@ -84,14 +84,18 @@ test('every file of the project that is named exists', () => {
   assert.deepEqual(found, []);
 });
 
-test('docs/architecture.md has a line for each file of the rooms', () => {
-  const text = read('docs/architecture.md');
-  const missing = ['bpf', 'native', 'watcher', 'mapper'].flatMap((room) =>
+test('docs/rooms.md has a line for each file of the rooms', () => {
+  const text = read('docs/rooms.md');
+  const files = ['bpf', 'native', 'watcher', 'mapper'].flatMap((room) =>
     readdirSync(join(root, room), { recursive: true, encoding: 'utf8' })
       .map((name) => `${room}/${name}`)
-      .filter((path) => /\.(?:ts|c|h)$/.test(path) && !text.includes(`\`${path}\``)),
+      .filter((path) => /\.(?:ts|c|h)$/.test(path)),
   );
-  assert.deepEqual(missing, []);
+  assert.ok(files.length > 100);
+  assert.deepEqual(
+    files.filter((path) => !text.includes(`| \`${path}\` |`)),
+    [],
+  );
 });
 
 test('docs/architecture.md names every program and every map', () => {

@@ -1,7 +1,10 @@
 /** Imports between the rooms point down; each rule is seen to fail once. */
 import assert from 'node:assert/strict';
+import { dirname } from 'node:path';
 import { test } from 'node:test';
-import { circles, ROOMS, roomOf, violation } from './rooms.ts';
+import { BPF_ROOMS, ROOMS } from '../../../deploy/build/rooms.ts';
+import { sentenceOf } from '../../../deploy/build/rooms-document.ts';
+import { circles, roomOf, violation } from './rooms.ts';
 import { imports, read, sources, target } from './sources.ts';
 
 const files = ['cgroute.ts', ...['mapper', 'watcher', 'native'].flatMap((room) => sources(room, /\.ts$/))];
@@ -28,8 +31,13 @@ test('every file of the agent stands in a room, and no room is empty', () => {
     [],
   );
   assert.deepEqual(
-    ROOMS.filter((room) => !files.some((path) => roomOf(path) === room)),
+    ROOMS.filter(({ path }) => !files.some((file) => roomOf(file) === path)),
     [],
+  );
+  const folders = new Set(sources('bpf', /\.[ch]$/).map((path) => dirname(path)));
+  assert.deepEqual(
+    [...folders],
+    BPF_ROOMS.map(({ path }) => path),
   );
 });
 
@@ -106,4 +114,14 @@ test('the check of circles sees one, also through files', () => {
 test('imports are found in every form', () => {
   const text = `import type { A } from './a.ts';\nimport {\n  b,\n} from "b";\nimport 'c';\nexport * from './d.ts';\nawait import('e');\nrequire('f');`;
   assert.deepEqual(imports(text).toSorted(), ['./a.ts', './d.ts', 'b', 'c', 'e', 'f']);
+});
+
+test('a file is told by the first sentence of its own comment', () => {
+  assert.equal(
+    sentenceOf('a.ts', '/**\n * Reads a thing:\n * all of it. And more.\n */\n'),
+    'Reads a thing: all of it',
+  );
+  assert.equal(sentenceOf('a.c', '// SPDX-License-Identifier: X\n/* One. Two. */\n'), 'One');
+  assert.equal(sentenceOf('a.ts', '// Generated from b; do not edit.\n'), 'Generated from b; do not edit');
+  assert.throws(() => sentenceOf('a.ts', "import 'b';\n"), /a\.ts does not begin with a comment/);
 });

@@ -1,47 +1,12 @@
-/**
- * The rooms of the agent, from top to bottom, and what each may import.
- *
- * A file imports from its own room and from rooms further down, types too. So a
- * new room has one place in this list, and the place says what it may know.
- */
+/** What the rooms of the agent may import, and what is wrong with an import. */
 import { builtinModules } from 'node:module';
+import { ROOMS } from '../../../deploy/build/rooms.ts';
 import { target } from './sources.ts';
 
-/** The folders that hold rooms, and the one file that is above all. */
-const MAPPER = [
-  'agent',
-  'cli',
-  'reports',
-  'connections',
-  'sidecars',
-  'placement',
-  'maps',
-  'inventory',
-  'object-sources',
-  'decisions',
-  'kube',
-  'config',
-  'objects',
-  'pacing',
-];
-const NATIVE = ['data-plane', 'survey', 'programs', 'netlink', 'netns', 'bpf', 'pins', 'layout', 'boundary'];
-
-/** Every room, the highest first. */
-export const ROOMS: readonly string[] = [
-  'cgroute.ts',
-  ...MAPPER.map((room) => `mapper/${room}`),
-  'watcher',
-  ...NATIVE.map((room) => `native/${room}`),
-  'native/error.ts',
-];
+const PATHS = ROOMS.map(({ path }) => path);
 
 /** Rules alone: what they are given goes in, what follows from it comes out. */
-const PURE: ReadonlySet<string> = new Set([
-  'mapper/decisions',
-  'mapper/objects',
-  'mapper/config',
-  'mapper/pacing',
-]);
+const PURE: ReadonlySet<string> = new Set(ROOMS.filter(({ isPure }) => isPure).map(({ path }) => path));
 
 /** Modules of Node that do no I/O. */
 const PURE_MODULES: ReadonlySet<string> = new Set(['node:net']);
@@ -59,7 +24,7 @@ const PACKAGES: ReadonlySet<string> = new Set([...Object.keys(PACKAGE_ROOM), 'pi
 
 /** The room of a file; undefined for one that stands in none. */
 export function roomOf(path: string): string | undefined {
-  return ROOMS.find((room) => path === room || path.startsWith(`${room}/`));
+  return PATHS.find((room) => path === room || path.startsWith(`${room}/`));
 }
 
 /** What is wrong with an import between two files of the agent. */
@@ -70,7 +35,7 @@ function between(path: string, to: string): string | undefined {
   if (room === 'native/error.ts') return undefined;
   if (PURE.has(from) && !room.startsWith('mapper/'))
     return `${path} imports ${to}, and ${from} imports nothing of native/ or watcher/`;
-  if (ROOMS.indexOf(room) < ROOMS.indexOf(from)) return `${path} imports ${to}, up from ${from} to ${room}`;
+  if (PATHS.indexOf(room) < PATHS.indexOf(from)) return `${path} imports ${to}, up from ${from} to ${room}`;
   return undefined;
 }
 
