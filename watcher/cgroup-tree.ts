@@ -5,7 +5,7 @@
  * happen in synchronous steps, so a sweep that goes on in slices, a rescan and a
  * look-up for a process event may run into each other without harm.
  */
-import { opendirSync, statSync, type BigIntStats } from 'node:fs';
+import { type BigIntStats, type Dir, opendirSync, statSync } from 'node:fs';
 import type { Logger } from 'pino';
 
 /** A slice of work that may keep the event loop, and how often the clock is read. */
@@ -134,7 +134,7 @@ export function openCgroupTree(options: CgroupTreeOptions): CgroupTree {
 
   /** Yields each directory that a listing names and the tree doesn't know. */
   function* unknownChildren(node: Node): Generator<string | undefined> {
-    let directory;
+    let directory: Dir | undefined;
     try {
       directory = opendirSync(diskPath(node.path), { bufferSize: 64 });
       for (let entry = directory.readSync(); entry !== null; entry = directory.readSync()) {

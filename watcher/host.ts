@@ -175,7 +175,7 @@ export function isBelow(path: string, ancestor: string): boolean {
 
 /** How many levels above the cgroup namespace's root a path starts: 2 for `/../..`. */
 export function levelsAbove(path: string): number {
-  return /^(?:\/\.\.)*/.exec(path)![0].length / 3;
+  return (/^(?:\/\.\.)*/.exec(path)?.[0].length ?? 0) / 3;
 }
 
 /**

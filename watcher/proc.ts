@@ -287,8 +287,8 @@ export function localAddresses6(ifInet6: string): string[] {
     const [hex, , , , flags] = line.trim().split(/ +/);
     if (hex === undefined || flags === undefined || !/^[0-9a-f]{32}$/.test(hex)) continue;
     if (Number.parseInt(flags, 16) & 0x08) continue; // IFA_F_DADFAILED
-    const groups = hex.match(/.{4}/g)!;
-    const first = Number.parseInt(groups[0]!, 16);
+    const groups = hex.match(/.{4}/g) ?? [];
+    const first = Number.parseInt(hex.slice(0, 4), 16);
     // ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
     if (hex.startsWith('0'.repeat(24)) || (first & 0xffc0) === 0xfe80) continue;
     found.add(new SocketAddress({ address: groups.join(':'), family: 'ipv6' }).address);

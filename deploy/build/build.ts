@@ -154,7 +154,7 @@ function bpfObject(source: string, output: string, clang: string): Product {
   }
   // The generated header is a system header here: its warnings are not ours.
   const flags = ['-g', '-O2', '-Wall', '-Werror', '-target', 'bpf', '-mcpu=v3', `-D__TARGET_ARCH_${arch}`];
-  flags.push('-isystem', 'dist/bpf', '-I', 'bpf', '-fdebug-prefix-map=' + root + '=.');
+  flags.push('-isystem', 'dist/bpf', '-I', 'bpf', `-fdebug-prefix-map=${root}=.`);
   return {
     output,
     recipe: [clang, ...flags].join(' ').replaceAll(root, ''),

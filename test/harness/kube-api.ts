@@ -1,5 +1,5 @@
 /** The Kubernetes API over plain HTTPS: single requests, lists with watches, server-side apply. */
-import { type IncomingMessage, type RequestOptions } from 'node:http';
+import type { IncomingMessage, RequestOptions } from 'node:http';
 import { Agent, request as httpsRequest } from 'node:https';
 import PQueue from 'p-queue';
 import type { KubeObject } from './kube-objects.ts';

@@ -12,7 +12,7 @@ import {
   servingPod,
   startMesh,
 } from '../harness/kube-mesh.ts';
-import { type ServiceAccount } from '../harness/kube-account.ts';
+import type { ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
 import { eventually } from '../../deploy/stage/process.ts';

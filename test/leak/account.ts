@@ -1,13 +1,5 @@
 /** Client, proxy and server each wrote down what they saw: the three must say the same of every connection. */
-import {
-  type Attempt,
-  type CaseName,
-  type ClientLine,
-  type Endpoint,
-  type ProxyLine,
-  type ServerLine,
-  type Way,
-} from './connection.ts';
+import type { Attempt, CaseName, ClientLine, Endpoint, ProxyLine, ServerLine, Way } from './connection.ts';
 
 export interface Tally {
   connects: number;

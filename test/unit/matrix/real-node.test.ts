@@ -18,7 +18,7 @@ test('the document tells a check that failed, and one that did not run, from one
     { check: 'a', driver: 'cgroupfs', passed: false, seconds: 3, message: 'Error: no' },
   ] as const;
   const section = nodeSection({ name: 'node', kernel: '6.12.107', versions: {}, rows, seconds: 9 });
-  assert.match(section, /^\|  \| systemd \| cgroupfs \|$/m);
+  assert.match(section, /^\| {2}\| systemd \| cgroupfs \|$/m);
   assert.match(section, /^\| a \| yes \| \*\*no\*\* \|$/m);
   assert.match(section, /^\| b \| yes \| \*\*did not run\*\* \|$/m);
   assert.doesNotMatch(section, /6\.12\.107/);
