@@ -1,18 +1,14 @@
 /**
- * What is running on this host, as facts keyed by cgroup id: the one thing that
- * the rest of the agent uses of this room.
- *
- * Four witnesses (the kernel, process events, the cgroup watch, the sweep) lead to
- * the same look at the tree, so each can be missing.
+ * What happens on this host, as events. Four witnesses (the kernel, process events,
+ * the cgroup watch, the sweep) lead to the same look at the tree, so each can be
+ * missing.
  */
-import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
 import { messageOf } from '../native/error.ts';
-import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
+import type { Cgroup, CgroupTree, CgroupTreeOptions } from './cgroup-tree.ts';
 import { watchCgroups, type CgroupHints, type Subscribe } from './cgroup-watch.ts';
-import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
 import { watchKernel, type CgroupChange, type KernelWatchOptions } from './kernel-watch.ts';
-import { openProc, unifiedPath, type Addresses, type ProcessFact } from './proc.ts';
+import type { Proc, ProcessFact } from './proc.ts';
 import { watchProcesses, type ProcessWatchOptions } from './process-watch.ts';
 import type { SourceState } from './source-state.ts';
 
@@ -30,13 +26,10 @@ export interface HostProcess extends ProcessFact {
   readonly cgroupId: bigint;
 }
 
-export interface HostWatchOptions {
-  /** The watched root: everything at and below it is the host. */
-  readonly cgroupRoot: string;
-  readonly procRoot: string;
+/** Who is told, and by whom. */
+export interface HostEvents {
   /** Pause between two sweeps, milliseconds. */
   readonly sweepMs: number;
-  readonly logger: Logger;
   /** A cgroup exists; parents first. What a handler throws is logged and the others go on. */
   readonly onCgroup: (cgroup: Cgroup) => void;
   /** A cgroup exists no more; children first. */
@@ -61,30 +54,28 @@ export interface HostWatchOptions {
 export interface HostWatch extends AsyncDisposable {
   /** Everything that ran at the start was reported once. Never rejects. */
   readonly ready: Promise<void>;
-  readonly cgroups: ReadonlyMap<bigint, Cgroup>;
   sources(): SourceState[];
-  /** Processes in the cgroup at `path` itself, of this PID namespace; empty when it is gone. */
-  pidsOf(path: string): number[];
-  /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. */
-  hasUserProcess(path: string): boolean;
-  addressesOf(pid: number): Addresses | undefined;
-  netnsOf(pid: number): number | undefined;
-  /** True for an address of the host's own network namespace. */
-  isOwnAddress(ip: string): boolean;
-  hostNetns(): number | undefined;
-  /** A hint from elsewhere (the kernel's tracepoint): looks at that place now and reports what is new. */
-  ensure(path: string): Cgroup | undefined;
   /** Looks at everything now. */
   sweep(): Promise<void>;
 }
 
-/** Throws CgrouteError 'ENOCGROUP2' or 'ECGROUPROOT' when there is nothing that could be watched. */
-export function watchHost(options: HostWatchOptions): HostWatch {
-  const { procRoot, logger, onProcess, wantsProcess } = options;
-  const mount = findCgroupMount(procRoot, options.cgroupRoot);
-  const cgroupRoot = realCgroupRoot(options.cgroupRoot);
-  const own = unifiedPath(readFileSync(`${procRoot}/self/cgroup`, 'utf8')) ?? '/';
-  const proc = openProc({ procRoot, cgroupRoot, mount, namespacePath: namespacePath(mount, own) });
+export type TreeEvents = Required<Pick<CgroupTreeOptions, 'onAppeared' | 'onGone' | 'onUnlisted'>>;
+
+/** What is followed. */
+export interface FollowedHost {
+  /** Without symbolic links. */
+  readonly cgroupRoot: string;
+  readonly logger: Logger;
+  readonly proc: Proc;
+  readonly tree: CgroupTree;
+  /** Who is told by the tree from now on. */
+  readonly listen: (events: TreeEvents) => void;
+  pidsOf(path: string): number[];
+}
+
+export function followHost(host: FollowedHost, options: HostEvents): HostWatch {
+  const { cgroupRoot, logger, proc, tree, pidsOf } = host;
+  const { onProcess, wantsProcess } = options;
 
   let closed = false;
   let sweeps = 0;
@@ -99,9 +90,7 @@ export function watchHost(options: HostWatchOptions): HostWatch {
   let unlisted: string | undefined;
   let isUnlistedSaid = false;
 
-  const tree = openCgroupTree({
-    cgroupRoot,
-    logger,
+  host.listen({
     onAppeared(cgroup) {
       appeared++;
       if (!closed) options.onCgroup(cgroup);
@@ -118,18 +107,6 @@ export function watchHost(options: HostWatchOptions): HostWatch {
       sweepSoon();
     },
   });
-
-  function pidsOf(path: string): number[] {
-    try {
-      // A PID of another PID namespace reads as 0.
-      return readFileSync(`${cgroupRoot}${path}/cgroup.procs`, 'utf8')
-        .split('\n')
-        .map(Number)
-        .filter((pid) => pid > 0);
-    } catch {
-      return [];
-    }
-  }
 
   /** Reports the process where it is now, if that is wanted, and says whether that is in `cgroup`. */
   function report(pid: number, cgroup: Cgroup): boolean {
@@ -288,7 +265,6 @@ export function watchHost(options: HostWatchOptions): HostWatch {
 
   return {
     ready: start(),
-    cgroups: tree.cgroups,
     sources: () => [
       kernel.state(),
       processes.state(),
@@ -299,13 +275,6 @@ export function watchHost(options: HostWatchOptions): HostWatch {
         detail: `every ${options.sweepMs / 1000} s${lastSweep && `; ${lastSweep}`}${isUnlistedSaid && unlisted !== undefined ? `; ${unlisted}` : ''}`,
       },
     ],
-    pidsOf,
-    hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),
-    addressesOf: proc.addressesOf,
-    netnsOf: proc.netnsOf,
-    isOwnAddress: proc.isHostAddress,
-    hostNetns: proc.hostNetns,
-    ensure: tree.ensure,
     sweep,
     async [Symbol.asyncDispose]() {
       if (closed) return;

@@ -1,24 +1,23 @@
 /** What the reconciler asks of the host, answered by the watch of it. */
-import type { HostWatch } from '../../watcher/host-watch.ts';
+import type { Host } from '../../watcher/open-host.ts';
 import type { HostView } from './reconciler.ts';
 
 /** Processes of each cgroup that are asked for their addresses: one may have 60,000. */
 const ASKED_OF_CGROUP = 8;
 
-/** @param host the watch, which is made after the reconciler */
-export function hostView(host: () => HostWatch): HostView {
+export function hostView(host: Host): HostView {
   return {
-    cgroupIdAt: (path) => host().ensure(path)?.id,
-    isOwnAddress: (ip) => host().isOwnAddress(ip),
+    cgroupIdAt: (path) => host.ensure(path)?.id,
+    isOwnAddress: (ip) => host.isOwnAddress(ip),
     addressesIn(paths) {
       // A process may have gone into a namespace of its own making, with any address that it likes.
       // The oldest is the runtime's, which is in the pod's; a cgroup lists those first that came first.
       const found = paths
         .flatMap((path) =>
-          host()
+          host
             .pidsOf(path)
             .slice(0, ASKED_OF_CGROUP)
-            .map((pid) => host().addressesOf(pid)),
+            .map((pid) => host.addressesOf(pid)),
         )
         .filter((addresses) => addresses !== undefined && !addresses.isHost && addresses.ips.length > 0);
       return found.sort((a, b) => (a?.startedTicks ?? 0) - (b?.startedTicks ?? 0))[0]?.ips;

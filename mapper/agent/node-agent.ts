@@ -16,7 +16,8 @@ import { undoPins } from '../../native/data-plane/pin-removal.ts';
 import { attachProgram } from '../../native/netlink/proc-connector.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
 import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../../watcher/host.ts';
-import { watchHost, type HostWatch } from '../../watcher/host-watch.ts';
+import type { HostWatch } from '../../watcher/host-watch.ts';
+import { openHost } from '../../watcher/open-host.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { AgentRecord } from '../maps/agent-record.ts';
 import type { Config } from '../config/config.ts';
@@ -178,6 +179,7 @@ class RunningAgent implements AsyncDisposable {
     this.#options = options;
     this.#dataPlane = dataPlane;
     this.#record = record;
+    const host = openHost({ cgroupRoot, procRoot, logger: logger.child({ component: 'watcher' }) });
     const inventory = createInventory({ node, proxy: config.proxy });
     this.#sidecars = this.#stack.use(
       new SidecarRules({
@@ -185,7 +187,7 @@ class RunningAgent implements AsyncDisposable {
         config,
         procRoot,
         logger: logger.child({ component: 'sidecars' }),
-        host: () => this.#host,
+        host,
         onChanged: (uid) => this.#changed([uid]),
       }),
     );
@@ -208,7 +210,7 @@ class RunningAgent implements AsyncDisposable {
       dataPlane,
       root,
       logger: logger.child({ component: 'handoff' }),
-      hasRootProcesses: () => this.#host.hasUserProcess('/'),
+      hasRootProcesses: () => host.hasUserProcess('/'),
     });
     const reset =
       config.existingConnections === 'keep'
@@ -220,7 +222,7 @@ class RunningAgent implements AsyncDisposable {
               cgroupRoot,
               procRoot,
               logger: logger.child({ component: 'reset' }),
-              host: () => this.#host,
+              host,
               isReady: () => this.isReady,
               onFailed: (pod, message) => this.#marks?.notReset(pod, message),
             }),
@@ -234,7 +236,7 @@ class RunningAgent implements AsyncDisposable {
       trees: this.#trees,
       handoffs: this.#handoffs,
       logger: logger.child({ component: 'mapper' }),
-      host: hostView(() => this.#host),
+      host: hostView(host),
       onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
       onReconciled: () => {
         void this.#followSoon();
@@ -254,11 +256,8 @@ class RunningAgent implements AsyncDisposable {
     // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
     const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
     this.#host = this.#stack.use(
-      watchHost({
-        cgroupRoot,
-        procRoot,
+      host.follow({
         sweepMs: config.sweepSeconds * 1000,
-        logger: logger.child({ component: 'watcher' }),
         onCgroup: (cgroup) => {
           this.#handoffs.cgroupAppeared(cgroup);
           this.#reconciler.cgroupAppeared(cgroup);

@@ -22,7 +22,7 @@ import {
   type TcpSockets,
   type TcpState,
 } from '../../native/netlink/sock-destroy.ts';
-import type { HostWatch } from '../../watcher/host-watch.ts';
+import type { Host } from '../../watcher/open-host.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
 import { addressText, isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
 import { isExcludedInbound, isExcludedOutbound } from '../decisions/traffic-options.ts';
@@ -42,7 +42,7 @@ export interface FlippedConnectionsOptions {
   readonly sidecarUser: number;
   readonly cgroupRoot: string;
   readonly procRoot: string;
-  readonly host: () => Pick<HostWatch, 'cgroups' | 'pidsOf' | 'netnsOf'>;
+  readonly host: Pick<Host, 'cgroups' | 'pidsOf' | 'netnsOf'>;
 }
 
 const CONNECTED: readonly TcpState[] = ['established', 'synSent', 'finWait1', 'finWait2', 'closeWait'];
@@ -61,7 +61,7 @@ export function isInboundFlip({ before, entry }: Pick<Flipped, 'before' | 'entry
  * @throws CgrouteError `ESYSCALL`, `ENETNS`, `ESOCKDIAG` when something could not be reset
  */
 export function resetOutbound(flip: Flipped, options: FlippedConnectionsOptions, onReset: () => void): void {
-  const host = options.host();
+  const { host } = options;
   const cgroups = allBelow(flip.paths(), options.cgroupRoot);
   const pids = new Set([...cgroups.values()].flatMap((path) => host.pidsOf(path)));
   inNamespaces(pids, options, (sockets) => {
@@ -98,7 +98,7 @@ export function resetInbound<T extends Flipped>(
   options: FlippedConnectionsOptions,
   onReset: (flip: T) => void,
 ): void {
-  const host = options.host();
+  const { host } = options;
   const own = [...host.cgroups.values()].filter(({ path }) => ownerOf(path).kind === 'none');
   const cgroups = new Set(own.map(({ id }) => id));
   const pids = own.flatMap(({ path }) => host.pidsOf(path));
@@ -147,7 +147,7 @@ function inNamespaces(
   const seen = new Set<number>();
   let failed: { readonly error: unknown } | undefined;
   for (const pid of pids) {
-    const inode = host().netnsOf(pid);
+    const inode = host.netnsOf(pid);
     if (inode !== undefined && seen.has(inode)) continue;
     try {
       using netns = openPodNetns(pid, procRoot);

@@ -45,7 +45,7 @@ export interface SidecarRulesOptions {
   };
   readonly config: Pick<Config, 'sidecars'>;
   readonly procRoot: string;
-  readonly host: () => SidecarHost;
+  readonly host: SidecarHost;
   readonly logger: Logger;
   /** What {@link SidecarRules.adjust} says of the pod has changed. */
   readonly onChanged: (uid: string) => void;
@@ -204,7 +204,7 @@ export class SidecarRules implements Disposable {
   }
 
   #hasProcess({ paths }: PodState): boolean {
-    return paths.some((path) => this.#options.host().pidsOf(path).length > 0);
+    return paths.some((path) => this.#options.host.pidsOf(path).length > 0);
   }
 
   /** Where the pod's processes are; before its decision is asked for. */
@@ -339,7 +339,7 @@ export class SidecarRules implements Disposable {
     if (found === undefined) return 'waiting';
     const { pid, path, inode } = found;
     using netns = openPodNetns(pid, procRoot);
-    const isStill = (): boolean => this.#options.host().pidsOf(path).includes(pid);
+    const isStill = (): boolean => this.#options.host.pidsOf(path).includes(pid);
     // The PID may be another process's by now, in any namespace.
     if (netns === undefined || netns.inode !== inode || !isStill()) return 'waiting';
     const text = kind === undefined || this.#filter === undefined ? undefined : ruleText(kind, this.#filter);
@@ -419,8 +419,8 @@ export class SidecarRules implements Disposable {
     ips,
   }: PodState): { readonly pid: number; readonly path: string; readonly inode: number } | undefined {
     for (const path of paths) {
-      for (const pid of this.#options.host().pidsOf(path)) {
-        const addresses = this.#options.host().addressesOf(pid);
+      for (const pid of this.#options.host.pidsOf(path)) {
+        const addresses = this.#options.host.addressesOf(pid);
         if (addresses !== undefined && !addresses.isHost && addresses.ips.some((ip) => ips.includes(ip)))
           return { pid, path, inode: addresses.netns };
       }

@@ -7,27 +7,30 @@ import { subscribe as parcelSubscribe } from '@parcel/watcher';
 import { pino } from 'pino';
 import { CgrouteError } from '../../native/error.ts';
 import type { ProcConnectorOptions } from '../../native/netlink/proc-connector.ts';
-import { watchHost, type HostProcess, type HostWatchOptions } from '../../watcher/host-watch.ts';
+import type { HostEvents, HostProcess } from '../../watcher/host-watch.ts';
+import { openHost, type HostOptions } from '../../watcher/open-host.ts';
 import { makeNetwork } from '../../deploy/stage/netns.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
-function watched(sandbox: Sandbox, options: Partial<HostWatchOptions> = {}) {
+function watched(sandbox: Sandbox, { logger, ...options }: Partial<HostEvents & HostOptions> = {}) {
   const cgroups = new Map<string, bigint>();
   const gone: string[] = [];
   const processes: HostProcess[] = [];
-  const watch = watchHost({
+  const host = openHost({
     cgroupRoot: sandbox.cgroupRoot,
     procRoot: '/proc',
+    logger: logger ?? pino({ level: 'silent' }),
+  });
+  const watch = host.follow({
     sweepMs: 600_000,
-    logger: pino({ level: 'silent' }),
     onCgroup: ({ path, id }) => void cgroups.set(path, id),
     onCgroupGone: ({ path }) => void gone.push(path),
     onProcess: (process) => void processes.push(process),
     ...options,
   });
   const source = (name: string) => watch.sources().find((each) => each.name === name)!;
-  return { watch, cgroups, gone, processes, source };
+  return { host, watch, cgroups, gone, processes, source };
 }
 
 const netnsOf = (pid: number | 'self'): number =>
@@ -62,7 +65,7 @@ test('a process event alone brings a nested cgroup, its process and its addresse
   await using sandbox = await makeSandbox('watch');
   const network = await makeNetwork(sandbox);
   const host = await network.addHost('pod');
-  const { watch, cgroups, processes } = watched(sandbox, { subscribe: noWatch });
+  const { host: asked, watch, cgroups, processes } = watched(sandbox, { subscribe: noWatch });
   await using _ = watch;
   await watch.ready;
   const cgroup = sandbox.cgroup('/a/b/c');
@@ -73,17 +76,39 @@ test('a process event alone brings a nested cgroup, its process and its addresse
   assert.equal(seen.cgroupId, cgroup.id);
   assert.equal(seen.pid, program.pid);
   assert.equal(cgroups.get('/a/b/c'), cgroup.id);
-  const addresses = watch.addressesOf(program.pid);
+  const addresses = asked.addressesOf(program.pid);
   assert.deepEqual(
     { ...addresses, startedTicks: 0 },
     { netns: seen.netns, isHost: false, ips: [host.ip4, host.ip6], startedTicks: 0 },
   );
   assert.ok(
-    (addresses?.startedTicks ?? 0) > (watch.addressesOf(process.pid)?.startedTicks ?? Infinity),
+    (addresses?.startedTicks ?? 0) > (asked.addressesOf(process.pid)?.startedTicks ?? Infinity),
     'this test began before it',
   );
-  assert.notEqual(watch.hostNetns(), seen.netns);
-  assert.deepEqual(watch.pidsOf('/a/b/c'), [program.pid]);
+  assert.notEqual(asked.hostNetns(), seen.netns);
+  assert.deepEqual(asked.pidsOf('/a/b/c'), [program.pid]);
+});
+
+test('what a question has met before the events begin is reported with them', async () => {
+  await using sandbox = await makeSandbox('watch');
+  const { id } = sandbox.cgroup('/a/b');
+  const host = openHost({
+    cgroupRoot: sandbox.cgroupRoot,
+    procRoot: '/proc',
+    logger: pino({ level: 'silent' }),
+  });
+  assert.equal(host.ensure('/a/b')?.id, id);
+  const told: string[] = [];
+  await using watch = host.follow({
+    sweepMs: 600_000,
+    onCgroup: ({ path }) => void told.push(path),
+    onCgroupGone: () => {},
+    subscribe: noWatch,
+    openProcessEvents: noEvents,
+  });
+  assert.deepEqual(told, ['/', '/a', '/a/b']);
+  await watch.ready;
+  assert.equal(told.filter((path) => path === '/a/b').length, 1);
 });
 
 test('the cgroup watch alone sees cgroups come, go, and come again', async () => {
@@ -130,7 +155,7 @@ test('a process of no use is not reported, and one of use is found by the sweep 
   await using sandbox = await makeSandbox('watch');
   const [one, two] = [sandbox.cgroup('/one'), sandbox.cgroup('/two')];
   const wanted = new Set([two.id]);
-  const { watch, processes } = watched(sandbox, {
+  const { host, watch, processes } = watched(sandbox, {
     subscribe: noWatch,
     openProcessEvents: noEvents,
     wantsProcess: (id) => wanted.has(id),
@@ -141,7 +166,7 @@ test('a process of no use is not reported, and one of use is found by the sweep 
   await using second = sandbox.spawn({ cmd: 'sleep', args: ['600'], cgroup: two });
   await eventually(
     'both run',
-    () => watch.pidsOf('/one').includes(first.pid) && watch.pidsOf('/two').includes(second.pid),
+    () => host.pidsOf('/one').includes(first.pid) && host.pidsOf('/two').includes(second.pid),
   );
   await watch.sweep();
   assert.deepEqual(
@@ -294,18 +319,21 @@ test('a closed watch reports nothing and lets the process end', async () => {
 /** Watches the sandbox in a process of its own, wrapped by `before`; returns what it printed after 1 s. */
 async function watchedBy(sandbox: Sandbox, before: string[], cgroupRoot = sandbox.cgroupRoot) {
   const script = `
-    const { watchHost } = await import(${JSON.stringify(new URL('../../watcher/host-watch.ts', import.meta.url).href)});
+    const { openHost } = await import(${JSON.stringify(new URL('../../watcher/open-host.ts', import.meta.url).href)});
     const log = () => {};
     const processes = [];
-    const watch = watchHost({
-      cgroupRoot: ${JSON.stringify(cgroupRoot)}, procRoot: '/proc', sweepMs: 100,
+    const host = openHost({
+      cgroupRoot: ${JSON.stringify(cgroupRoot)}, procRoot: '/proc',
       logger: { debug: log, info: log, warn: log, error: log },
+    });
+    const watch = host.follow({
+      sweepMs: 100,
       onCgroup() {}, onCgroupGone() {}, onProcess: ({ pid, path }) => processes.push({ pid, path }),
     });
     await watch.ready;
     const sleep = (await import('node:child_process')).spawn('sleep', ['600']);
     await new Promise((resolve) => setTimeout(resolve, 700));
-    console.log(JSON.stringify({ self: process.pid, child: sleep.pid, sources: watch.sources(), cgroups: watch.cgroups.size, processes }));
+    console.log(JSON.stringify({ self: process.pid, child: sleep.pid, sources: watch.sources(), cgroups: host.cgroups.size, processes }));
     sleep.kill();
     await watch[Symbol.asyncDispose]();`;
   const cwd = fileURLToPath(new URL('../..', import.meta.url));

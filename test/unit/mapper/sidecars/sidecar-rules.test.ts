@@ -124,7 +124,7 @@ function fakeRules(sidecars: boolean, before: readonly object[] = []): Fake {
       } as unknown as ConstructorParameters<typeof SidecarRules>[0]['dataPlane'],
       config: { sidecars },
       procRoot: '/proc',
-      host: () => ({ pidsOf: () => fake.processes, addressesOf: () => undefined }),
+      host: { pidsOf: () => fake.processes, addressesOf: () => undefined },
       logger: pino({ level: 'silent' }),
       onChanged: () => {},
     }),
