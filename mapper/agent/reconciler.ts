@@ -20,11 +20,9 @@ import { MapMirror } from '../maps/map-mirror.ts';
 import type { ReconcilerFigures } from '../reports/metrics.ts';
 import { isMirror, podKeys, type Pod } from '../objects/pod.ts';
 import {
-  addressText,
   cgroupEntry,
   hasOptions,
   isInboundRedirected,
-  isNobodys,
   isRedirected,
   monitorEntry,
   podAddresses,
@@ -33,6 +31,7 @@ import {
   unknownEntry,
   type PodFacts,
 } from '../maps/pod-entry.ts';
+import { addressText, isNobodys } from '../objects/address.ts';
 import { PodAddressMap } from '../maps/pod-address-map.ts';
 import { PodCounters } from '../maps/pod-counters.ts';
 import { PodOptions } from '../maps/pod-options.ts';
@@ -40,7 +39,7 @@ import { PodQueue } from '../pacing/pod-queue.ts';
 import { PodSlots } from '../maps/pod-slots.ts';
 import type { PodTrees } from '../placement/pod-trees.ts';
 import type { SidecarRules } from '../sidecars/sidecar-rules.ts';
-import type { Decision } from '../decisions/verdict.ts';
+import type { Decision } from '../decisions/decision.ts';
 
 /** What the reconciler asks of the host. */
 export interface HostView {

@@ -7,10 +7,10 @@ import type { Cgroup } from '../../watcher/cgroup-tree.ts';
 import { readAgentRecord } from '../maps/agent-record.ts';
 import type { Config } from '../config/config.ts';
 import type { Pod } from '../objects/pod.ts';
-import { addressText } from '../maps/pod-entry.ts';
+import { addressText } from '../objects/address.ts';
 import { trafficText } from '../decisions/traffic-options.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
-import type { Decision, RuleStep } from '../decisions/verdict.ts';
+import type { Decision, RuleStep } from '../decisions/decision.ts';
 
 export interface ConnectionsOf {
   /** As `status` names it. */

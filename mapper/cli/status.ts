@@ -10,7 +10,7 @@ import { findCgroupMount, realCgroupRoot } from '../../watcher/host.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { readAgentRecord } from '../maps/agent-record.ts';
 import { mapRoom, type MapRoom } from '../connections/connection-room.ts';
-import { addressText } from '../maps/pod-entry.ts';
+import { addressText } from '../objects/address.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
 
 /** Connections by what became of them, one counter for each branch. */

@@ -2,7 +2,7 @@
 
 import { parseLabelSelector } from '../objects/label-selector.ts';
 import type { LabelSelector } from '../objects/label-selector.ts';
-import { shown } from '../objects/pod.ts';
+import { shown } from '../objects/shown.ts';
 
 /** One setting. Its key is its place in the table of config.ts. */
 export interface Field<T> {

@@ -11,7 +11,7 @@ import type { Document, Node, YAMLMap } from 'yaml';
 import { CgrouteError, messageOf } from '../../native/error.ts';
 import { choice, integer, selector, texts } from './config-field.ts';
 import type { Field } from './config-field.ts';
-import { shown } from '../objects/pod.ts';
+import { shown } from '../objects/shown.ts';
 
 const LABEL_VALUE = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
 const NAMESPACE_NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;

@@ -17,7 +17,7 @@ import {
 } from './flipped-connections.ts';
 import type { Pod } from '../objects/pod.ts';
 import { isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
-import type { Decision } from '../decisions/verdict.ts';
+import type { Decision } from '../decisions/decision.ts';
 
 /** Of a connect() that was under way at the flip, the second look finds the socket. */
 const LOOKS_MS: readonly number[] = [0, 150];

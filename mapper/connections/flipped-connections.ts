@@ -24,9 +24,10 @@ import {
 } from '../../native/netlink/sock-destroy.ts';
 import type { Host } from '../../watcher/open-host.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
-import { addressText, isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
+import { isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
+import { addressText } from '../objects/address.ts';
 import { isExcludedInbound, isExcludedOutbound } from '../decisions/traffic-options.ts';
-import type { Decision } from '../decisions/verdict.ts';
+import type { Decision } from '../decisions/decision.ts';
 
 /** A pod whose entry has another verdict than before. */
 export interface Flipped {

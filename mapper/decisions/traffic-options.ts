@@ -4,11 +4,9 @@
  * rest of the list counts; a list of which nothing can be read counts as absent,
  * so that no slip of the pen takes a pod out of the mesh.
  */
-import { BlockList, isIP } from 'node:net';
-import type { Labels } from '../objects/pod.ts';
-import { addressBytes, addressText } from '../maps/pod-entry.ts';
-
-export const TRAFFIC = 'traffic.sidecar.istio.io/';
+import { addressBytes, addressText, familyOf, isMapped } from '../objects/address.ts';
+import { TRAFFIC } from '../objects/label-names.ts';
+import { valueOf, type Labels } from '../objects/labels.ts';
 
 /** Addresses that share a prefix; IPv4-mapped IPv6 ranges are IPv4 ones. */
 export interface Range {
@@ -49,7 +47,7 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
   const problems: string[] = [];
   function list<T>(name: string, read: (part: string) => T | undefined, expected: string): Listed<T> {
     const key = TRAFFIC + name;
-    const text = Object.hasOwn(annotations, key) ? annotations[key] : undefined;
+    const text = valueOf(annotations, key);
     if (text === undefined) return undefined;
     const parts = text
       .split(',')
@@ -128,21 +126,18 @@ function portOf(text: string): number | undefined {
   return port >= 1 && port <= 65_535 ? port : undefined;
 }
 
-const MAPPED = new BlockList();
-MAPPED.addSubnet('::ffff:0:0', 96, 'ipv6');
-
 function rangeOf(text: string): Range | undefined {
   const [, ip = '', bits] = /^([^/]+)(?:\/(\d{1,3}))?$/.exec(text) ?? [];
-  const version = isIP(ip);
-  if (version === 0 || ip.includes('%')) return undefined;
-  const width = version === 4 ? 32 : 128;
+  const family = familyOf(ip);
+  if (family === undefined) return undefined;
+  const width = family === 4 ? 32 : 128;
   const prefix = bits === undefined ? width : Number(bits);
   const address = addressBytes(ip);
   if (prefix > width || address === undefined) return undefined;
-  if (version === 6 && prefix >= 96 && MAPPED.check(ip, 'ipv6')) {
+  if (prefix >= 96 && isMapped(address)) {
     return masked(4, Uint8Array.from([...new Uint8Array(12), ...address.subarray(12)]), prefix - 96);
   }
-  return masked(version === 4 ? 4 : 6, address, prefix);
+  return masked(family, address, prefix);
 }
 
 function masked(family: 4 | 6, address: Uint8Array, prefix: number): Range {

@@ -7,78 +7,18 @@
  */
 
 import type { Config } from '../config/config.ts';
-import { MODE_LABEL, SIDECAR_STATUS } from '../objects/pod.ts';
-import type { Labels, Namespace, Pod } from '../objects/pod.ts';
-import { trafficOptions, type TrafficOptions } from './traffic-options.ts';
-
-export const GATEWAY_LABEL = 'gateway.istio.io/managed';
-export const BYPASS_LABEL = 'kmesh.net/bypass';
-export const ALLOW_BYPASS_LABEL = 'cgroute.io/allow-bypass';
-
-/** `in`: redirected. `out`: untouched. `bypass`: in the mesh, and one or both directions untouched for now. */
-export type Verdict = 'in' | 'out' | 'bypass';
-
-export type Reason =
-  | 'host-network'
-  | 'terminal'
-  | 'proxy'
-  | 'excluded-namespace'
-  | 'gateway'
-  | 'pod-label'
-  | 'pod-opt-out'
-  | 'namespace-label'
-  | 'not-enrolled'
-  | 'sidecar'
-  | 'sidecar-short-circuited'
-  | 'bypass'
-  | 'bypass-outbound'
-  | 'bypass-inbound';
-
-/** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
-export interface Note {
-  readonly code:
-    | 'unknown-mode'
-    | 'unknown-bypass'
-    | 'bypass-refused'
-    | 'bypass-beside-sidecar'
-    | 'sidecar-stays'
-    | 'traffic-annotation';
-  readonly message: string;
-}
-
-/** One rule as it was tried, for `explain`. */
-export interface RuleStep {
-  /** 1 to 9, in the order in which they are tried. */
-  readonly rule: number;
-  readonly condition: string;
-  /** The values that answered it. */
-  readonly saw: string;
-  /** `no`: does not apply. `yes`: applies, and a later rule has the last word. `decides`: its reason is the answer; exactly one step has it. */
-  readonly outcome: 'no' | 'yes' | 'decides';
-}
-
-export interface Decision {
-  readonly verdict: Verdict;
-  readonly reason: Reason;
-  /** In the mesh: the verdict is `in` or `bypass`. */
-  readonly enrolled: boolean;
-  /** The mesh mode that a label names, in lower case; undefined where rules 1 to 7 leave the pod out. */
-  readonly mode: string | undefined;
-  /**
-   * The bypass label asks for it and may. Also set where rule 7 or 8 decides, as
-   * a pod with a sidecar is bypassed inside its own network namespace; never
-   * where one of the rules 1 to 5 decides.
-   */
-  readonly bypassOutbound: boolean;
-  readonly bypassInbound: boolean;
-  readonly sidecar: boolean;
-  /** One of the node's ztunnels, also when an earlier rule decides; false for one that has ended. */
-  readonly proxy: boolean;
-  /** Of an enrolled pod: what its annotations leave outside the mesh; undefined is nothing. */
-  readonly traffic: TrafficOptions | undefined;
-  readonly notes: readonly Note[];
-  readonly trace: readonly RuleStep[];
-}
+import {
+  ALLOW_BYPASS_LABEL,
+  BYPASS_LABEL,
+  GATEWAY_LABEL,
+  MODE_LABEL,
+  SIDECAR_STATUS,
+} from '../objects/label-names.ts';
+import { valueOf } from '../objects/labels.ts';
+import type { Namespace } from '../objects/namespace.ts';
+import type { Pod } from '../objects/pod.ts';
+import type { Decision, Note, Reason, Remembered, RuleStep } from './decision.ts';
+import { trafficOptions } from './traffic-options.ts';
 
 /** What the decision reads of the configuration. */
 export type VerdictConfig = Pick<
@@ -87,15 +27,6 @@ export type VerdictConfig = Pick<
 > & {
   readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
 };
-
-/**
- * What a pod's namespace had when the pod was first seen. `enrollment: new-pods`
- * holds it across changes of the namespace's label; with `live` it has no say.
- */
-export interface Remembered {
-  /** A mesh mode in lower case; undefined where the label named none. */
-  readonly mode: string | undefined;
-}
 
 /**
  * Decides about one pod. Total: every input has exactly one reason. Never throws.
@@ -340,10 +271,6 @@ function decideLate(steps: RuleStep[]): void {
   const index = steps.findIndex((step) => step.outcome === 'yes');
   const step = steps[index];
   if (step !== undefined) steps[index] = { ...step, outcome: 'decides' };
-}
-
-function valueOf(labels: Labels, key: string): string | undefined {
-  return Object.hasOwn(labels, key) ? labels[key] : undefined;
 }
 
 function nameOf(pod: Pod): string {

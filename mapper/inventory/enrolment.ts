@@ -8,8 +8,10 @@ import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { Config } from '../config/config.ts';
 import type { Inventory } from './inventory.ts';
 import { isYounger, NamespaceModes, type FirstSight } from './namespace-modes.ts';
-import { podKeys, type Namespace, type Pod } from '../objects/pod.ts';
-import { decide, namespaceMode, type Decision, type Remembered } from '../decisions/verdict.ts';
+import { podKeys, type Pod } from '../objects/pod.ts';
+import type { Namespace } from '../objects/namespace.ts';
+import { decide, namespaceMode } from '../decisions/verdict.ts';
+import type { Decision, Remembered } from '../decisions/decision.ts';
 
 /** Of `pod_info.namespace_mode`; anything else stands for a mesh mode. */
 const NOT_RECORDED = 0;

@@ -2,7 +2,9 @@
 
 import type { CgroupOwner } from '../decisions/cgroup-path.ts';
 import type { Config } from '../config/config.ts';
-import type { Labels, Namespace, Objects, Pod } from '../objects/pod.ts';
+import type { Objects, Pod } from '../objects/pod.ts';
+import type { Labels } from '../objects/labels.ts';
+import type { Namespace } from '../objects/namespace.ts';
 import { isProxy } from '../decisions/verdict.ts';
 
 export interface InventoryOptions {

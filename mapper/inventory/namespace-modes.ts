@@ -11,7 +11,8 @@
  * of its making: of a pod that waited for that within the second, nothing can tell.
  */
 import type { Config } from '../config/config.ts';
-import type { Namespace, Pod } from '../objects/pod.ts';
+import type { Pod } from '../objects/pod.ts';
+import type { Namespace } from '../objects/namespace.ts';
 import { namespaceMode } from '../decisions/verdict.ts';
 
 /** A pod at its first sight. */

@@ -11,7 +11,7 @@ import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
 import type { KubeClient, KubeRequest } from './kube-client.ts';
 import { KubeError, type KubeFailure } from './kube-error.ts';
 import { watch, type WatchEventType } from './kube-watch.ts';
-import { isProblem, type Problem } from '../objects/pod.ts';
+import { isProblem, type Problem } from '../objects/projection.ts';
 
 /** Milliseconds; tests have less of them. */
 export interface KubeTiming {

@@ -3,7 +3,7 @@ import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { Address } from '../../native/layout/layouts.ts';
 import { AddressClaims, type Claim } from './address-claims.ts';
 import { MapMirror } from './map-mirror.ts';
-import { addressBytes } from './pod-entry.ts';
+import { addressBytes } from '../objects/address.ts';
 
 const textOf = ({ word }: Address): string => Buffer.from(word).toString('hex');
 

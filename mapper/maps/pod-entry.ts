@@ -1,25 +1,12 @@
 /** What the kernel's maps should say of a pod: pure functions from a decision. */
-import { BlockList, isIPv4 } from 'node:net';
+import { isIPv4 } from 'node:net';
 import { infoFlag, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
+import type { Decision } from '../decisions/decision.ts';
+import { addressBytes, NO_ADDRESS } from '../objects/address.ts';
 import type { Pod } from '../objects/pod.ts';
-import type { Decision } from '../decisions/verdict.ts';
 
 /** All bits that the agent can tell; DNS capture comes later. */
 const DETECTED = Object.values(infoFlag).reduce((all, bit) => all | bit, 0) & ~infoFlag.dnsCapture;
-const NO_ADDRESS = new Uint8Array(16);
-
-const NOBODYS = new BlockList();
-NOBODYS.addSubnet('127.0.0.0', 8);
-NOBODYS.addSubnet('169.254.0.0', 16);
-NOBODYS.addAddress('0.0.0.0');
-NOBODYS.addSubnet('fe80::', 10, 'ipv6');
-// ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
-NOBODYS.addSubnet('::', 96, 'ipv6');
-
-/** True for an address that is no pod's, whoever says so: loopback, link-local, unspecified, IPv4-compatible. */
-export function isNobodys(ip: string): boolean {
-  return NOBODYS.check(ip, isIPv4(ip) ? 'ipv4' : 'ipv6');
-}
 
 export interface PodAddresses {
   readonly ip4: Uint8Array;
@@ -31,37 +18,6 @@ export interface PodFacts {
   readonly slot: number;
   readonly decision: Decision;
   readonly addresses: PodAddresses;
-}
-
-/**
- * An address as the maps have it: 16 bytes in network order, IPv4 in the last
- * four. Undefined for a text that is no address.
- */
-export function addressBytes(text: string): Uint8Array | undefined {
-  const bytes = new Uint8Array(16);
-  if (isIPv4(text)) {
-    bytes.set(text.split('.').map(Number), 12);
-    return bytes;
-  }
-  const url = URL.parse(`http://[${text}]/`);
-  if (url === null) return undefined;
-  const [head = '', tail] = url.hostname.slice(1, -1).split('::');
-  const words = (part: string): number[] =>
-    part === '' ? [] : part.split(':').map((word) => Number.parseInt(word, 16));
-  const first = words(head);
-  const last = tail === undefined ? [] : words(tail);
-  const all = [...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last];
-  all.forEach((word, i) => bytes.set([word >> 8, word & 0xff], 2 * i));
-  return bytes;
-}
-
-/** The text of an address as the maps have it; undefined when all bytes are zero. */
-export function addressText(bytes: Uint8Array): string | undefined {
-  if (bytes.every((byte) => byte === 0)) return undefined;
-  if (bytes.subarray(0, 12).every((byte) => byte === 0)) return bytes.subarray(12).join('.');
-  const view = new DataView(bytes.buffer, bytes.byteOffset, 16);
-  const words = Array.from({ length: 8 }, (_, i) => view.getUint16(2 * i).toString(16));
-  return URL.parse(`http://[${words.join(':')}]/`)?.hostname.slice(1, -1);
 }
 
 /** The first address of each family; a pod has one of each at most. */

@@ -4,7 +4,8 @@ import { releaseMemory } from '../../native/boundary/memory.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { defaultTiming, KubeResource, type KubeTiming, type Restart } from '../kube/kube-resource.ts';
 import type { ObjectHandlers, ObjectSource, SourceFigures } from './object-source.ts';
-import { namespaceOf, podOf, type Namespace, type Pod } from '../objects/pod.ts';
+import { podOf, type Pod } from '../objects/pod.ts';
+import { namespaceOf, type Namespace } from '../objects/namespace.ts';
 
 export interface KubeSourceOptions {
   readonly client: KubeClient;

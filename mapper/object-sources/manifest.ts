@@ -15,8 +15,10 @@ import {
 import type { Document, Node, YAMLMap } from 'yaml';
 
 import { CgrouteError, messageOf } from '../../native/error.ts';
-import { isProblem, namespaceOf, podOf, shown } from '../objects/pod.ts';
-import type { Namespace, Objects, Pod, Problem } from '../objects/pod.ts';
+import { namespaceOf, type Namespace } from '../objects/namespace.ts';
+import { podOf, type Objects, type Pod } from '../objects/pod.ts';
+import { isProblem, type Problem } from '../objects/projection.ts';
+import { shown } from '../objects/shown.ts';
 
 export interface Manifest extends Objects {
   /** One sentence each about what was passed over, with file and line. */

@@ -8,7 +8,8 @@ import { kubeAccess } from '../kube/kube-access.ts';
 import { openKubeClient, type KubeClient } from '../kube/kube-client.ts';
 import { kubeSource } from './kube-source.ts';
 import { followManifest, type ManifestSource } from './manifest-source.ts';
-import type { Namespace, Objects, Pod } from '../objects/pod.ts';
+import type { Objects, Pod } from '../objects/pod.ts';
+import type { Namespace } from '../objects/namespace.ts';
 
 export interface ObjectHandlers {
   /** All pods and namespaces as they are now. */

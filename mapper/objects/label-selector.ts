@@ -4,7 +4,7 @@
  * joined by commas, all of which must hold.
  */
 
-import type { Labels } from './pod.ts';
+import { valueOf, type Labels } from './labels.ts';
 
 export interface LabelSelector {
   /** As it was written, for messages. */
@@ -61,8 +61,4 @@ function requirementOf(part: string): ((labels: Labels) => boolean) | undefined 
       : (labels) => valueOf(labels, key) !== undefined;
   }
   return undefined;
-}
-
-function valueOf(labels: Labels, key: string): string | undefined {
-  return Object.hasOwn(labels, key) ? labels[key] : undefined;
 }

@@ -1,25 +1,29 @@
 /**
- * Projections: the only shape in which the agent keeps objects of the API.
+ * A pod, in the only shape in which the agent keeps it.
  *
  * A pod of the API is tens of kilobytes; what decides about it is a few hundred
  * bytes. A manifest file and the API server's lists and watches go through the
- * same two functions.
+ * same function.
  */
 
-import { isIP } from 'node:net';
-import { labelSetAt, versionOf } from './object-age.ts';
-
-/** Label or annotation values by key. Made without a prototype, so that a label named `constructor` is only a label. */
-export type Labels = Readonly<Record<string, string>>;
-
-export interface Namespace {
-  readonly name: string;
-  readonly labels: Labels;
-  /** Of the API, as {@link Pod.version}. */
-  readonly version?: bigint;
-  /** When the label {@link MODE_LABEL} got its value, as {@link labelSetAt} has it. */
-  readonly modeSetAt?: number;
-}
+import { canonicalIp } from './address.ts';
+import { CONFIG_HASH, CONFIG_MIRROR, REDIRECTION, SIDECAR_STATUS, TRAFFIC } from './label-names.ts';
+import { labelsOf, type Labels } from './labels.ts';
+import type { Namespace } from './namespace.ts';
+import { versionOf } from './object-age.ts';
+import {
+  flag,
+  optionalRecord,
+  optionalText,
+  projected,
+  record,
+  requiredText,
+  timeOf,
+  type Origin,
+  type Path,
+  type Problem,
+  type Refuse,
+} from './projection.ts';
 
 export const PHASES = ['Pending', 'Running', 'Succeeded', 'Failed', 'Unknown'] as const;
 export type Phase = (typeof PHASES)[number];
@@ -62,56 +66,17 @@ export interface Objects {
   readonly namespaces: readonly Namespace[];
 }
 
-/** What is wrong with an object, in words that follow a file and line, and where in the object that is. */
-export interface Problem {
-  readonly problem: string;
-  readonly at: readonly (string | number)[];
-}
-
-/**
- * - `api`: the API server validated the object, so a value of a form that is not
- *   known here is a newer server's, and is left out rather than refused. A pod
- *   without conditions has just been made and is not ready.
- * - `manifest`: a person wrote it. A value that cannot be read is a mistake to
- *   name; a pod without a phase runs, and without conditions it is ready.
- */
-export type Origin = 'api' | 'manifest';
-
-export const MODE_LABEL = 'istio.io/dataplane-mode';
-export const SIDECAR_STATUS = 'sidecar.istio.io/status';
-export const CONFIG_HASH = 'kubernetes.io/config.hash';
-const CONFIG_MIRROR = 'kubernetes.io/config.mirror';
 const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([
   SIDECAR_STATUS,
   CONFIG_HASH,
   CONFIG_MIRROR,
-  'ambient.istio.io/redirection',
+  REDIRECTION,
 ]);
-const TRAFFIC_ANNOTATIONS = 'traffic.sidecar.istio.io/';
 
 const UID_FORM = /^(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32})$/i;
 
 export function keepsAnnotation(key: string): boolean {
-  return KEPT_ANNOTATIONS.has(key) || key.startsWith(TRAFFIC_ANNOTATIONS);
-}
-
-export function isProblem(value: object): value is Problem {
-  return 'problem' in value;
-}
-
-/** Projects a raw Namespace. Never throws. */
-export function namespaceOf(value: unknown): Namespace | Problem {
-  return projected((refuse) => {
-    const metadata = record(record(value, [], refuse)['metadata'], ['metadata'], refuse);
-    const name = requiredText(metadata['name'], ['metadata', 'name'], refuse);
-    const [version, modeSetAt] = [versionOf(metadata), labelSetAt(metadata, MODE_LABEL)];
-    return {
-      name,
-      labels: labelsOf(metadata['labels'], ['metadata', 'labels'], refuse),
-      ...(version === undefined ? {} : { version }),
-      ...(modeSetAt === undefined ? {} : { modeSetAt }),
-    };
-  });
+  return KEPT_ANNOTATIONS.has(key) || key.startsWith(TRAFFIC);
 }
 
 /** Projects a raw Pod. Never throws. A manifest's pod without a namespace is in `default`, as with kubectl. */
@@ -161,105 +126,6 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
   });
 }
 
-/**
- * The canonical text of an IP address (RFC 5952 for IPv6), or undefined for
- * anything else. A v4-mapped address becomes the IPv4 address that it stands for.
- */
-export function canonicalIp(text: string): string | undefined {
-  const family = isIP(text);
-  if (family === 0 || text.includes('%')) return undefined;
-  if (family === 4) return text;
-  const canonical = new URL(`http://[${text}]`).hostname.slice(1, -1);
-  const { 1: high, 2: low } = /^::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(canonical) ?? [];
-  if (high === undefined || low === undefined) return canonical;
-  const [h, l] = [parseInt(high, 16), parseInt(low, 16)];
-  return `${h >> 8}.${h & 255}.${l >> 8}.${l & 255}`;
-}
-
-/** A value as an error quotes it: short, on one line, with its type where that is the point. Never throws. */
-export function shown(value: unknown): string {
-  if (value === undefined) return 'nothing';
-  if (value === null) return 'null';
-  if (Array.isArray(value)) return 'a list';
-  if (typeof value === 'object') return 'a mapping';
-  if (typeof value === 'string')
-    return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
-  return `the ${typeof value} ${String(value)}`;
-}
-
-type Path = readonly (string | number)[];
-type Refuse = (at: Path, expected: string, came: unknown) => never;
-
-/** Carries one problem from the depth of a projection to its top, and no further. */
-const REFUSED = Symbol('refused');
-
-function projected<T extends object>(project: (refuse: Refuse) => T): T | Problem {
-  let found: Problem = { problem: 'expected an object that can be read', at: [] };
-  const refuse: Refuse = (at, expected, came) => {
-    found = { problem: `${dotted(at)}: expected ${expected}, got ${shown(came)}`, at };
-    throw REFUSED;
-  };
-  try {
-    return project(refuse);
-  } catch {
-    // REFUSED; or a getter of the raw value that threw, which is as unreadable.
-    return found;
-  }
-}
-
-function dotted(at: Path): string {
-  let text = '';
-  for (const step of at) {
-    if (typeof step === 'number') text += `[${step}]`;
-    else if (/^\w+$/.test(step)) text += text === '' ? step : `.${step}`;
-    else text += `[${JSON.stringify(step)}]`;
-  }
-  return text === '' ? 'object' : text;
-}
-
-function record(value: unknown, at: Path, refuse: Refuse): Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    return refuse(at, 'a mapping', value);
-  return value as Readonly<Record<string, unknown>>;
-}
-
-function optionalRecord(value: unknown, at: Path, refuse: Refuse): Readonly<Record<string, unknown>> {
-  return value === undefined || value === null ? {} : record(value, at, refuse);
-}
-
-function requiredText(value: unknown, at: Path, refuse: Refuse): string {
-  return optionalText(value, at, refuse) ?? refuse(at, 'a text', value);
-}
-
-function optionalText(value: unknown, at: Path, refuse: Refuse): string | undefined {
-  if (value === undefined || value === null || value === '') return undefined;
-  return typeof value === 'string'
-    ? value
-    : refuse(at, 'a text (in quotes, if YAML takes it for something else)', value);
-}
-
-function flag(value: unknown, at: Path, refuse: Refuse): boolean {
-  if (value === undefined || value === null) return false;
-  return typeof value === 'boolean' ? value : refuse(at, 'true or false', value);
-}
-
-function labelsOf(
-  value: unknown,
-  at: Path,
-  refuse: Refuse,
-  keep: (key: string) => boolean = () => true,
-): Labels {
-  const labels: Record<string, string> = Object.create(null) as Record<string, string>;
-  for (const [key, text] of Object.entries(optionalRecord(value, at, refuse))) {
-    if (!keep(key)) continue;
-    labels[key] =
-      typeof text === 'string'
-        ? text
-        : refuse([...at, key], 'a text (in quotes, if YAML takes it for something else)', text);
-  }
-  return labels;
-}
-
 function phaseOf(value: unknown, strict: boolean, refuse: Refuse): Phase {
   if (value === undefined || value === null) return strict ? 'Running' : 'Pending';
   const phase = PHASES.find((known) => known === value);
@@ -277,14 +143,6 @@ function readyOf(value: unknown, strict: boolean, refuse: Refuse): boolean {
       (condition['status'] === 'True' || (strict && condition['status'] === true))
     );
   });
-}
-
-function timeOf(value: unknown, strict: boolean, refuse: Refuse): number {
-  if (value === undefined || value === null) return 0;
-  // `Date.parse` takes a lot of things for a date; the API writes RFC 3339 only.
-  const time = typeof value === 'string' && /^\d{4}-\d\d-\d\d/.test(value) ? Date.parse(value) : NaN;
-  if (!Number.isNaN(time)) return time;
-  return strict ? refuse(['metadata', 'creationTimestamp'], 'a time such as 2026-01-31T12:00:00Z', value) : 0;
 }
 
 function ipsOf(

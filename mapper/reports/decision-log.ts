@@ -1,7 +1,7 @@
 /** What the agent's log says of pods: each verdict when it changes, and each thing worth knowing once. */
 import type { Logger } from 'pino';
 import type { Pod } from '../objects/pod.ts';
-import type { Decision } from '../decisions/verdict.ts';
+import type { Decision } from '../decisions/decision.ts';
 
 export class DecisionLog {
   readonly #logger: Logger;

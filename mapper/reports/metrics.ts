@@ -16,7 +16,7 @@ import type { Restart } from '../kube/kube-resource.ts';
 import type { SourceFigures } from '../object-sources/object-source.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
 import type { SidecarFigures } from '../sidecars/sidecar-rules.ts';
-import type { Verdict } from '../decisions/verdict.ts';
+import type { Verdict } from '../decisions/decision.ts';
 
 /** What the reconciler tells; totals are since the agent's start. */
 export interface ReconcilerFigures {

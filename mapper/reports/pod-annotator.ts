@@ -15,10 +15,10 @@ import type { Inventory } from '../inventory/inventory.ts';
 import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
+import { REDIRECTION } from '../objects/label-names.ts';
 import { podKeys, type Pod } from '../objects/pod.ts';
 import { NOTE_REASONS, type PodEvents } from './pod-events.ts';
 
-export const REDIRECTION = 'ambient.istio.io/redirection';
 const ENABLED = 'enabled';
 
 const isAnnotated = (pod: Pod): boolean => pod.annotations[REDIRECTION] === ENABLED;

@@ -8,7 +8,7 @@ import { makeBackoff } from '../pacing/backoff.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
 import type { Pod } from '../objects/pod.ts';
-import type { Note } from '../decisions/verdict.ts';
+import type { Note } from '../decisions/decision.ts';
 
 export type EventReason =
   | 'MeshEnrolled'

@@ -29,9 +29,10 @@ import type { SourceState } from '../../watcher/source-state.ts';
 import type { Config } from '../config/config.ts';
 import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
+import { SIDECAR_STATUS } from '../objects/label-names.ts';
 import type { Pod } from '../objects/pod.ts';
-import { addressBytes } from '../maps/pod-entry.ts';
-import type { Decision } from '../decisions/verdict.ts';
+import { addressBytes } from '../objects/address.ts';
+import type { Decision } from '../decisions/decision.ts';
 
 /** What of the host is looked at. */
 export interface SidecarHost {
@@ -212,7 +213,7 @@ export class SidecarRules implements Disposable {
     const state = this.#pods.get(pod.uid);
     if (state !== undefined) state.isDirty ||= paths.join() !== state.paths.join();
     if (state !== undefined) Object.assign(state, { pod, paths });
-    else if (pod.annotations['sidecar.istio.io/status'] !== undefined || this.#before.has(pod.uid))
+    else if (pod.annotations[SIDECAR_STATUS] !== undefined || this.#before.has(pod.uid))
       this.#pods.set(pod.uid, this.#newState(pod, paths));
   }
 

@@ -4,7 +4,7 @@
  * the last entry that is as it should be.
  */
 import { setImmediate, setTimeout as delay } from 'node:timers/promises';
-import { addressBytes } from '../../mapper/maps/pod-entry.ts';
+import { addressBytes } from '../../mapper/objects/address.ts';
 import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import {

@@ -4,7 +4,8 @@
  */
 import { statSync } from 'node:fs';
 import { relative } from 'node:path';
-import { addressBytes, podAddresses } from '../../mapper/maps/pod-entry.ts';
+import { podAddresses } from '../../mapper/maps/pod-entry.ts';
+import { addressBytes } from '../../mapper/objects/address.ts';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import {
   type DataPlane,

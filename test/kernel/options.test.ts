@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { PodOptions } from '../../mapper/maps/pod-options.ts';
-import { TRAFFIC, trafficOptions } from '../../mapper/decisions/traffic-options.ts';
+import { trafficOptions } from '../../mapper/decisions/traffic-options.ts';
+import { TRAFFIC } from '../../mapper/objects/label-names.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { openSync, closeSync, readlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { addressText } from '../../mapper/maps/pod-entry.ts';
+import { addressText } from '../../mapper/objects/address.ts';
 import { openTcpSockets, type TcpSocket, type TcpSockets } from '../../native/netlink/sock-destroy.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
-import { REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
+import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { type PodSpec, namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';

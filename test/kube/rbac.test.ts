@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
+import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { chartObjects, HELM_MISSING } from '../../deploy/build/helm.ts';
 import type { PolicyRule, ServiceAccount } from '../harness/kube-account.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';

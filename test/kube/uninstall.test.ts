@@ -8,7 +8,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/reports/pod-annotator.ts';
+import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { CHART, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';

@@ -1,7 +1,7 @@
 /** What is tried on the real node, in this order, with each cgroup driver. */
 import assert from 'node:assert/strict';
 import type { DoctorLine } from '../../../mapper/cli/doctor-line.ts';
-import { REDIRECTION } from '../../../mapper/reports/pod-annotator.ts';
+import { REDIRECTION } from '../../../mapper/objects/label-names.ts';
 import type { CgroupDriver } from '../../harness/kubelet-cgroups.ts';
 import {
   AGENT,

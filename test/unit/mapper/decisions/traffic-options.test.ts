@@ -2,15 +2,15 @@ import assert from 'node:assert/strict';
 import { BlockList } from 'node:net';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import { addressBytes } from '../../../../mapper/maps/pod-entry.ts';
+import { addressBytes } from '../../../../mapper/objects/address.ts';
 import {
   isExcludedInbound,
   isExcludedOutbound,
   MOST_LISTED,
-  TRAFFIC,
   trafficOptions,
   type Range,
 } from '../../../../mapper/decisions/traffic-options.ts';
+import { TRAFFIC } from '../../../../mapper/objects/label-names.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
   trafficOptions(

@@ -5,9 +5,10 @@ import fc from 'fast-check';
 
 import { defaultConfig, parseConfig } from '../../../../mapper/config/config.ts';
 import type { Config } from '../../../../mapper/config/config.ts';
-import type { Namespace, Pod } from '../../../../mapper/objects/pod.ts';
+import type { Pod } from '../../../../mapper/objects/pod.ts';
+import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
-import type { Decision, Reason, Verdict } from '../../../../mapper/decisions/verdict.ts';
+import type { Decision, Reason, Verdict } from '../../../../mapper/decisions/decision.ts';
 
 const MODE = 'istio.io/dataplane-mode';
 const GATEWAY = 'gateway.istio.io/managed';

@@ -7,7 +7,8 @@ import { parseConfig } from '../../../../mapper/config/config.ts';
 import { Enrolment, modeCode, modeOfCode } from '../../../../mapper/inventory/enrolment.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import { isYounger, MOST_CHANGES, NamespaceModes } from '../../../../mapper/inventory/namespace-modes.ts';
-import { namespaceOf, type Namespace, type Pod } from '../../../../mapper/objects/pod.ts';
+import type { Pod } from '../../../../mapper/objects/pod.ts';
+import { namespaceOf, type Namespace } from '../../../../mapper/objects/namespace.ts';
 
 const MODE = 'istio.io/dataplane-mode';
 const UID = '2c48913c-b29f-11e7-9350-020968147796';

@@ -7,7 +7,8 @@ import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
 import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import type { Inventory } from '../../../../mapper/inventory/inventory.ts';
-import type { Namespace, Pod } from '../../../../mapper/objects/pod.ts';
+import type { Pod } from '../../../../mapper/objects/pod.ts';
+import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 
 const uidOf = (number: number): string => `${String(number).padStart(8, '0')}-b29f-11e7-9350-020968147796`;
 const HASH = 'c7ee5aa1bf29ba1d85a18d3fd1ef2a37';

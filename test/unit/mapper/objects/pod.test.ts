@@ -3,9 +3,9 @@ import { describe, test } from 'node:test';
 
 import fc from 'fast-check';
 
-import { canonicalIp, isProblem, namespaceOf, podOf } from '../../../../mapper/objects/pod.ts';
-import type { Pod } from '../../../../mapper/objects/pod.ts';
-import { isNobodys } from '../../../../mapper/maps/pod-entry.ts';
+import { namespaceOf } from '../../../../mapper/objects/namespace.ts';
+import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
+import { isProblem } from '../../../../mapper/objects/projection.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const RAW = {
@@ -169,42 +169,5 @@ describe('the projection of a pod', () => {
       },
     );
     assert.ok(isProblem(podOf(hostile)));
-  });
-});
-
-describe('an IP address', () => {
-  const table: readonly (readonly [string, string | undefined])[] = [
-    ['10.0.0.1', '10.0.0.1'],
-    ['2001:DB8:0:0::1', '2001:db8::1'],
-    ['::ffff:10.0.0.1', '10.0.0.1'],
-    ['::', '::'],
-    ['::1', '::1'],
-    ['fe80::1%eth0', undefined],
-    ['10.0.0', undefined],
-    ['010.0.0.1', undefined],
-    ['', undefined],
-    ['a.b.c.d', undefined],
-    ['[::1]', undefined],
-  ];
-  for (const [text, canonical] of table)
-    test(`${JSON.stringify(text)} is ${canonical}`, () => assert.equal(canonicalIp(text), canonical));
-
-  test("of loopback, of a link, of nobody or that looks like another one in the maps is no pod's", () => {
-    const addresses = [
-      '127.0.0.1',
-      '169.254.1.1',
-      '0.0.0.0',
-      '::',
-      '::1',
-      'fe80::1',
-      '::10.0.0.1',
-      '10.0.0.1',
-      'fd77::1',
-      '::1:0:0',
-    ];
-    assert.deepEqual(
-      addresses.filter((ip) => !isNobodys(ip)),
-      ['10.0.0.1', 'fd77::1', '::1:0:0'],
-    );
   });
 });

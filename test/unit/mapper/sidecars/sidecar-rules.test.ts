@@ -5,7 +5,8 @@ import { pino } from 'pino';
 import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { ruleKindOf, SidecarRules } from '../../../../mapper/sidecars/sidecar-rules.ts';
-import { decide, type Decision } from '../../../../mapper/decisions/verdict.ts';
+import { decide } from '../../../../mapper/decisions/verdict.ts';
+import type { Decision } from '../../../../mapper/decisions/decision.ts';
 import { isAsWanted, parseNat, ruleText } from '../../../../native/netns/iptables-rules.ts';
 import { findProgram } from '../../../../native/netns/pod-netns.ts';
 

@@ -1,0 +1,77 @@
+/** The answer about one pod, and how it came about. */
+
+import type { TrafficOptions } from './traffic-options.ts';
+
+/** `in`: redirected. `out`: untouched. `bypass`: in the mesh, and one or both directions untouched for now. */
+export type Verdict = 'in' | 'out' | 'bypass';
+
+export type Reason =
+  | 'host-network'
+  | 'terminal'
+  | 'proxy'
+  | 'excluded-namespace'
+  | 'gateway'
+  | 'pod-label'
+  | 'pod-opt-out'
+  | 'namespace-label'
+  | 'not-enrolled'
+  | 'sidecar'
+  | 'sidecar-short-circuited'
+  | 'bypass'
+  | 'bypass-outbound'
+  | 'bypass-inbound';
+
+/** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
+export interface Note {
+  readonly code:
+    | 'unknown-mode'
+    | 'unknown-bypass'
+    | 'bypass-refused'
+    | 'bypass-beside-sidecar'
+    | 'sidecar-stays'
+    | 'traffic-annotation';
+  readonly message: string;
+}
+
+/** One rule as it was tried, for `explain`. */
+export interface RuleStep {
+  /** 1 to 9, in the order in which they are tried. */
+  readonly rule: number;
+  readonly condition: string;
+  /** The values that answered it. */
+  readonly saw: string;
+  /** `no`: does not apply. `yes`: applies, and a later rule has the last word. `decides`: its reason is the answer; exactly one step has it. */
+  readonly outcome: 'no' | 'yes' | 'decides';
+}
+
+export interface Decision {
+  readonly verdict: Verdict;
+  readonly reason: Reason;
+  /** In the mesh: the verdict is `in` or `bypass`. */
+  readonly enrolled: boolean;
+  /** The mesh mode that a label names, in lower case; undefined where rules 1 to 7 leave the pod out. */
+  readonly mode: string | undefined;
+  /**
+   * The bypass label asks for it and may. Also set where rule 7 or 8 decides, as
+   * a pod with a sidecar is bypassed inside its own network namespace; never
+   * where one of the rules 1 to 5 decides.
+   */
+  readonly bypassOutbound: boolean;
+  readonly bypassInbound: boolean;
+  readonly sidecar: boolean;
+  /** One of the node's ztunnels, also when an earlier rule decides; false for one that has ended. */
+  readonly proxy: boolean;
+  /** Of an enrolled pod: what its annotations leave outside the mesh; undefined is nothing. */
+  readonly traffic: TrafficOptions | undefined;
+  readonly notes: readonly Note[];
+  readonly trace: readonly RuleStep[];
+}
+
+/**
+ * What a pod's namespace had when the pod was first seen. `enrollment: new-pods`
+ * holds it across changes of the namespace's label; with `live` it has no say.
+ */
+export interface Remembered {
+  /** A mesh mode in lower case; undefined where the label named none. */
+  readonly mode: string | undefined;
+}
