@@ -30,6 +30,7 @@ import { hostView } from './host-view.ts';
 import { createInventory, type Inventory } from '../inventory/inventory.ts';
 import { createMetrics, type Metrics } from '../reports/metrics.ts';
 import { mapShares, mapSizes } from '../maps/map-sizes.ts';
+import { Settings } from '../maps/settings.ts';
 import { NodeProxy } from '../placement/node-proxy.ts';
 import { objectIntake } from '../inventory/object-intake.ts';
 import { settlesWithin, type ObjectSource } from '../object-sources/object-source.ts';
@@ -148,6 +149,7 @@ class RunningAgent implements AsyncDisposable {
   readonly #record: AgentRecord;
   readonly #lock: DirectoryLock;
   readonly #reconciler: Reconciler;
+  readonly #settings: Settings;
   readonly #proxy: NodeProxy;
   readonly #trees: PodTrees;
   readonly #handoffs: HandoffPlaces;
@@ -197,10 +199,11 @@ class RunningAgent implements AsyncDisposable {
       maps: dataPlane.maps,
       adjust: (pod, decision) => this.#sidecars.adjust(pod, decision),
     });
+    this.#settings = new Settings(dataPlane.maps.settings);
     this.#proxy = new NodeProxy({
       dataPlane,
+      settings: this.#settings,
       inventory,
-      config,
       cgroupRoot,
       logger: logger.child({ component: 'proxy' }),
       addressesOf: (pod) => this.#reconciler.addressesOf(pod),
@@ -357,7 +360,7 @@ class RunningAgent implements AsyncDisposable {
 
   async start(): Promise<void> {
     const { logger, source, config } = this.#options;
-    this.#proxy.writeConfig();
+    this.#settings.writeConfig(config);
     const following = this.#stack.use(
       await source.follow(objectIntake(this.#inventory, this.#enrolment, (uids) => this.#changed(uids))),
     );
@@ -481,7 +484,7 @@ class RunningAgent implements AsyncDisposable {
     void this.#followSoon();
     const repairs = [
       ...this.#reconciler.repairs(),
-      () => this.#proxy.repair(),
+      () => this.#settings.repair(),
       () => this.#handoffs.repair(),
       () => this.#trees.repair(),
       () => this.#sidecars.repair(),
