@@ -1,13 +1,20 @@
 /** The one entry: parses the command line, wires the rooms, handles signals. */
 import { existsSync, readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
-import { resolve } from 'node:path';
-import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { stringify } from 'yaml';
 import { endAgents, isEnding, parseAgentSet } from './mapper/agent/agent-set.ts';
 import { defaultConfig, parseConfig, type Config } from './mapper/config/config.ts';
 import { isFull } from './mapper/connections/connection-room.ts';
+import {
+  helpText,
+  oneOf,
+  parseCommandLine,
+  usage,
+  valueOf,
+  type Flags,
+  type VerbName,
+} from './mapper/cli/command-line.ts';
 import { doctorExitCode, doctorText, runDoctor } from './mapper/cli/doctor.ts';
 import { askExplanation, parsePodName } from './mapper/cli/explain.ts';
 import { explanationText } from './mapper/cli/explain-text.ts';
@@ -29,172 +36,20 @@ const VERSION = typeof __CGROUTE_VERSION__ === 'string' ? __CGROUTE_VERSION__ : 
 /** Exit codes; 3 is "it works, but not as wanted". */
 const EXIT = { fine: 0, failed: 1, usage: 2, notAsWanted: 3 } as const;
 
-const FLAGS = {
-  source: {
-    type: 'string',
-    default: 'kube',
-    help: 'where pods come from: kube, or file:PATH',
-    verbs: ['run'],
-  },
-  node: {
-    type: 'string',
-    help: "this node's name (default: $NODE_NAME, then the host name)",
-    verbs: ['run'],
-  },
-  'cgroup-root': {
-    type: 'string',
-    help: 'the watched root (default: where cgroup2 is mounted)',
-    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
-  },
-  'proc-root': {
-    type: 'string',
-    default: '/proc',
-    help: 'the proc filesystem',
-    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
-  },
-  'bpffs-root': {
-    type: 'string',
-    default: '/sys/fs/bpf/cgroute',
-    help: 'where maps and links are pinned',
-    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
-  },
-  http: {
-    type: 'string',
-    default: '127.0.0.1:15270',
-    help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain',
-    verbs: ['run'],
-  },
-  config: {
-    type: 'string',
-    help: 'configuration file (YAML)',
-    verbs: ['run', 'status', 'explain', 'doctor', 'cleanup'],
-  },
-  'on-exit': {
-    type: 'string',
-    default: 'keep',
-    help: 'keep: redirection goes on after SIGTERM; detach: links and maps are removed; daemonset:NAMESPACE/NAME: detach when that is deleted, else keep',
-    verbs: ['run'],
-  },
-  output: {
-    type: 'string',
-    short: 'o',
-    default: 'table',
-    help: 'table, json or yaml',
-    verbs: ['status', 'explain', 'doctor'],
-  },
-} as const;
-
-type FlagName = keyof typeof FLAGS;
-const PATHS: ReadonlySet<FlagName> = new Set(['cgroup-root', 'proc-root', 'bpffs-root']);
-type Flags = { readonly [Name in FlagName]?: string };
-
-interface Verb {
-  readonly help: string;
-  /** What follows the verb, where something must. */
-  readonly argument?: string;
-  readonly run: (flags: Flags, argument: string) => Promise<number>;
-}
-
-const VERBS: Readonly<Record<string, Verb>> = {
-  run: { help: 'the agent', run },
-  status: { help: 'this node: its proxy, each pod with verdict and reason, counters', run: status },
-  explain: {
-    help: 'why a pod of this node is redirected or not: explain NAMESPACE/NAME',
-    argument: 'a pod as NAMESPACE/NAME or NAME',
-    run: explain,
-  },
-  doctor: {
-    help: 'is this host fit: kernel, mounts, privileges, other programs on the same hooks',
-    run: doctor,
-  },
-  cleanup: { help: 'detach and remove everything that cgroute put on this host', run: cleanup },
-  uninstall: {
-    help: 'delete the DaemonSet of the agents and wait until they have left: uninstall NAMESPACE/NAME',
-    argument: 'a DaemonSet as NAMESPACE/NAME',
-    run: uninstall,
-  },
-  version: { help: 'print the version', run: async () => print(`cgroute ${VERSION}\n`) },
-  help: { help: 'print this', run: async () => print(helpText()) },
+const VERBS: Readonly<Record<VerbName, (flags: Flags, argument: string) => Promise<number>>> = {
+  run,
+  status,
+  explain,
+  doctor,
+  cleanup,
+  uninstall,
+  version: async () => print(`cgroute ${VERSION}\n`),
+  help: async () => print(helpText()),
 };
 
 function print(text: string): number {
   process.stdout.write(text);
   return EXIT.fine;
-}
-
-function helpText(): string {
-  const verbs = Object.entries(VERBS).map(([name, { help }]) => `  ${name.padEnd(9)} ${help}`);
-  const flags = Object.entries(FLAGS).map(([name, flag]) => {
-    const dashed = `${'short' in flag ? `-${flag.short}, ` : ''}--${name}`;
-    return `  ${dashed.padEnd(15)} ${flag.help}${'default' in flag ? ` (default: ${flag.default})` : ''}; ${flag.verbs.join(', ')}`;
-  });
-  return [
-    'usage: cgroute VERB [FLAGS]',
-    '',
-    ...verbs,
-    '',
-    ...flags,
-    '',
-    'exit codes: 0 fine, 1 failed, 2 usage, 3 it works, but not as wanted',
-    '',
-  ].join('\n');
-}
-
-function usage(sentence: string): CgrouteError {
-  return new CgrouteError('EUSAGE', sentence);
-}
-
-function parseCommandLine(args: readonly string[]): {
-  readonly verb: string;
-  readonly flags: Flags;
-  readonly argument: string;
-} {
-  const [first, ...rest] = args;
-  if (first === undefined) throw usage(`a verb is missing: expected one of ${Object.keys(VERBS).join(', ')}`);
-  const verb = first === '--help' || first === '-h' ? 'help' : first === '--version' ? 'version' : first;
-  if (!Object.hasOwn(VERBS, verb))
-    throw usage(`"${verb}" is no verb: expected one of ${Object.keys(VERBS).join(', ')}`);
-  const { tokens } = parseArgs({ args: rest, options: FLAGS, strict: false, tokens: true });
-  const flags: { [Name in FlagName]?: string } = {};
-  const wanted = VERBS[verb]?.argument;
-  let argument = '';
-  for (const token of tokens) {
-    if (token.kind === 'option-terminator') continue;
-    if (token.kind === 'positional') {
-      if (wanted === undefined) throw usage(`cgroute ${verb} takes flags only, got "${token.value}"`);
-      if (argument !== '')
-        throw usage(`cgroute ${verb} expects ${wanted}, got "${argument}" and "${token.value}"`);
-      argument = token.value;
-      continue;
-    }
-    if (token.rawName === '--help' || token.rawName === '-h') return { verb: 'help', flags, argument };
-    const name = token.name as FlagName;
-    if (!Object.hasOwn(FLAGS, name) || !(FLAGS[name].verbs as readonly string[]).includes(verb)) {
-      const known = Object.entries(FLAGS)
-        .filter(([, flag]) => (flag.verbs as readonly string[]).includes(verb))
-        .map(([flag]) => `--${flag}`);
-      throw usage(`cgroute ${verb} has no flag ${token.rawName}: expected ${known.join(', ') || 'none'}`);
-    }
-    if (token.value === undefined || token.value === '')
-      throw usage(`${token.rawName} expects a value, got none`);
-    if (flags[name] !== undefined)
-      throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
-    flags[name] = PATHS.has(name) ? resolve(token.value) : token.value;
-  }
-  if (wanted !== undefined && argument === '') throw usage(`cgroute ${verb} expects ${wanted}, got none`);
-  return { verb, flags, argument };
-}
-
-/** The flag's value or its default. */
-function valueOf<Name extends FlagName>(flags: Flags, name: Name): string {
-  const flag = FLAGS[name];
-  return flags[name] ?? ('default' in flag ? flag.default : '');
-}
-
-function oneOf(flags: Flags, name: FlagName, values: readonly string[]): string {
-  const value = valueOf(flags, name);
-  if (!values.includes(value)) throw usage(`--${name} expects ${values.join(' or ')}, got "${value}"`);
-  return value;
 }
 
 function readConfig(flags: Flags): Config {
@@ -376,7 +231,7 @@ async function uninstall(_flags: Flags, argument: string): Promise<number> {
 async function main(): Promise<number> {
   try {
     const { verb, flags, argument } = parseCommandLine(process.argv.slice(2));
-    return (await VERBS[verb]?.run(flags, argument)) ?? EXIT.usage;
+    return await VERBS[verb](flags, argument);
   } catch (error) {
     process.stderr.write(`cgroute: ${messageOf(error)}\n`);
     if (!(error instanceof CgrouteError)) {
