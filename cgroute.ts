@@ -22,7 +22,7 @@ import { parseListenAddress, serveHttp } from './mapper/agent/http-server.ts';
 import { kubeAccess } from './mapper/kube/kube-access.ts';
 import { openKubeClient } from './mapper/kube/kube-client.ts';
 import { startNodeAgent } from './mapper/agent/node-agent.ts';
-import { objectSource } from './mapper/object-sources/object-source.ts';
+import { objectSource } from './mapper/object-sources/source-flag.ts';
 import { readStatus } from './mapper/cli/status.ts';
 import { statusText } from './mapper/cli/status-text.ts';
 import { removeSidecarRules } from './mapper/sidecars/sidecar-cleanup.ts';
