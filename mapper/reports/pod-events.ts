@@ -5,6 +5,7 @@ import PQueue from 'p-queue';
 import type { Logger } from 'pino';
 import { messageOf } from '../../native/error.ts';
 import { makeBackoff } from '../pacing/backoff.ts';
+import { makeTokenBucket } from '../pacing/token-bucket.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
 import type { Pod } from '../objects/pod.ts';
@@ -51,8 +52,7 @@ export interface PodEventsOptions {
 }
 
 const REPEAT_MS = 600_000;
-const PER_SECOND = 5;
-const BURST = 25;
+const LIMITS = { most: 25, perSecond: 5 };
 /** So many wait at most while the API server is slow or away. */
 const MOST_WAITING = 100;
 const TRIES = 3;
@@ -73,17 +73,8 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
   const queue = new PQueue({ concurrency: 2 });
   /** When each was said last. */
   const said = new Map<string, number>();
-  let tokens = BURST;
-  let filledAt = monotonic();
+  const takeToken = makeTokenBucket(LIMITS, monotonic);
   let dropped = 0;
-
-  const takeToken = (at: number): boolean => {
-    tokens = Math.min(BURST, tokens + ((at - filledAt) / 1000) * PER_SECOND);
-    filledAt = at;
-    if (tokens < 1) return false;
-    tokens--;
-    return true;
-  };
 
   const send = async (pod: Pod, body: object): Promise<void> => {
     const backoff = makeBackoff(...backoffMs);
@@ -129,7 +120,7 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
       }
       const key = `${pod.uid} ${reason} ${message}`;
       if (said.has(key)) return;
-      if (queue.size >= MOST_WAITING || !takeToken(at)) {
+      if (queue.size >= MOST_WAITING || !takeToken()) {
         dropped++;
         logger.debug({ podUid: pod.uid, reason }, `an Event was left out, as there are too many: ${message}`);
         return;
