@@ -5,7 +5,7 @@ import { pino } from 'pino';
 import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
-import { PodMarks, type PodMarksOptions } from '../../../../mapper/reports/pod-annotator.ts';
+import { PodMarks, type PodMarksOptions } from '../../../../mapper/reports/pod-marks.ts';
 import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod-entry.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 
