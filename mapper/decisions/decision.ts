@@ -35,7 +35,7 @@ export interface Note {
 
 /** One rule as it was tried, for `explain`. */
 export interface RuleStep {
-  /** 1 to 9, in the order in which they are tried. */
+  /** The number of the rule, in the order in which they are tried; each once. */
   readonly rule: number;
   readonly condition: string;
   /** The values that answered it. */
@@ -49,12 +49,12 @@ export interface Decision {
   readonly reason: Reason;
   /** In the mesh: the verdict is `in` or `bypass`. */
   readonly enrolled: boolean;
-  /** The mesh mode that a label names, in lower case; undefined where rules 1 to 7 leave the pod out. */
+  /** The mesh mode that a label names, in lower case; undefined where none does, or an earlier rule leaves the pod out. */
   readonly mode: string | undefined;
   /**
-   * The bypass label asks for it and may. Also set where rule 7 or 8 decides, as
-   * a pod with a sidecar is bypassed inside its own network namespace; never
-   * where one of the rules 1 to 5 decides.
+   * The bypass label asks for it and may. Also set for a pod that is out by its
+   * labels or for its sidecar, as a pod with a sidecar is bypassed inside its own
+   * network namespace; never where a rule before the labels of modes decides.
    */
   readonly bypassOutbound: boolean;
   readonly bypassInbound: boolean;

@@ -6,7 +6,7 @@
  */
 import { addressBytes, addressText, familyOf, isMapped } from '../objects/address.ts';
 import { TRAFFIC } from '../objects/label-names.ts';
-import { valueOf, type Labels } from '../objects/labels.ts';
+import { labelValue, type Labels } from '../objects/labels.ts';
 
 /** Addresses that share a prefix; IPv4-mapped IPv6 ranges are IPv4 ones. */
 export interface Range {
@@ -47,7 +47,7 @@ export function trafficOptions(annotations: Labels): TrafficAnnotations {
   const problems: string[] = [];
   function list<T>(name: string, read: (part: string) => T | undefined, expected: string): Listed<T> {
     const key = TRAFFIC + name;
-    const text = valueOf(annotations, key);
+    const text = labelValue(annotations, key);
     if (text === undefined) return undefined;
     const parts = text
       .split(',')

@@ -2,31 +2,145 @@
  * Is this pod's traffic redirected? A pure function from a pod, its namespace
  * and the configuration to a verdict with one reason.
  *
- * The rules are tried in order and the first that applies decides. The numbers
- * are those that `cgroute explain` prints.
+ * The rules are a table, and the decision is a walk through it: they are tried in
+ * order, and the first that applies decides.
  */
 
-import type { Config } from '../config/config.ts';
-import {
-  ALLOW_BYPASS_LABEL,
-  BYPASS_LABEL,
-  GATEWAY_LABEL,
-  MODE_LABEL,
-  SIDECAR_STATUS,
-} from '../objects/label-names.ts';
-import { valueOf } from '../objects/labels.ts';
+import { BYPASS_LABEL, GATEWAY_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
+import { labelValue } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import type { Pod } from '../objects/pod.ts';
-import type { Decision, Note, Reason, Remembered, RuleStep } from './decision.ts';
-import { trafficOptions } from './traffic-options.ts';
+import type { Decision, Note, Reason, Remembered, RuleStep, Verdict } from './decision.ts';
+import { caseOf, nameOf, sawLabel, unknownMode, type PodCase, type VerdictConfig } from './pod-case.ts';
+import { trafficOptions, type TrafficAnnotations } from './traffic-options.ts';
 
-/** What the decision reads of the configuration. */
-export type VerdictConfig = Pick<
-  Config,
-  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'bypass'
-> & {
-  readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
-};
+/** What a rule that applies makes of the pod. */
+interface Outcome {
+  readonly verdict: Verdict;
+  readonly reason: Reason;
+  /** The pod is in the mesh, and the rules of enrolled pods have the last word. */
+  readonly goesOn?: true;
+  /** The pod's bypass label does not count, and is worth no note. */
+  readonly apart?: true;
+  /** What an operator should know of it. */
+  readonly notes?: readonly Note[];
+}
+
+/**
+ * One row of the table. Rows of one number stand together and are one question,
+ * answered by the first of them that applies: a trace has one step for all.
+ */
+interface Rule {
+  /** As `cgroute explain` prints it. */
+  readonly number: number;
+  /** Tried once a rule has put the pod into the mesh, and only then; the other rules only before that. */
+  readonly ofEnrolled?: true;
+  readonly condition: string | ((config: VerdictConfig) => string);
+  /** The values that answer it, as text. */
+  readonly see: (of: PodCase) => string;
+  /** Undefined where it does not apply. */
+  readonly applies: (of: PodCase) => Outcome | undefined;
+  /** What an operator should know once it has been tried, whether it applies or not. */
+  readonly notes?: (of: PodCase) => readonly Note[];
+}
+
+const apart = (reason: Reason): Outcome => ({ verdict: 'out', reason, apart: true });
+const out = (reason: Reason): Outcome => ({ verdict: 'out', reason });
+const enrolled = (reason: Reason): Outcome => ({ verdict: 'in', reason, goesOn: true });
+/** Also where no rule applies, which the table makes impossible. */
+const NOT_ENROLLED = out('not-enrolled');
+
+const NO_ANNOTATIONS: TrafficAnnotations = { options: undefined, problems: [] };
+
+const RULES: readonly Rule[] = [
+  {
+    number: 1,
+    condition: 'the pod is in the host network',
+    see: ({ pod }) => `spec.hostNetwork: ${pod.hostNetwork}`,
+    applies: ({ pod }) => (pod.hostNetwork ? apart('host-network') : undefined),
+  },
+  {
+    number: 2,
+    condition: 'the pod has ended',
+    see: ({ pod }) => `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`,
+    applies: ({ terminal }) => (terminal ? apart('terminal') : undefined),
+  },
+  {
+    number: 3,
+    condition: ({ proxy }) => `the pod is the node's ztunnel (${selectorText(proxy)})`,
+    see: sawProxy,
+    applies: ({ proxy }) => (proxy ? apart('proxy') : undefined),
+  },
+  {
+    number: 4,
+    condition: ({ excludedNamespaces }) => `the namespace is excluded (${excludedNamespaces.join(', ')})`,
+    see: ({ pod }) => `namespace ${pod.namespace}`,
+    applies: ({ pod, config }) =>
+      config.excludedNamespaces.includes(pod.namespace) ? apart('excluded-namespace') : undefined,
+  },
+  {
+    number: 5,
+    condition: 'the pod is a waypoint or a gateway',
+    see: ({ pod }) => sawLabel('pod', GATEWAY_LABEL, labelValue(pod.labels, GATEWAY_LABEL)),
+    applies: ({ pod, config }) => {
+      const controller = labelValue(pod.labels, GATEWAY_LABEL)?.toLowerCase();
+      return controller !== undefined && config.gatewayControllers.includes(controller)
+        ? apart('gateway')
+        : undefined;
+    },
+  },
+  {
+    number: 6,
+    condition: 'the pod\'s label says "none"',
+    see: sawOwnMode,
+    applies: ({ ownMode }) => (ownMode.mode === 'none' ? out('pod-opt-out') : undefined),
+  },
+  {
+    number: 6,
+    condition: ({ meshModes }) => `the pod's label names a mesh mode (${meshModes.join(', ')})`,
+    see: sawOwnMode,
+    applies: ({ ownMode }) => (ownMode.mode === undefined ? undefined : enrolled('pod-label')),
+    notes: ({ pod, ownMode, config }) => unknownMode(`pod ${nameOf(pod)}`, ownMode, config),
+  },
+  {
+    number: 7,
+    condition: "the namespace's label names a mesh mode",
+    see: sawNamespaceMode,
+    applies: ({ mode }) => (mode === undefined ? undefined : enrolled('namespace-label')),
+    notes: ({ pod, namespaceMode, config }) =>
+      unknownMode(`namespace ${pod.namespace}`, namespaceMode, config),
+  },
+  {
+    number: 7,
+    condition: 'no label names a mesh mode',
+    see: sawNamespaceMode,
+    applies: () => NOT_ENROLLED,
+  },
+  {
+    number: 8,
+    ofEnrolled: true,
+    condition: 'the pod has a sidecar',
+    see: sawSidecar,
+    applies: (of) =>
+      of.sidecar && of.mode === 'kmesh'
+        ? { verdict: 'in', reason: 'sidecar-short-circuited', notes: bypassBeside(of) }
+        : undefined,
+  },
+  {
+    number: 8,
+    ofEnrolled: true,
+    condition: 'the pod has a sidecar',
+    see: sawSidecar,
+    applies: ({ sidecar }) => (sidecar ? out('sidecar') : undefined),
+  },
+  {
+    number: 9,
+    ofEnrolled: true,
+    condition: 'the pod asks to be bypassed, and may',
+    see: ({ bypass }) => bypass.saw,
+    applies: ({ bypass: { reason } }) => (reason === undefined ? undefined : { verdict: 'bypass', reason }),
+  },
+];
 
 /**
  * Decides about one pod. Total: every input has exactly one reason. Never throws.
@@ -40,245 +154,87 @@ export function decide(
   config: VerdictConfig,
   remembered?: Remembered,
 ): Decision {
-  const steps: RuleStep[] = [];
-  const notes: Note[] = [];
-  const terminal = pod.phase === 'Succeeded' || pod.phase === 'Failed';
-  const sidecar = valueOf(pod.annotations, SIDECAR_STATUS) !== undefined;
-  const proxy = isProxy(pod, config.proxy);
-  const known = { sidecar, proxy: proxy && !terminal, traffic: undefined, notes, trace: steps };
-
-  /** Notes one step and hands its answer on. */
-  const asked = (rule: number, condition: string, saw: string, outcome: boolean | 'yes'): boolean => {
-    steps.push({
-      rule,
-      condition,
-      saw,
-      outcome: outcome === true ? 'decides' : outcome === 'yes' ? 'yes' : 'no',
-    });
-    return outcome !== false;
+  const of = caseOf(pod, namespace, config, remembered);
+  const { trace, outcome, isEnrolled, notes } = walk(of);
+  const isIn = outcome.verdict !== 'out';
+  const labelsCount = outcome.apart !== true;
+  const { options: traffic, problems } = isIn ? trafficOptions(pod.annotations) : NO_ANNOTATIONS;
+  return {
+    verdict: outcome.verdict,
+    reason: outcome.reason,
+    enrolled: isIn,
+    mode: isEnrolled ? of.mode : undefined,
+    bypassOutbound: labelsCount && of.bypass.outbound,
+    bypassInbound: labelsCount && of.bypass.inbound,
+    sidecar: of.sidecar,
+    proxy: of.proxy && !of.terminal,
+    traffic,
+    notes: [
+      ...(labelsCount ? of.bypass.notes : []),
+      ...notes,
+      ...unreadable(pod, problems),
+      ...(outcome.notes ?? []),
+    ],
+    trace,
   };
-  const left = (reason: Reason): Decision => ({
-    ...known,
-    verdict: 'out',
-    reason,
-    enrolled: false,
-    mode: undefined,
-    bypassOutbound: false,
-    bypassInbound: false,
-  });
-
-  if (asked(1, 'the pod is in the host network', `spec.hostNetwork: ${pod.hostNetwork}`, pod.hostNetwork))
-    return left('host-network');
-  if (asked(2, 'the pod has ended', `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`, terminal))
-    return left('terminal');
-  if (
-    asked(
-      3,
-      `the pod is the node's ztunnel (${selectorText(config.proxy)})`,
-      sawProxy(pod, config.proxy),
-      proxy,
-    )
-  )
-    return left('proxy');
-  const excluded = config.excludedNamespaces.includes(pod.namespace);
-  if (
-    asked(
-      4,
-      `the namespace is excluded (${config.excludedNamespaces.join(', ')})`,
-      `namespace ${pod.namespace}`,
-      excluded,
-    )
-  ) {
-    return left('excluded-namespace');
-  }
-  const controller = valueOf(pod.labels, GATEWAY_LABEL);
-  const gateway = controller !== undefined && config.gatewayControllers.includes(controller.toLowerCase());
-  if (asked(5, 'the pod is a waypoint or a gateway', sawLabel('pod', GATEWAY_LABEL, controller), gateway))
-    return left('gateway');
-
-  const bypass = bypassOf(pod, namespace, config, notes);
-  const after = { ...known, bypassOutbound: bypass.outbound, bypassInbound: bypass.inbound };
-
-  const enrolment = enrolmentOf(pod, namespace, config, remembered, notes, asked);
-  if (enrolment.mode === undefined) {
-    return { ...after, verdict: 'out', reason: enrolment.reason, enrolled: false, mode: undefined };
-  }
-  const { mode } = enrolment;
-  const { options: traffic, problems } = trafficOptions(pod.annotations);
-
-  const shortCircuited = sidecar && mode === 'kmesh';
-  const sawSidecar = `annotation ${SIDECAR_STATUS} ${sidecar ? 'present' : 'absent'}, mode ${mode}`;
-  asked(8, 'the pod has a sidecar', sawSidecar, sidecar);
-  if (sidecar && !shortCircuited)
-    return { ...after, verdict: 'out', reason: 'sidecar', enrolled: false, mode };
-  if (problems.length > 0)
-    notes.push({ code: 'traffic-annotation', message: `pod ${nameOf(pod)}: ${problems.join('; ')}` });
-  if (sidecar) {
-    if (bypass.reason !== undefined) {
-      notes.push({
-        code: 'bypass-beside-sidecar',
-        message: `pod ${nameOf(pod)} carries ${BYPASS_LABEL}=${JSON.stringify(bypass.value)} and its sidecar is short-circuited as well: the bypass is in force, the reason shown is that of the earlier rule`,
-      });
-    }
-    return { ...after, verdict: 'in', reason: 'sidecar-short-circuited', enrolled: true, mode, traffic };
-  }
-
-  asked(9, 'the pod asks to be bypassed, and may', bypass.saw, bypass.reason !== undefined);
-  if (bypass.reason !== undefined)
-    return { ...after, verdict: 'bypass', reason: bypass.reason, enrolled: true, mode, traffic };
-  decideLate(steps);
-  return { ...after, verdict: 'in', reason: enrolment.reason, enrolled: true, mode, traffic };
 }
 
-/** Whether a pod is one of the node's ztunnels by its labels and namespace. */
-export function isProxy(pod: Pod, proxy: VerdictConfig['proxy']): boolean {
-  return (
-    proxy.selector.matches(pod.labels) &&
-    (proxy.namespaces.length === 0 || proxy.namespaces.includes(pod.namespace))
-  );
+interface Walk {
+  /** One step for each number that was tried, in order. */
+  readonly trace: readonly RuleStep[];
+  readonly outcome: Outcome;
+  /** A rule has put the pod into the mesh, whatever a later one made of that. */
+  readonly isEnrolled: boolean;
+  /** Of the rules that were tried. */
+  readonly notes: readonly Note[];
 }
 
-/** The mesh mode that a namespace's label names; undefined for none, and for one that is not known. */
-export function namespaceMode(namespace: Namespace | undefined, config: VerdictConfig): string | undefined {
-  const mode =
-    namespace === undefined ? undefined : modeOf(valueOf(namespace.labels, MODE_LABEL), config, [], '');
-  return mode === 'none' ? undefined : mode;
-}
-
-type Asked = (rule: number, condition: string, saw: string, outcome: boolean | 'yes') => boolean;
-type Enrolment =
-  | { readonly mode: string; readonly reason: 'pod-label' | 'namespace-label' }
-  | { readonly mode: undefined; readonly reason: 'pod-opt-out' | 'not-enrolled' };
-
-/** Rules 6 and 7. */
-function enrolmentOf(
-  pod: Pod,
-  namespace: Namespace | undefined,
-  config: VerdictConfig,
-  remembered: Remembered | undefined,
-  notes: Note[],
-  asked: Asked,
-): Enrolment {
-  const own = valueOf(pod.labels, MODE_LABEL);
-  const ownMode = modeOf(own, config, notes, `pod ${nameOf(pod)}`);
-  const sawOwn = sawLabel('pod', MODE_LABEL, own);
-  if (ownMode === 'none') {
-    asked(6, 'the pod\'s label says "none"', sawOwn, true);
-    return { mode: undefined, reason: 'pod-opt-out' };
-  }
-  if (
-    asked(
-      6,
-      `the pod's label names a mesh mode (${config.meshModes.join(', ')})`,
-      sawOwn,
-      ownMode === undefined ? false : 'yes',
-    ) &&
-    ownMode !== undefined
-  ) {
-    return { mode: ownMode, reason: 'pod-label' };
-  }
-
-  const theirs = namespace === undefined ? undefined : valueOf(namespace.labels, MODE_LABEL);
-  const now = modeOf(theirs, config, notes, `namespace ${pod.namespace}`);
-  const mode = remembered === undefined ? now : remembered.mode;
-  const sawNow = sawLabel('namespace', MODE_LABEL, theirs);
-  const saw =
-    remembered === undefined
-      ? sawNow
-      : `${sawNow}; when the pod was first seen, ${mode ?? 'none'}, which counts (enrollment: new-pods)`;
-  if (mode === undefined || mode === 'none') {
-    asked(7, 'no label names a mesh mode', saw, true);
-    return { mode: undefined, reason: 'not-enrolled' };
-  }
-  asked(7, "the namespace's label names a mesh mode", saw, 'yes');
-  return { mode, reason: 'namespace-label' };
-}
-
-/** A label's mode in lower case, or `none`; undefined for an absent or unknown one, which is noted. */
-function modeOf(
-  value: string | undefined,
-  config: VerdictConfig,
-  notes: Note[],
-  owner: string,
-): string | undefined {
-  if (value === undefined || value === '') return undefined;
-  const mode = value.toLowerCase();
-  if (mode === 'none' || config.meshModes.includes(mode)) return mode;
-  notes.push({
-    code: 'unknown-mode',
-    message: `${owner} has ${MODE_LABEL}=${JSON.stringify(value)}, expected one of ${config.meshModes.join(', ')} or none: it counts as absent`,
-  });
-  return undefined;
-}
-
-interface Bypass {
-  readonly value: string | undefined;
-  readonly outbound: boolean;
-  readonly inbound: boolean;
-  /** Undefined when there is none, or it is refused. */
-  readonly reason: 'bypass' | 'bypass-outbound' | 'bypass-inbound' | undefined;
-  readonly saw: string;
-}
-
-/** The label's values, compared without regard to case as those of the mode label are. */
-const BYPASS_REASONS: Readonly<Record<string, NonNullable<Bypass['reason']>>> = {
-  enabled: 'bypass',
-  outbound: 'bypass-outbound',
-  inbound: 'bypass-inbound',
-};
-
-function bypassOf(pod: Pod, namespace: Namespace | undefined, config: VerdictConfig, notes: Note[]): Bypass {
-  const value = valueOf(pod.labels, BYPASS_LABEL);
-  const saw = sawLabel('pod', BYPASS_LABEL, value);
-  const none = { value, outbound: false, inbound: false, reason: undefined };
-  if (value === undefined || value === '') return { ...none, saw };
-
-  const word = value.toLowerCase();
-  const reason = Object.hasOwn(BYPASS_REASONS, word) ? BYPASS_REASONS[word] : undefined;
-  if (reason === undefined) {
-    notes.push({
-      code: 'unknown-bypass',
-      message: `pod ${nameOf(pod)} has ${BYPASS_LABEL}=${JSON.stringify(value)}, expected one of ${Object.keys(BYPASS_REASONS).join(', ')}: it counts as absent`,
+function walk(of: PodCase): Walk {
+  const trace: RuleStep[] = [];
+  const notes: Note[] = [];
+  let outcome = NOT_ENROLLED;
+  let isEnrolled = false;
+  let decides = 0; // no rule's number
+  for (const rule of RULES) {
+    if ((rule.ofEnrolled === true) !== isEnrolled) continue;
+    const { number, condition } = rule;
+    const applies = rule.applies(of);
+    if (trace.at(-1)?.rule === number) trace.pop();
+    trace.push({
+      rule: number,
+      condition: typeof condition === 'string' ? condition : condition(of.config),
+      saw: rule.see(of),
+      outcome: applies === undefined ? 'no' : 'yes',
     });
-    return { ...none, saw };
-  }
-  const { allowed } = config.bypass;
-  const permission = namespace === undefined ? undefined : valueOf(namespace.labels, ALLOW_BYPASS_LABEL);
-  const may = allowed === 'any' || (allowed === 'namespace' && permission === 'true');
-  const sawAll = `${saw}, bypass.allowed: ${allowed}${allowed === 'namespace' ? `, ${sawLabel('namespace', ALLOW_BYPASS_LABEL, permission)}` : ''}`;
-  if (!may) {
-    const why =
-      allowed === 'never'
-        ? 'bypass.allowed is never'
-        : `namespace ${pod.namespace} does not carry ${ALLOW_BYPASS_LABEL}=true`;
-    notes.push({
-      code: 'bypass-refused',
-      message: `pod ${nameOf(pod)} has ${BYPASS_LABEL}=${JSON.stringify(value)}, which is refused because ${why}`,
-    });
-    return { ...none, saw: `${sawAll}: refused` };
+    notes.push(...(rule.notes?.(of) ?? []));
+    if (applies === undefined) continue;
+    outcome = applies;
+    decides = number;
+    if (applies.goesOn !== true) break;
+    isEnrolled = true;
   }
   return {
-    value,
-    outbound: reason !== 'bypass-inbound',
-    inbound: reason !== 'bypass-outbound',
-    reason,
-    saw: sawAll,
+    trace: trace.map((step) => (step.rule === decides ? { ...step, outcome: 'decides' } : step)),
+    outcome,
+    isEnrolled,
+    notes,
   };
 }
 
-/** No later rule had anything to say, so the label's own rule decided. */
-function decideLate(steps: RuleStep[]): void {
-  const index = steps.findIndex((step) => step.outcome === 'yes');
-  const step = steps[index];
-  if (step !== undefined) steps[index] = { ...step, outcome: 'decides' };
+function unreadable(pod: Pod, problems: readonly string[]): readonly Note[] {
+  if (problems.length === 0) return [];
+  return [{ code: 'traffic-annotation', message: `pod ${nameOf(pod)}: ${problems.join('; ')}` }];
 }
 
-function nameOf(pod: Pod): string {
-  return `${pod.namespace}/${pod.name}`;
-}
-
-function sawLabel(owner: string, key: string, value: string | undefined): string {
-  return `${owner} label ${key} ${value === undefined ? 'absent' : `= ${JSON.stringify(value)}`}`;
+/** A pod whose sidecar is short-circuited may be bypassed as well; the reason then does not say so. */
+function bypassBeside({ pod, bypass }: PodCase): readonly Note[] {
+  if (bypass.reason === undefined) return [];
+  return [
+    {
+      code: 'bypass-beside-sidecar',
+      message: `pod ${nameOf(pod)} carries ${BYPASS_LABEL}=${JSON.stringify(bypass.value)} and its sidecar is short-circuited as well: the bypass is in force, the reason shown is that of the earlier rule`,
+    },
+  ];
 }
 
 function selectorText(proxy: VerdictConfig['proxy']): string {
@@ -287,7 +243,22 @@ function selectorText(proxy: VerdictConfig['proxy']): string {
     : `${proxy.selector.text} in ${proxy.namespaces.join(', ')}`;
 }
 
-function sawProxy(pod: Pod, proxy: VerdictConfig['proxy']): string {
+function sawProxy({ pod, config: { proxy } }: PodCase): string {
   const place = proxy.namespaces.length === 0 ? '' : ` in namespace ${pod.namespace}`;
   return proxy.selector.matches(pod.labels) ? `labels match${place}` : `labels do not match${place}`;
+}
+
+function sawOwnMode({ ownMode }: PodCase): string {
+  return sawLabel('pod', MODE_LABEL, ownMode.value);
+}
+
+function sawNamespaceMode({ namespaceMode, remembered }: PodCase): string {
+  const saw = sawLabel('namespace', MODE_LABEL, namespaceMode.value);
+  return remembered === undefined
+    ? saw
+    : `${saw}; when the pod was first seen, ${remembered.mode ?? 'none'}, which counts (enrollment: new-pods)`;
+}
+
+function sawSidecar({ sidecar, mode }: PodCase): string {
+  return `annotation ${SIDECAR_STATUS} ${sidecar ? 'present' : 'absent'}, mode ${mode}`;
 }

@@ -10,7 +10,8 @@ import type { Inventory } from './inventory.ts';
 import { isYounger, NamespaceModes, type FirstSight } from './namespace-modes.ts';
 import { podKeys, type Pod } from '../objects/pod.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import { decide, namespaceMode } from '../decisions/verdict.ts';
+import { namespaceMode } from '../decisions/pod-case.ts';
+import { decide } from '../decisions/verdict.ts';
 import type { Decision, Remembered } from '../decisions/decision.ts';
 
 /** Of `pod_info.namespace_mode`; anything else stands for a mesh mode. */

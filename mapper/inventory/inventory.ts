@@ -5,7 +5,7 @@ import type { Config } from '../config/config.ts';
 import type { Objects, Pod } from '../objects/pod.ts';
 import type { Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import { isProxy } from '../decisions/verdict.ts';
+import { isProxy } from '../decisions/pod-case.ts';
 
 export interface InventoryOptions {
   /** This node's name: pods that name another are left out, pods that name none are taken for its own. */

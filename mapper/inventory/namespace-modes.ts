@@ -13,7 +13,7 @@
 import type { Config } from '../config/config.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import { namespaceMode } from '../decisions/verdict.ts';
+import { namespaceMode } from '../decisions/pod-case.ts';
 
 /** A pod at its first sight. */
 export interface FirstSight extends Pick<Pod, 'createdAt'> {

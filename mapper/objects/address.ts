@@ -56,7 +56,7 @@ export function addressBytes(text: string): Uint8Array | undefined {
   const first = words(head);
   const last = tail === undefined ? [] : words(tail);
   const all = [...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last];
-  all.forEach((word, i) => bytes.set([word >> 8, word & 0xff], 2 * i));
+  for (const [i, word] of all.entries()) bytes.set([word >> 8, word & 0xff], 2 * i);
   return bytes;
 }
 

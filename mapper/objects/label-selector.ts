@@ -4,7 +4,7 @@
  * joined by commas, all of which must hold.
  */
 
-import { valueOf, type Labels } from './labels.ts';
+import { labelValue, type Labels } from './labels.ts';
 
 export interface LabelSelector {
   /** As it was written, for messages. */
@@ -42,23 +42,23 @@ function requirementOf(part: string): ((labels: Labels) => boolean) | undefined 
   if (equality) {
     const { 1: key = '', 2: operator, 3: wanted = '' } = equality;
     return operator === '!='
-      ? (labels) => valueOf(labels, key) !== wanted
-      : (labels) => valueOf(labels, key) === wanted;
+      ? (labels) => labelValue(labels, key) !== wanted
+      : (labels) => labelValue(labels, key) === wanted;
   }
   const membership = MEMBERSHIP.exec(part);
   if (membership) {
     const { 1: key = '', 2: operator, 3: list = '' } = membership;
     const values = list.split(',').map((value) => value.trim());
     if (!values.every((value) => VALUE.test(value))) return undefined;
-    const isIn = (labels: Labels): boolean => values.some((value) => valueOf(labels, key) === value);
+    const isIn = (labels: Labels): boolean => values.some((value) => labelValue(labels, key) === value);
     return operator === 'in' ? isIn : (labels) => !isIn(labels);
   }
   const existence = EXISTENCE.exec(part);
   if (existence) {
     const { 1: not, 2: key = '' } = existence;
     return not === '!'
-      ? (labels) => valueOf(labels, key) === undefined
-      : (labels) => valueOf(labels, key) !== undefined;
+      ? (labels) => labelValue(labels, key) === undefined
+      : (labels) => labelValue(labels, key) !== undefined;
   }
   return undefined;
 }

@@ -24,6 +24,6 @@ export function labelsOf(
 }
 
 /** A value, undefined for what is not there; also for labels that have a prototype. */
-export function valueOf(labels: Labels, key: string): string | undefined {
+export function labelValue(labels: Labels, key: string): string | undefined {
   return Object.hasOwn(labels, key) ? labels[key] : undefined;
 }
