@@ -28,7 +28,20 @@ import { explain, type Explanation } from '../cli/explain.ts';
 import { HandoffPlaces } from '../placement/handoff-places.ts';
 import { hostView } from './host-view.ts';
 import { createInventory, type Inventory } from '../inventory/inventory.ts';
+import {
+  agentMetrics,
+  driftMetrics,
+  lostEventMetrics,
+  sourceStateMetrics,
+} from '../reports/agent-metrics.ts';
+import { connectionMetrics, connectionsFromNow, resetMetrics } from '../reports/connection-metrics.ts';
+import { mapErrorMetrics, mapMetrics } from '../reports/map-metrics.ts';
+import { metricSources } from '../reports/metric-source.ts';
 import { createMetrics, type Metrics } from '../reports/metrics.ts';
+import { objectSourceMetrics } from '../reports/object-source-metrics.ts';
+import { cgroupMetrics, podMetrics } from '../reports/pod-metrics.ts';
+import { proxyMetrics } from '../reports/proxy-metrics.ts';
+import { sidecarMetrics } from '../reports/sidecar-metrics.ts';
 import { mapShares, mapSizes } from '../maps/map-sizes.ts';
 import { Settings } from '../maps/settings.ts';
 import { NodeProxy } from '../placement/node-proxy.ts';
@@ -283,24 +296,31 @@ class RunningAgent implements AsyncDisposable {
     );
     this.#inventory = inventory;
     this.#enrolment = enrolment;
-    this.metrics = createMetrics({
-      version: options.version,
-      maps: dataPlane.maps,
-      isReady: () => this.isReady,
-      intended: () =>
-        [...inventory.pods()].map((pod) => ({
-          uid: pod.uid,
-          isRunning: pod.phase === 'Running',
-          verdict: enrolment.decide(pod).verdict,
-        })),
-      reconciler: () => this.#reconciler.figures,
-      sources: () => this.sources(),
-      figures: () => options.source.figures(),
-      eventsLost: () => this.#eventsLost,
-      driftRepaired: () => this.#driftRepaired,
-      sidecars: () => this.#sidecars.figures,
-      resets: () => reset?.figures,
-    });
+    const figures = () => this.#reconciler.figures;
+    this.metrics = createMetrics([
+      ...metricSources(agentMetrics, () => ({ version: options.version, isReady: this.isReady })),
+      ...metricSources(podMetrics, () => ({
+        maps: dataPlane.maps,
+        intended: () =>
+          [...inventory.pods()].map((pod) => ({
+            uid: pod.uid,
+            isRunning: pod.phase === 'Running',
+            verdict: enrolment.decide(pod).verdict,
+          })),
+        failedPods: () => figures().failedPods,
+      })),
+      ...metricSources(cgroupMetrics, figures),
+      ...metricSources(mapMetrics, () => dataPlane.maps),
+      ...metricSources(mapErrorMetrics, () => figures().errors),
+      ...metricSources(sourceStateMetrics, () => this.sources()),
+      ...metricSources(objectSourceMetrics, () => options.source.figures()),
+      ...metricSources(lostEventMetrics, () => this.#eventsLost),
+      ...metricSources(driftMetrics, () => this.#driftRepaired),
+      ...metricSources(sidecarMetrics, () => this.#sidecars.figures),
+      ...metricSources(resetMetrics, () => reset?.figures),
+      ...metricSources(connectionMetrics, connectionsFromNow({ maps: dataPlane.maps, former: figures })),
+      ...metricSources(proxyMetrics, () => dataPlane.maps),
+    ]);
   }
 
   explain(pod: string): Explanation {

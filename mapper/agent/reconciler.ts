@@ -17,7 +17,8 @@ import type { PodView } from '../cli/explain.ts';
 import type { HandoffPlaces } from '../placement/handoff-places.ts';
 import type { Inventory } from '../inventory/inventory.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
-import type { ReconcilerFigures } from '../reports/metrics.ts';
+import type { FormerConnections } from '../reports/connection-metrics.ts';
+import type { CgroupFigures } from '../reports/pod-metrics.ts';
 import { isMirror, podKeys, type Pod } from '../objects/pod.ts';
 import {
   cgroupEntry,
@@ -48,6 +49,14 @@ export interface HostView {
   isOwnAddress(ip: string): boolean;
   /** Addresses of the network namespace of any process below these cgroups; undefined when that tells nothing. */
   addressesIn(paths: readonly string[]): readonly string[] | undefined;
+}
+
+/** For metrics; totals are since the agent's start. */
+interface ReconcilerFigures extends CgroupFigures, FormerConnections {
+  /** Pods whose entries could not be written. */
+  readonly failedPods: number;
+  /** By errno. */
+  readonly errors: ReadonlyMap<string, number>;
 }
 
 export interface ReconcilerOptions {

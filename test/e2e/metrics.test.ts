@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { globSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { test } from 'node:test';
+import { metricsReference } from '../../mapper/reports/metrics.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
@@ -24,6 +25,15 @@ async function scrape(node: TestNode): Promise<Map<string, number>> {
     ]),
   );
 }
+
+test('an agent serves what is documented, and nothing else', async () => {
+  await using node = await startNode('metrics-names');
+  const text = await (await fetch(`http://${await addressOf(node)}/metrics`)).text();
+  assert.deepEqual(
+    [...text.matchAll(/^# TYPE (\w+) (\w+)/gm)].map(([, name, type]) => ({ name, type })),
+    metricsReference.map(({ name, type }) => ({ name, type })),
+  );
+});
 
 test('metrics tell of pods, maps, sources and connections', async () => {
   await using node = await startNode('metrics');

@@ -2,15 +2,26 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import {
-  createMetrics,
-  metricsReference,
-  type IntendedPod,
-  type MetricsView,
-} from '../../../../mapper/reports/metrics.ts';
+  agentMetrics,
+  driftMetrics,
+  lostEventMetrics,
+  sourceStateMetrics,
+} from '../../../../mapper/reports/agent-metrics.ts';
+import {
+  connectionMetrics,
+  connectionsFromNow,
+  resetMetrics,
+} from '../../../../mapper/reports/connection-metrics.ts';
+import { mapErrorMetrics, mapMetrics } from '../../../../mapper/reports/map-metrics.ts';
+import { metricSources, type MetricSource } from '../../../../mapper/reports/metric-source.ts';
+import { createMetrics, metricsReference } from '../../../../mapper/reports/metrics.ts';
+import { objectSourceMetrics } from '../../../../mapper/reports/object-source-metrics.ts';
+import { cgroupMetrics, podMetrics, type IntendedPod } from '../../../../mapper/reports/pod-metrics.ts';
+import { proxyMetrics } from '../../../../mapper/reports/proxy-metrics.ts';
+import { sidecarMetrics } from '../../../../mapper/reports/sidecar-metrics.ts';
+import type { PinnedMaps } from '../../../../native/data-plane/data-plane.ts';
 import { CgrouteError } from '../../../../native/error.ts';
 import { branch } from '../../../../native/layout/layouts.ts';
-
-type Maps = MetricsView['maps'];
 
 /** A map as far as metrics read it. */
 function fakeMap<K>(name: string, entries: [K, unknown][], maxEntries = 10) {
@@ -36,58 +47,67 @@ function counts(values: Partial<Record<keyof typeof branch, bigint>>): { count: 
   return { count };
 }
 
-function viewOf(fake: Fake): MetricsView {
+function mapsOf(fake: Fake): PinnedMaps {
   return {
-    version: '1.2.3',
-    maps: {
-      cgroups: fakeMap<bigint>('cgroup_info_map', [
-        [7n, { slot: 1 }],
-        [8n, { slot: 1 }],
-        [9n, { slot: 0 }],
-      ]),
-      pods: fakeMap('pod_info_map', [
-        [{ text: 'a' }, { uid: 'a', slot: 1, verdict: 'in' }],
-        [{ text: 'b' }, { uid: 'b', slot: 2, verdict: 'in' }],
-        [{ text: 'c' }, { uid: 'c', slot: 0, verdict: 'out' }],
-      ]),
-      podAddresses: fakeMap('pod_ip_map', []),
-      connections: fakeMap('connection_map', [], 1000),
-      // The kernel's own count is believed, whatever a walk would give.
-      overflowConnections: fakeMap('connection_overflow_map', [[1, {}]], 2000),
-      overflowCount: fakeMap<number>('overflow_count_map', [[0, 150n]]),
-      originals: fakeMap('original_dst_map', []),
-      settings: fakeMap<number>('settings', []),
-      get counters() {
-        return fakeMap('pod_counters_map', fake.counters);
-      },
-    } as unknown as Maps,
-    isReady: () => true,
-    intended: () => fake.intended,
-    reconciler: () => ({
-      tracked: 3,
-      unresolvedSince: fake.unresolvedSince ?? [],
-      failedPods: 7,
-      errors: new Map([
-        ['E2BIG', 2],
-        ['ENOSPC', 1],
-      ]),
-      retired: fake.retired,
-      highestSlot: 1,
-    }),
-    sources: () => [{ name: 'pods', state: 'degraded', detail: '' }],
-    figures: () => ({ requests: 5, restarts: { pods: { expired: 4 } }, lastEventAgeMs: { pods: 1500 } }),
-    eventsLost: () => 6,
-    driftRepaired: () => 8,
-    sidecars: () => ({ bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 }),
-    resets: () => ({
-      outbound: 14,
-      inbound: 15,
-      failures: new Map([
-        ['EPERM', 16],
-        ['ENETDOWN', 17],
-      ]),
-    }),
+    cgroups: fakeMap<bigint>('cgroup_info_map', [
+      [7n, { slot: 1 }],
+      [8n, { slot: 1 }],
+      [9n, { slot: 0 }],
+    ]),
+    pods: fakeMap('pod_info_map', [
+      [{ text: 'a' }, { uid: 'a', slot: 1, verdict: 'in' }],
+      [{ text: 'b' }, { uid: 'b', slot: 2, verdict: 'in' }],
+      [{ text: 'c' }, { uid: 'c', slot: 0, verdict: 'out' }],
+    ]),
+    podAddresses: fakeMap('pod_ip_map', []),
+    connections: fakeMap('connection_map', [], 1000),
+    // The kernel's own count is believed, whatever a walk would give.
+    overflowConnections: fakeMap('connection_overflow_map', [[1, {}]], 2000),
+    overflowCount: fakeMap<number>('overflow_count_map', [[0, 150n]]),
+    originals: fakeMap('original_dst_map', []),
+    settings: fakeMap<number>('settings', []),
+    get counters() {
+      return fakeMap('pod_counters_map', fake.counters);
+    },
+  } as unknown as PinnedMaps;
+}
+
+/** All that an agent has, in an order that is not the documents'. */
+function sourcesOf(fake: Fake): MetricSource[] {
+  const maps = mapsOf(fake);
+  const errors = new Map([
+    ['E2BIG', 2],
+    ['ENOSPC', 1],
+  ]);
+  const resets = {
+    outbound: 14,
+    inbound: 15,
+    failures: new Map([
+      ['EPERM', 16],
+      ['ENETDOWN', 17],
+    ]),
   };
+  const sidecars = { bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 };
+  const connections = connectionsFromNow({ maps, former: () => ({ retired: fake.retired, highestSlot: 1 }) });
+  return [
+    ...metricSources(proxyMetrics, () => maps),
+    ...metricSources(connectionMetrics, connections),
+    ...metricSources(resetMetrics, () => resets),
+    ...metricSources(sidecarMetrics, () => sidecars),
+    ...metricSources(driftMetrics, () => 8),
+    ...metricSources(lostEventMetrics, () => 6),
+    ...metricSources(objectSourceMetrics, () => ({
+      requests: 5,
+      restarts: { pods: { expired: 4 } },
+      lastEventAgeMs: { pods: 1500 },
+    })),
+    ...metricSources(sourceStateMetrics, () => [{ name: 'pods', state: 'degraded' as const, detail: '' }]),
+    ...metricSources(mapErrorMetrics, () => errors),
+    ...metricSources(mapMetrics, () => maps),
+    ...metricSources(cgroupMetrics, () => ({ tracked: 3, unresolvedSince: fake.unresolvedSince ?? [] })),
+    ...metricSources(podMetrics, () => ({ maps, intended: () => fake.intended, failedPods: () => 7 })),
+    ...metricSources(agentMetrics, () => ({ version: '1.2.3', isReady: true })),
+  ];
 }
 
 const pod = (uid: string, verdict: IntendedPod['verdict'], isRunning = true): IntendedPod => ({
@@ -105,7 +125,7 @@ test('each value is where its name says, read when it is asked for', async () =>
     intended: [pod('a', 'in'), pod('x', 'in'), pod('y', 'out')],
     unresolvedSince: [performance.now() - 5000],
   };
-  const metrics = createMetrics(viewOf(fake));
+  const metrics = createMetrics(sourcesOf(fake));
   const has = async (...wanted: string[]): Promise<void> => {
     const found = lines(await metrics.text());
     assert.deepEqual(
@@ -154,14 +174,14 @@ test('each value is where its name says, read when it is asked for', async () =>
 });
 
 test('a pod is mapped when a cgroup leads to it; one without a slot of its own is not', async () => {
-  const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [] })).text();
+  const text = await createMetrics(sourcesOf({ counters: [], retired: [], intended: [] })).text();
   assert.match(text, /^cgroute_pods_mapped\{verdict="in"\} 1$/m);
   assert.match(text, /^cgroute_pods_mapped\{verdict="out"\} 0$/m);
 });
 
 test('a pod that runs and is not in the maps as it should be is unmapped', async () => {
   const unmapped = async (...intended: IntendedPod[]): Promise<string[]> =>
-    lines(await createMetrics(viewOf({ counters: [], retired: [], intended })).text()).filter((line) =>
+    lines(await createMetrics(sourcesOf({ counters: [], retired: [], intended })).text()).filter((line) =>
       /^cgroute_pods_unmapped.* [^0]/.test(line),
     );
   assert.deepEqual(await unmapped(pod('a', 'in')), []);
@@ -182,7 +202,7 @@ test('a pod that runs and is not in the maps as it should be is unmapped', async
 test('for how long cgroups have been unresolved is the age of the oldest', async () => {
   const told = async (unresolvedSince: number[]): Promise<(number | undefined)[]> => {
     const text = await createMetrics(
-      viewOf({ counters: [], retired: [], intended: [], unresolvedSince }),
+      sourcesOf({ counters: [], retired: [], intended: [], unresolvedSince }),
     ).text();
     return [/^cgroute_cgroups_unresolved (.*)$/m, /^cgroute_cgroups_unresolved_age_seconds (.*)$/m].map(
       (line) => Math.round(Number(line.exec(text)?.[1])),
@@ -194,7 +214,7 @@ test('for how long cgroups have been unresolved is the age of the oldest', async
 });
 
 test('what is to be expected of a counter is there from the start, and errors of all kinds are in one', async () => {
-  const metrics = createMetrics(viewOf({ counters: [], retired: [], intended: [] }));
+  const metrics = createMetrics(sourcesOf({ counters: [], retired: [], intended: [] }));
   const errors = async (): Promise<string[]> =>
     lines(await metrics.text())
       .filter((line) => line.startsWith('cgroute_map_errors_total'))
@@ -230,7 +250,7 @@ test('connections begin at zero with the agent, and those of a pod that is gone 
     retired: [],
     intended: [],
   };
-  const metrics = createMetrics(viewOf(fake));
+  const metrics = createMetrics(sourcesOf(fake));
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="redirected"\} 0$/m);
   fake.counters = [
     [0, counts({ hostUntouched: 41n })],
@@ -247,8 +267,22 @@ test('connections begin at zero with the agent, and those of a pod that is gone 
   assert.match(await metrics.text(), /^cgroute_connections_total\{branch="redirected"\} 4$/m);
 });
 
+test('without resets their counters are there, at zero', async () => {
+  const found = lines(await createMetrics(metricSources(resetMetrics, () => undefined)).text());
+  assert.deepEqual(
+    found.filter((line) => line.startsWith('cgroute_connection')),
+    [
+      'cgroute_connections_reset_total{direction="outbound"} 0',
+      'cgroute_connections_reset_total{direction="inbound"} 0',
+      'cgroute_connection_reset_failures_total{errno="EPERM"} 0',
+      'cgroute_connection_reset_failures_total{errno="EOPNOTSUPP"} 0',
+      'cgroute_connection_reset_failures_total{errno="other"} 0',
+    ],
+  );
+});
+
 test('the latency is a histogram in seconds', async () => {
-  const metrics = createMetrics(viewOf({ counters: [], retired: [], intended: [] }));
+  const metrics = createMetrics(sourcesOf({ counters: [], retired: [], intended: [] }));
   metrics.mapped(0.004);
   const text = await metrics.text();
   assert.match(text, /^cgroute_enrolment_latency_seconds_bucket\{le="0.0025"\} 0$/m);
@@ -257,7 +291,7 @@ test('the latency is a histogram in seconds', async () => {
 });
 
 test('what is said to be served is served', async () => {
-  const text = await createMetrics(viewOf({ counters: [], retired: [], intended: [] })).text();
+  const text = await createMetrics(sourcesOf({ counters: [], retired: [], intended: [] })).text();
   const served = [...text.matchAll(/^# TYPE (\w+) (\w+)/gm)].map(([, name, type]) => ({ name, type }));
   assert.deepEqual(
     served,
