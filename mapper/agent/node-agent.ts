@@ -1,10 +1,10 @@
 /**
  * The agent of one node: facts of the host and objects of the source go in, the
- * kernel's maps come out. It starts whole or not at all.
+ * kernel's maps come out. It starts whole or not at all. What it does for each
+ * feature its parts say, see agent-parts.ts.
  */
 import { statSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Logger } from 'pino';
 import { capabilityReport } from '../../native/survey/capability.ts';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import { openDataPlane, type DataPlane } from '../../native/data-plane/data-plane.ts';
@@ -19,57 +19,30 @@ import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../../watcher/hos
 import type { HostWatch } from '../../watcher/host-watch.ts';
 import { openHost } from '../../watcher/open-host.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
-import { AgentRecord } from '../maps/agent-record.ts';
-import type { Config } from '../config/config.ts';
-import { ConnectionReset } from '../connections/connection-reset.ts';
-import { ConnectionRoom } from '../connections/connection-room.ts';
-import { Enrolment } from '../inventory/enrolment.ts';
 import { explain, type Explanation } from '../cli/explain.ts';
-import { HandoffPlaces } from '../placement/handoff-places.ts';
-import { hostView } from './host-view.ts';
-import { createInventory, type Inventory } from '../inventory/inventory.ts';
+import { objectIntake } from '../inventory/object-intake.ts';
+import { AgentRecord } from '../maps/agent-record.ts';
+import { mapShares, mapSizes } from '../maps/map-sizes.ts';
+import { settlesWithin } from '../object-sources/object-source.ts';
 import {
   agentMetrics,
   driftMetrics,
   lostEventMetrics,
   sourceStateMetrics,
 } from '../reports/agent-metrics.ts';
-import { connectionMetrics, connectionsFromNow, resetMetrics } from '../reports/connection-metrics.ts';
-import { mapErrorMetrics, mapMetrics } from '../reports/map-metrics.ts';
+import { mapMetrics } from '../reports/map-metrics.ts';
 import { metricSources } from '../reports/metric-source.ts';
 import { createMetrics, type Metrics } from '../reports/metrics.ts';
 import { objectSourceMetrics } from '../reports/object-source-metrics.ts';
-import { cgroupMetrics, podMetrics } from '../reports/pod-metrics.ts';
-import { proxyMetrics } from '../reports/proxy-metrics.ts';
-import { sidecarMetrics } from '../reports/sidecar-metrics.ts';
-import { mapShares, mapSizes } from '../maps/map-sizes.ts';
-import { Settings } from '../maps/settings.ts';
-import { NodeProxy } from '../placement/node-proxy.ts';
-import { objectIntake } from '../inventory/object-intake.ts';
-import { settlesWithin, type ObjectSource } from '../object-sources/object-source.ts';
-import { makePodAnnotator } from '../reports/pod-annotator.ts';
-import { makePodEvents } from '../reports/pod-events.ts';
-import { PodMarks } from '../reports/pod-marks.ts';
-import { PodTrees } from '../placement/pod-trees.ts';
-import { Reconciler } from './reconciler.ts';
+import { agentCore, type AgentCore, type NodeAgentOptions } from './agent-core.ts';
+import { agentParts } from './agent-parts.ts';
+import { leave, withdraw, type Departing } from './departure.ts';
+import { Heartbeat } from './heartbeat.ts';
+import { PartWalk } from './part-walk.ts';
 import { refuseOthers } from './rival-programs.ts';
-import { removeSidecarRules } from '../sidecars/sidecar-cleanup.ts';
-import { SidecarRules } from '../sidecars/sidecar-rules.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
-
-export interface NodeAgentOptions {
-  readonly node: string;
-  readonly version: string;
-  /** Absolute; by default where cgroup2 is mounted. */
-  readonly cgroupRoot: string | undefined;
-  readonly procRoot: string;
-  readonly bpffsRoot: string;
-  readonly config: Config;
-  readonly source: ObjectSource;
-  readonly logger: Logger;
-}
 
 export interface NodeAgent {
   /** Programs attached, all objects seen once, and all that ran then is mapped. Once true it stays so. */
@@ -140,9 +113,12 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
       explain: (pod) => agent.explain(pod),
       listening: (address) => record.listening(address),
       async stop(detach) {
-        if (detach) await agent.withdraw();
-        else agent.leave();
-        await disposables.disposeAsync();
+        try {
+          if (detach) await withdraw(agent);
+          else leave(agent);
+        } finally {
+          await disposables.disposeAsync();
+        }
       },
     };
   } catch (error) {
@@ -157,29 +133,19 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
 const PATIENCE_MS = 3000;
 const RETRY_MS = 10_000;
 
-class RunningAgent implements AsyncDisposable {
+class RunningAgent implements AsyncDisposable, Departing {
   readonly #options: NodeAgentOptions;
-  readonly #dataPlane: DataPlane;
   readonly #record: AgentRecord;
-  readonly #lock: DirectoryLock;
-  readonly #reconciler: Reconciler;
-  readonly #settings: Settings;
-  readonly #proxy: NodeProxy;
-  readonly #trees: PodTrees;
-  readonly #handoffs: HandoffPlaces;
-  readonly #sidecars: SidecarRules;
-  readonly #room: ConnectionRoom;
-  readonly #host: HostWatch;
-  readonly #inventory: Inventory;
-  readonly #enrolment: Enrolment;
+  readonly #core: AgentCore;
+  readonly #watch: HostWatch;
+  readonly #heartbeat: Heartbeat;
   readonly #stack = new AsyncDisposableStack();
+  readonly dataPlane: DataPlane;
+  readonly walk: PartWalk;
+  readonly logger: NodeAgentOptions['logger'];
   readonly metrics: Metrics;
-  #marks: PodMarks | undefined;
-  #follows = false;
   #eventsLost = 0;
-  #driftRepaired = 0;
   #isStopped = false;
-  #isAttached = false;
   isReady = false;
 
   constructor(
@@ -189,221 +155,90 @@ class RunningAgent implements AsyncDisposable {
     record: AgentRecord,
     lock: DirectoryLock,
   ) {
-    this.#lock = lock;
-    const cgroupRoot = root.path;
-    const { node, config, logger, procRoot } = options;
+    const { config, logger, procRoot } = options;
     this.#options = options;
-    this.#dataPlane = dataPlane;
     this.#record = record;
-    const host = openHost({ cgroupRoot, procRoot, logger: logger.child({ component: 'watcher' }) });
-    const inventory = createInventory({ node, proxy: config.proxy });
-    this.#sidecars = this.#stack.use(
-      new SidecarRules({
-        dataPlane,
-        config,
-        procRoot,
-        logger: logger.child({ component: 'sidecars' }),
-        host,
-        onChanged: (uid) => this.#changed([uid]),
-      }),
-    );
-    const enrolment = new Enrolment({
-      inventory,
-      config,
-      maps: dataPlane.maps,
-      adjust: (pod, decision) => this.#sidecars.adjust(pod, decision),
+    this.dataPlane = dataPlane;
+    this.logger = logger;
+    const host = openHost({
+      cgroupRoot: root.path,
+      procRoot,
+      logger: logger.child({ component: 'watcher' }),
     });
-    this.#settings = new Settings(dataPlane.maps.settings);
-    this.#proxy = new NodeProxy({
-      dataPlane,
-      settings: this.#settings,
-      inventory,
-      cgroupRoot,
-      logger: logger.child({ component: 'proxy' }),
-      addressesOf: (pod) => this.#reconciler.addressesOf(pod),
-    });
-    this.#trees = new PodTrees(dataPlane, cgroupRoot);
-    this.#handoffs = new HandoffPlaces({
-      dataPlane,
+    const walk = this.#stack.use(new PartWalk({ logger, onFailed: (error) => this.metrics.failed(error) }));
+    this.walk = walk;
+    const failed = (error: unknown, what: string): void => this.#failed(error, what);
+    this.#core = agentCore({
+      ...options,
       root,
-      logger: logger.child({ component: 'handoff' }),
-      hasRootProcesses: () => host.hasUserProcess('/'),
-    });
-    const reset =
-      config.existingConnections === 'keep'
-        ? undefined
-        : this.#stack.use(
-            new ConnectionReset({
-              maps: dataPlane.maps,
-              sidecarUser: config.sidecarUser,
-              cgroupRoot,
-              procRoot,
-              logger: logger.child({ component: 'reset' }),
-              host,
-              isReady: () => this.isReady,
-              onFailed: (pod, message) => this.#marks?.notReset(pod, message),
-            }),
-          );
-    this.#reconciler = new Reconciler({
       dataPlane,
-      inventory,
-      enrolment,
-      config,
-      sidecars: this.#sidecars,
-      trees: this.#trees,
-      handoffs: this.#handoffs,
-      logger: logger.child({ component: 'mapper' }),
-      host: hostView(host),
-      onProxyCgroup: (podKey, cgroup) => this.#proxy.cgroupFound(podKey, cgroup),
-      onReconciled: () => {
-        void this.#followSoon();
-        this.#marks?.soon();
-      },
-      onWritten: reset && ((written) => reset.written(written)),
-      onMapped: (seconds) => this.metrics.mapped(seconds),
+      record,
+      host,
+      walk,
+      isReady: () => this.isReady,
+      failed,
+      mapped: (seconds) => this.metrics.mapped(seconds),
     });
-    this.#marks = this.#podMarks(inventory, enrolment);
-    this.#room = new ConnectionRoom({
-      maps: dataPlane.maps,
-      shares: mapShares(config),
-      logger,
-      tell: (uid, message) => this.#marks?.noRoom(uid, message),
-    });
+    walk.wire(agentParts(this.#core));
+    const everyMs = config.sweepSeconds * 1000;
+    this.#heartbeat = new Heartbeat({ everyMs, walk, dataPlane, lock, logger, failed });
+    this.metrics = createMetrics([
+      ...metricSources(agentMetrics, () => ({ version: options.version, isReady: this.isReady })),
+      ...metricSources(mapMetrics, () => dataPlane.maps),
+      ...metricSources(sourceStateMetrics, () => this.sources()),
+      ...metricSources(objectSourceMetrics, () => options.source.figures()),
+      ...metricSources(lostEventMetrics, () => this.#eventsLost),
+      ...metricSources(driftMetrics, () => this.#heartbeat.driftRepaired),
+      ...walk.metrics(),
+    ]);
     const filter = dataPlane.execFilter;
+    const { ledger } = this.#core;
     // From here on the kernel writes entries, too; what it cannot know yet it marks as unknown.
     const cgroupEvents = dataPlane.attachIdentity() ? dataPlane.watchCgroupEvents : undefined;
-    this.#host = this.#stack.use(
+    this.#watch = this.#stack.use(
       host.follow({
-        sweepMs: config.sweepSeconds * 1000,
-        onCgroup: (cgroup) => {
-          this.#handoffs.cgroupAppeared(cgroup);
-          this.#reconciler.cgroupAppeared(cgroup);
-          this.#marks?.cgroupAppeared(cgroup);
-        },
-        onCgroupGone: (cgroup) => {
-          this.#reconciler.cgroupGone(cgroup);
-          this.#handoffs.cgroupGone(cgroup);
-          this.#marks?.cgroupGone(cgroup);
-          this.#proxy.cgroupGone(cgroup.id);
-          void this.#followSoon();
-        },
-        onProcess: ({ cgroupId }) => this.#reconciler.processSeen(cgroupId),
+        sweepMs: everyMs,
+        onCgroup: (cgroup) => walk.cgroupAppeared(ledger.appeared(cgroup)),
+        onCgroupGone: (cgroup) => walk.cgroupGone(ledger.gone(cgroup)),
+        onProcess: (process) => walk.processSeen(process),
         onLost: () => void this.#eventsLost++,
-        wantsProcess: (cgroupId) => this.#reconciler.wantsAddress(cgroupId),
+        wantsProcess: (cgroupId) => walk.wantsProcess(cgroupId),
         cgroupEvents,
         ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
       }),
     );
-    this.#inventory = inventory;
-    this.#enrolment = enrolment;
-    const figures = () => this.#reconciler.figures;
-    this.metrics = createMetrics([
-      ...metricSources(agentMetrics, () => ({ version: options.version, isReady: this.isReady })),
-      ...metricSources(podMetrics, () => ({
-        maps: dataPlane.maps,
-        intended: () =>
-          [...inventory.pods()].map((pod) => ({
-            uid: pod.uid,
-            isRunning: pod.phase === 'Running',
-            verdict: enrolment.decide(pod).verdict,
-          })),
-        failedPods: () => figures().failedPods,
-      })),
-      ...metricSources(cgroupMetrics, figures),
-      ...metricSources(mapMetrics, () => dataPlane.maps),
-      ...metricSources(mapErrorMetrics, () => figures().errors),
-      ...metricSources(sourceStateMetrics, () => this.sources()),
-      ...metricSources(objectSourceMetrics, () => options.source.figures()),
-      ...metricSources(lostEventMetrics, () => this.#eventsLost),
-      ...metricSources(driftMetrics, () => this.#driftRepaired),
-      ...metricSources(sidecarMetrics, () => this.#sidecars.figures),
-      ...metricSources(resetMetrics, () => reset?.figures),
-      ...metricSources(connectionMetrics, connectionsFromNow({ maps: dataPlane.maps, former: figures })),
-      ...metricSources(proxyMetrics, () => dataPlane.maps),
-    ]);
   }
 
   explain(pod: string): Explanation {
+    const { reconciler, inventory } = this.#core;
     return explain(pod, {
-      maps: this.#dataPlane.maps,
+      maps: this.dataPlane.maps,
       config: this.#options.config,
-      podsNamed: (name, namespace) => this.#reconciler.podsNamed(name, namespace),
-      proxyPod: () => this.#inventory.nodeProxy(),
+      podsNamed: (name, namespace) => reconciler.podsNamed(name, namespace),
+      proxyPod: () => inventory.nodeProxy(),
     });
-  }
-
-  /** Only pods that an API server knows can be told anything; with connections of its own, so the watches never wait for it. */
-  #podMarks(inventory: Inventory, enrolment: Enrolment): PodMarks | undefined {
-    const {
-      source: { client },
-      config,
-      node,
-      logger: parent,
-    } = this.#options;
-    if (client === undefined || (!config.annotate && !config.events)) return undefined;
-    const logger = parent.child({ component: 'marks' });
-    return this.#stack.use(
-      new PodMarks({
-        inventory,
-        enrolment,
-        config,
-        logger,
-        maps: this.#dataPlane.maps,
-        annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
-        events: config.events ? makePodEvents({ client, node, logger }) : undefined,
-        reconciled: () => this.#reconciler.idle(),
-      }),
-    );
-  }
-
-  /** Takes away all that there is of cgroute: what redirects first, and what rules in pods name after them. */
-  async withdraw(): Promise<void> {
-    const { procRoot, cgroupRoot, bpffsRoot, logger } = this.#options;
-    await this.#marks?.withdraw();
-    await this.#sidecars.stop();
-    this.#dataPlane.stopRedirecting();
-    const { problems } = await removeSidecarRules({ procRoot, cgroupRoot, bpffsRoot });
-    for (const problem of problems)
-      logger.error(`rules for a sidecar may be left in ${problem}; run \`cgroute cleanup\``);
-    this.#dataPlane.detach(problems.length > 0);
-  }
-
-  /** What goes on without an agent. */
-  leave(): void {
-    if (this.#isAttached) this.#handoffs.leave();
-  }
-
-  #changed(uids: Iterable<string>): void {
-    const follow = (now: Iterable<string>): void => this.#reconciler.objectsChanged(now);
-    if (this.#marks === undefined) follow(uids);
-    else this.#marks.objectsChanged(uids, follow);
   }
 
   async start(): Promise<void> {
-    const { logger, source, config } = this.#options;
-    this.#settings.writeConfig(config);
+    const { source } = this.#options;
+    const { inventory, enrolment, reconciler } = this.#core;
+    this.walk.start();
     const following = this.#stack.use(
-      await source.follow(objectIntake(this.#inventory, this.#enrolment, (uids) => this.#changed(uids))),
+      await source.follow(objectIntake(inventory, enrolment, (uids) => this.walk.podsChanged(uids))),
     );
-    await this.#host.ready;
+    await this.#watch.ready;
     // Maps first, programs second: the first connection that they see gets its verdict.
     const isSynced = await settlesWithin(following.synced, PATIENCE_MS);
-    await this.#reconciler.idle();
-    const removed = isSynced ? this.#takeOver() : 0;
-    this.#handoffs.look(this.#reconciler.isHostRedirected);
-    this.#dataPlane.attachSockets();
-    this.#trees.attach();
-    this.#dataPlane.attachRoot();
-    this.#isAttached = true;
+    await reconciler.idle();
+    const removed = isSynced ? this.walk.takeOver() : 0;
+    this.walk.attach();
+    this.dataPlane.attachRoot();
     await this.#completeHandover();
-    const timer = setInterval(() => this.#beat(), config.sweepSeconds * 1000).unref();
-    this.#stack.defer(() => {
-      this.#isStopped = true;
-      clearInterval(timer);
-    });
+    this.#stack.use(this.#heartbeat).start();
+    this.#stack.defer(() => void (this.#isStopped = true));
     this.#record.beat();
     if (isSynced) return this.#becomeReady(removed);
-    logger.warn(
+    this.logger.warn(
       { sources: source.states() },
       'nobody says yet which pods there are: what the maps hold from before stands',
     );
@@ -412,137 +247,51 @@ class RunningAgent implements AsyncDisposable {
 
   /** Whatever is left of another version after this does no harm, and the next start tries again. */
   async #completeHandover(): Promise<void> {
-    const { logger } = this.#options;
     try {
-      const done = await this.#dataPlane.completeHandover();
-      if (done !== undefined) logger.info(done);
+      const done = await this.dataPlane.completeHandover();
+      if (done !== undefined) this.logger.info(done);
     } catch (error) {
-      logger.error(
+      this.logger.error(
         { err: error },
         `another version's pins could not all be taken over, which the next start tries again: ${messageOf(error)}`,
       );
     }
   }
 
-  /** What an earlier agent knew is replaced by what is so now. Gives the number of entries that this removed. */
-  #takeOver(): number {
-    const removed = this.#reconciler.removeLeftovers() + this.#sidecars.removeLeftovers();
-    this.#proxy.follow();
-    return removed;
-  }
-
   async #becomeReadyLater(synced: Promise<void>): Promise<void> {
     await synced;
     while (!this.#isStopped) {
       try {
-        await this.#reconciler.idle();
-        if (!this.#isStopped) this.#becomeReady(this.#takeOver());
+        await this.#core.reconciler.idle();
+        if (!this.#isStopped) this.#becomeReady(this.walk.takeOver());
         return;
       } catch (error) {
-        this.metrics.failed(error);
-        this.#options.logger.error(
-          { err: error },
-          `the first reconcile failed, and is tried again: ${messageOf(error)}`,
-        );
+        this.#failed(error, 'the first reconcile failed, and is tried again');
         await delay(RETRY_MS, undefined, { ref: false });
       }
     }
   }
 
   #becomeReady(removed: number): void {
-    const { logger } = this.#options;
-    const dropped = this.#dataPlane.dropOtherLinks();
+    const dropped = this.dataPlane.dropOtherLinks();
     if (removed + dropped > 0)
-      logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
+      this.logger.info({ entries: removed, links: dropped }, 'leftovers of an earlier agent were removed');
     this.isReady = true;
-    this.#marks?.start();
+    this.walk.ready();
     trimMemory();
-    logger.info({ ...this.#reconciler.counts }, 'ready');
+    this.logger.info({ ...this.#core.reconciler.counts }, 'ready');
   }
 
-  /**
-   * Once for all that changes in a row, and when the queue is empty: in the middle
-   * of a change of several pods it may look as if there were no proxy at all.
-   */
-  async #followSoon(): Promise<void> {
-    if (!this.isReady || this.#follows) return;
-    this.#follows = true;
-    try {
-      await this.#reconciler.idle();
-      this.#follows = false;
-      this.#proxy.follow();
-    } catch (error) {
-      this.metrics.failed(error);
-      this.#options.logger.error(
-        { err: error },
-        `the proxy's address could not be written: ${messageOf(error)}`,
-      );
-    }
-  }
-
-  /** What nobody tells the agent about, it looks at from time to time. What fails keeps nothing else from its turn. */
-  #beat(): void {
-    const { logger } = this.#options;
-    const failed = (error: unknown): void => {
-      this.metrics.failed(error);
-      logger.error({ err: error }, `the periodic check failed: ${messageOf(error)}`);
-    };
-    const attempt = <T>(work: () => T): T | undefined => {
-      try {
-        return work();
-      } catch (error) {
-        return void failed(error);
-      }
-    };
-    const looks = [
-      () => this.#record.beat(),
-      () => this.#reconciler.retryFailed(),
-      () => this.#trees.retry(),
-      () => this.#handoffs.look(this.#reconciler.isHostRedirected),
-      () => this.#room.look(),
-    ];
-    for (const look of looks) attempt(look);
-    void this.#followSoon();
-    const repairs = [
-      ...this.#reconciler.repairs(),
-      () => this.#settings.repair(),
-      () => this.#handoffs.repair(),
-      () => this.#trees.repair(),
-      () => this.#sidecars.repair(),
-    ];
-    const entries = repairs.reduce((sum, repair) => sum + (attempt(repair) ?? 0), 0);
-    this.#driftRepaired += entries;
-    if (entries > 0)
-      logger.warn(
-        { entries },
-        'entries of the maps had been altered by somebody else, and are as they should be again',
-      );
-    this.#marks?.soon();
-    // Where another agent has them by now, they are not ours to repair.
-    const isLocked =
-      attempt(() => {
-        this.#lock.renew();
-        return true;
-      }) ?? false;
-    const repaired = isLocked ? this.#dataPlane.repairLinks(failed) : [];
-    this.#driftRepaired += repaired.length;
-    if (repaired.length > 0)
-      logger.warn({ links: repaired }, 'programs had been detached by somebody else, and are attached again');
-    trimMemory();
-    const expired = attempt(() => this.#dataPlane.expireOriginals()) ?? 0;
-    if (expired > 0)
-      logger.warn(
-        { entries: expired },
-        'original destinations that no proxy fetched were dropped: is the proxy under the watched root?',
-      );
+  #failed(error: unknown, what: string): void {
+    this.metrics.failed(error);
+    this.logger.error({ err: error }, `${what}: ${messageOf(error)}`);
   }
 
   sources(): SourceState[] {
-    return [...this.#options.source.states(), ...this.#host.sources(), this.#sidecars.source()];
+    return [...this.#options.source.states(), ...this.#watch.sources(), ...this.walk.sources()];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
-    this.#reconciler.stop();
   }
 }

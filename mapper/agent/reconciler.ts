@@ -4,51 +4,36 @@
  * the pod that it concerns, and only differences are written.
  */
 import type { Logger } from 'pino';
-import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { CgrouteError, messageOf } from '../../native/error.ts';
-import { infoFlag, type CgroupInfo } from '../../native/layout/layouts.ts';
-import type { Cgroup } from '../../watcher/cgroup-tree.ts';
-import { ownerOf, type PodCgroup } from '../decisions/cgroup-path.ts';
-import type { Config } from '../config/config.ts';
-import type { Written } from '../connections/connection-reset.ts';
-import { DecisionLog } from '../reports/decision-log.ts';
-import type { Enrolment } from '../inventory/enrolment.ts';
 import type { PodView } from '../cli/explain.ts';
-import type { HandoffPlaces } from '../placement/handoff-places.ts';
+import { ownerOf } from '../decisions/cgroup-path.ts';
+import type { Decision } from '../decisions/decision.ts';
+import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
-import { MapMirror } from '../maps/map-mirror.ts';
+import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
+import type { PodAddressBook } from '../inventory/pod-addresses.ts';
+import { podKeys, type Pod } from '../objects/pod.ts';
+import { PodQueue } from '../pacing/pod-queue.ts';
+import { DecisionLog } from '../reports/decision-log.ts';
 import type { FormerConnections } from '../reports/connection-metrics.ts';
 import type { CgroupFigures } from '../reports/pod-metrics.ts';
-import { isMirror, podKeys, type Pod } from '../objects/pod.ts';
-import {
-  cgroupEntry,
-  hasOptions,
-  isInboundRedirected,
-  isRedirected,
-  monitorEntry,
-  podAddresses,
-  podEntry,
-  rememberedEntry,
-  unknownEntry,
-  type PodFacts,
-} from '../maps/pod-entry.ts';
-import { addressText, isNobodys } from '../objects/address.ts';
-import { PodAddressMap } from '../maps/pod-address-map.ts';
-import { PodCounters } from '../maps/pod-counters.ts';
-import { PodOptions } from '../maps/pod-options.ts';
-import { PodQueue } from '../pacing/pod-queue.ts';
-import { PodSlots } from '../maps/pod-slots.ts';
-import type { PodTrees } from '../placement/pod-trees.ts';
 import type { SidecarRules } from '../sidecars/sidecar-rules.ts';
-import type { Decision } from '../decisions/decision.ts';
+import type { CgroupLedger } from './cgroup-ledger.ts';
+import type { PodWriter } from './pod-writer.ts';
 
-/** What the reconciler asks of the host. */
-export interface HostView {
-  cgroupIdAt(path: string): bigint | undefined;
-  /** True for an address of the host itself. */
-  isOwnAddress(ip: string): boolean;
-  /** Addresses of the network namespace of any process below these cgroups; undefined when that tells nothing. */
-  addressesIn(paths: readonly string[]): readonly string[] | undefined;
+export interface ReconcilerOptions {
+  readonly writer: PodWriter;
+  readonly ledger: CgroupLedger;
+  readonly addresses: PodAddressBook;
+  readonly inventory: Inventory;
+  readonly enrolment: Enrolment;
+  readonly sidecars: Pick<SidecarRules, 'place' | 'forget' | 'words'>;
+  readonly logger: Logger;
+  readonly cgroupIdAt: (path: string) => bigint | undefined;
+  /** A pod's entries are what they should be. */
+  readonly onReconciled: () => void;
+  /** An object's change has reached the maps, so long after it was told. */
+  readonly onMapped: (seconds: number) => void;
 }
 
 /** For metrics; totals are since the agent's start. */
@@ -59,57 +44,21 @@ interface ReconcilerFigures extends CgroupFigures, FormerConnections {
   readonly errors: ReadonlyMap<string, number>;
 }
 
-export interface ReconcilerOptions {
-  readonly dataPlane: DataPlane;
-  readonly inventory: Inventory;
-  readonly enrolment: Enrolment;
-  readonly sidecars: Pick<SidecarRules, 'place' | 'want' | 'forget' | 'words'>;
-  readonly config: Config;
-  readonly host: HostView;
-  readonly trees: PodTrees;
-  readonly handoffs: HandoffPlaces;
-  readonly logger: Logger;
-  /** The outermost cgroup of a pod that is a proxy of the node; said more than once. */
-  readonly onProxyCgroup: (podKey: string, cgroup: Cgroup) => void;
-  /** A pod's entries are what they should be. */
-  readonly onReconciled: () => void;
-  readonly onWritten: ((written: Written) => void) | undefined;
-  /** An object's change has reached the maps, so long after it was told. */
-  readonly onMapped: (seconds: number) => void;
-}
-
-type KnownCgroup = Cgroup & { readonly owner: PodCgroup; readonly seenAt: number };
-
 interface PodState {
-  readonly cgroups: Map<bigint, KnownCgroup>;
   /** The pod as it was last seen: one that the API has forgotten keeps what it had until its cgroups go. */
   pod: Pod | undefined;
   decision: Decision | undefined;
-  /** Found in the network namespace, for want of any in the pod's status. */
-  foundIps: readonly string[];
 }
-
-/** The pod's own cgroup, or a container's that is pod and container in one. */
-const isOutermost = ({ path, owner }: KnownCgroup): boolean => path.split('/').length - 1 === owner.podDepth;
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #pods = new Map<string, PodState>();
-  /** The pod of each cgroup, and the keys of each pod of the API. */
-  readonly #keyOfCgroup = new Map<bigint, string>();
+  /** The keys of each pod of the API. */
   readonly #keysOfUid = new Map<string, readonly string[]>();
   readonly #queue: PodQueue;
-  readonly #slots: PodSlots;
-  readonly #counters: PodCounters;
-  readonly #cgroups;
-  readonly #podInfos;
-  readonly #podOptions: PodOptions;
-  readonly #addresses: PodAddressMap;
   readonly #log: DecisionLog;
   /** Pods whose entries could not be written, to be tried again. */
   readonly #failedKeys = new Set<string>();
-  /** Cgroups below the kubelet's root of which nobody can say whose they are, and when they were seen. */
-  readonly #ambiguous = new Map<bigint, number>();
   #hasTakenOver = false;
   readonly #errnos = new Map<string, number>();
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
@@ -118,49 +67,23 @@ export class Reconciler {
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
-    const { maps } = options.dataPlane;
     this.#queue = new PodQueue(
       (key) => this.#reconcile(key),
       (key, error) => this.#failed(key, error),
     );
-    this.#slots = new PodSlots(maps.counters.info.maxEntries);
-    this.#cgroups = new MapMirror(maps.cgroups, String);
-    this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
-    this.#podOptions = new PodOptions(maps);
-    this.#addresses = new PodAddressMap(maps.podAddresses, () => options.handoffs.hostRedirected());
     this.#log = new DecisionLog(options.logger);
-    this.#counters = new PodCounters(maps.counters);
-    for (const { key, value } of this.#podInfos.entries()) {
-      this.#slots.restore(key.text, value.slot);
-      this.#counters.restore(value.slot);
-    }
   }
 
-  /** A cgroup exists. */
-  cgroupAppeared(cgroup: Cgroup): void {
-    const owner = ownerOf(cgroup.path);
-    this.#options.trees.appeared(cgroup, owner.kind !== 'none', (path) =>
-      this.#options.host.cgroupIdAt(path),
-    );
+  cgroupAppeared({ cgroup, owner }: OwnedCgroup): void {
+    const { writer } = this.#options;
     if (owner.kind === 'ambiguous') this.#markUnknown(cgroup, owner.why);
-    // What is nobody's, or only nested in a container, the kernel may have taken for more.
-    if (owner.kind === 'none' || (owner.kind === 'pod' && owner.nested))
-      return this.#attempt('', () => this.#cgroups.drop(cgroup.id));
-    if (owner.kind !== 'pod') return;
-    this.#state(owner.uid).cgroups.set(cgroup.id, { ...cgroup, owner, seenAt: performance.now() });
-    this.#keyOfCgroup.set(cgroup.id, owner.uid);
-    this.#queueAll(owner.uid);
+    else if (owner.kind === 'none' || owner.nested) this.#attempt('', () => writer.dropCgroup(cgroup));
+    else this.#queueAll(owner.uid);
   }
 
-  cgroupGone(cgroup: Cgroup): void {
-    this.#options.trees.gone(cgroup);
-    this.#ambiguous.delete(cgroup.id);
-    this.#attempt('', () => this.#cgroups.delete(cgroup.id));
-    const key = this.#keyOfCgroup.get(cgroup.id);
-    if (key === undefined) return;
-    this.#keyOfCgroup.delete(cgroup.id);
-    this.#pods.get(key)?.cgroups.delete(cgroup.id);
-    this.#queueAll(key);
+  cgroupGone({ cgroup, owner }: OwnedCgroup): void {
+    this.#attempt('', () => this.#options.writer.removeCgroup(cgroup));
+    if (owner.kind === 'pod' && !owner.nested) this.#queueAll(owner.uid);
   }
 
   /** The pod has two keys where it says to be a static one; which of them counts depends on its cgroups. */
@@ -175,27 +98,16 @@ export class Reconciler {
     return this.#options.inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
   }
 
-  /** The annotations can be written by anybody: a pod whose own UID names a cgroup is no static pod. */
-  #homeOf(pod: Pod): string {
-    const { uid, configHash } = pod;
-    const has = (key: string): boolean => (this.#pods.get(key)?.cgroups.size ?? 0) > 0;
-    return configHash !== undefined && !has(uid) && (has(configHash) || isMirror(pod)) ? configHash : uid;
-  }
-
   /** Whether a process in this cgroup could still tell its pod's address. */
   wantsAddress(cgroupId: bigint): boolean {
-    const key = this.#keyOfCgroup.get(cgroupId);
-    const state = key === undefined ? undefined : this.#pods.get(key);
-    return (
-      state?.pod !== undefined &&
-      !state.pod.hostNetwork &&
-      state.foundIps.length === 0 &&
-      this.#toldIps(state.pod).length === 0
-    );
+    const { ledger, addresses } = this.#options;
+    const key = ledger.keyOf(cgroupId);
+    const pod = key === undefined ? undefined : this.#pods.get(key)?.pod;
+    return key !== undefined && pod !== undefined && addresses.isWanting(key, pod);
   }
 
   processSeen(cgroupId: bigint): void {
-    const key = this.#keyOfCgroup.get(cgroupId);
+    const key = this.#options.ledger.keyOf(cgroupId);
     if (key !== undefined) this.#queue.add(key);
   }
 
@@ -223,35 +135,21 @@ export class Reconciler {
    * and pods that exist no more, left by an earlier agent, are removed.
    */
   removeLeftovers(): number {
+    const { writer, ledger } = this.#options;
     this.#hasTakenOver = true;
-    let removed = 0;
-    for (const { key } of this.#cgroups.entries()) {
-      if (!this.#keyOfCgroup.has(key) && !this.#ambiguous.has(key))
-        removed += Number(this.#cgroups.delete(key));
-    }
-    for (const { key } of this.#podInfos.entries()) {
-      if (!this.#pods.has(key.text)) {
-        removed += Number(this.#podInfos.delete(key));
-        this.#slots.release(key.text);
-      }
-    }
-    const taken = this.#slots.taken();
-    for (const slot of this.#podOptions.slots()) if (!taken.has(slot)) this.#podOptions.clear(slot);
-    return removed + this.#addresses.removeLeftovers();
+    return writer.removeLeftovers(
+      (id) => ledger.isTracked(id),
+      (key) => this.#pods.has(key) || ledger.has(key),
+    );
   }
 
   /** Undoes what others did to the maps: one step for each, which returns the number of entries. */
-  repairs(): (() => number)[] {
-    const isGone = (id: bigint): boolean => {
-      const path = this.#pods.get(this.#keyOfCgroup.get(id) ?? '')?.cgroups.get(id)?.path;
-      return path !== undefined && this.#options.host.cgroupIdAt(path) !== id;
-    };
-    return [
-      () => this.#cgroups.repair({ isGone }),
-      () => this.#podInfos.repair(),
-      () => this.#addresses.repair(),
-      () => this.#podOptions.repair(),
-    ];
+  repairs(): readonly (() => number)[] {
+    const { writer, ledger, cgroupIdAt } = this.#options;
+    return writer.repairs((id) => {
+      const path = ledger.pathOf(id);
+      return path !== undefined && cgroupIdAt(path) !== id;
+    });
   }
 
   /** Tries again what failed, a full map for instance. */
@@ -265,7 +163,7 @@ export class Reconciler {
 
   /** Whether connections from host processes go through the proxy. */
   get isHostRedirected(): boolean {
-    return this.#addresses.size > 0;
+    return this.#options.writer.isHostRedirected;
   }
 
   get counts(): {
@@ -276,29 +174,27 @@ export class Reconciler {
   } {
     return {
       pods: this.#pods.size,
-      cgroups: this.#keyOfCgroup.size,
+      cgroups: this.#options.ledger.size,
       queued: this.#queue.size,
       errors: this.#errors,
     };
   }
 
   get figures(): ReconcilerFigures {
-    const unknown = [...this.#pods.values()].flatMap(({ pod, cgroups }) =>
-      pod === undefined ? [...cgroups.values()].map(({ seenAt }) => seenAt) : [],
-    );
+    const { ledger, writer } = this.#options;
     return {
-      tracked: this.#keyOfCgroup.size + this.#ambiguous.size,
-      unresolvedSince: [...this.#ambiguous.values(), ...unknown],
+      tracked: ledger.trackedSize,
+      unresolvedSince: ledger.unresolvedSince((key) => this.#pods.get(key)?.pod !== undefined),
       failedPods: this.#failedKeys.size,
       errors: this.#errnos,
-      retired: this.#counters.retired,
-      highestSlot: this.#counters.highestSlot,
+      ...writer.counted,
     };
   }
 
   /** Those too that the API has forgotten, as long as they run. */
   podsNamed(name: string, namespace?: string): PodView[] {
-    return [...this.#pods].flatMap(([key, { pod, decision, cgroups }]) =>
+    const { ledger, sidecars } = this.#options;
+    return [...this.#pods].flatMap(([key, { pod, decision }]) =>
       pod?.name !== name || decision === undefined || (namespace ?? pod.namespace) !== pod.namespace
         ? []
         : [
@@ -306,155 +202,64 @@ export class Reconciler {
               key,
               pod,
               decision,
-              cgroups: [...cgroups.values()],
+              cgroups: ledger.of(key).map(({ cgroup }) => cgroup),
               failed: this.#failedKeys.has(key),
-              sidecar: this.#options.sidecars.words(pod.uid),
+              sidecar: sidecars.words(pod.uid),
             },
           ],
     );
   }
 
-  #state(key: string): PodState {
-    const known = this.#pods.get(key);
-    if (known !== undefined) return known;
-    const state: PodState = { cgroups: new Map(), pod: undefined, decision: undefined, foundIps: [] };
-    this.#pods.set(key, state);
-    return state;
-  }
-
   #reconcile(key: string): void {
+    const { writer, ledger, addresses, sidecars, enrolment } = this.#options;
     const claimant = this.#podOf(key);
-    const current = claimant !== undefined && this.#homeOf(claimant) === key ? claimant : undefined;
-    const state = this.#state(key);
-    if (current === undefined && state.cgroups.size === 0) {
+    const current = claimant !== undefined && ledger.homeOf(claimant) === key ? claimant : undefined;
+    if (current === undefined && !ledger.has(key)) {
       // Before all cgroups have been seen, what the maps remember may yet be some pod's.
-      if (this.#hasTakenOver || this.#podInfos.get({ text: key }) === undefined) this.#forget(key);
+      if (this.#hasTakenOver || !writer.remembers(key)) this.#forget(key);
       else this.#pods.delete(key);
+      addresses.forget(key);
       // What it claimed as a pod of an earlier agent's, whose cgroups have gone since, nobody would let go of later.
-      this.#addresses.release(key);
+      writer.releaseAddresses(key);
       return;
     }
+    const state = this.#pods.get(key) ?? { pod: undefined, decision: undefined };
+    this.#pods.set(key, state);
     state.pod = current ?? state.pod;
     // What fails from here on is noted again.
     this.#failedKeys.delete(key);
     if (state.pod === undefined) {
       this.#changedAt.delete(key);
-      this.#reconcileUnknown(key, state);
+      writer.writeUnknown(key, ledger.of(key));
       return;
     }
-    this.#options.sidecars.place(
-      state.pod,
-      [...state.cgroups.values()]
-        .filter(({ owner }) => !owner.monitor && !owner.nested)
-        .map(({ path }) => path),
-    );
+    sidecars.place(state.pod, ledger.pathsOf(key));
     if (current !== undefined || state.decision === undefined) {
       const before = state.decision;
-      state.decision = this.#options.enrolment.decide(state.pod);
+      state.decision = enrolment.decide(state.pod);
       this.#log.decided(state.pod, before, state.decision);
     }
-    const writes = this.#podInfos.writes + this.#cgroups.writes;
-    this.#write(key, state, state.pod, state.decision);
+    const writes = writer.writes;
+    this.#write(key, state.pod, state.decision);
     const changedAt = this.#changedAt.get(key);
     this.#changedAt.delete(key);
-    if (
-      changedAt !== undefined &&
-      state.cgroups.size > 0 &&
-      this.#podInfos.writes + this.#cgroups.writes > writes
-    )
+    if (changedAt !== undefined && ledger.has(key) && writer.writes > writes)
       this.#options.onMapped((performance.now() - changedAt) / 1000);
     this.#options.onReconciled();
   }
 
-  /** A pod's cgroups without a pod: what an earlier agent knew of it stands, else it is marked. */
-  #reconcileUnknown(key: string, state: PodState): void {
-    const remembered = this.#podInfos.get({ text: key });
-    for (const cgroup of state.cgroups.values()) {
-      const { id, owner } = cgroup;
-      if (owner.monitor) this.#setEntry(cgroup, monitorEntry(id, remembered?.slot ?? 0));
-      else
-        this.#setEntry(cgroup, remembered === undefined ? unknownEntry(id) : rememberedEntry(id, remembered));
-    }
-    if (remembered === undefined) return;
-    const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
-    // When it was made is forgotten, so any pod that is known has the better claim.
-    this.#addresses.claim(key, ips, {
-      slot: remembered.slot,
-      createdAt: -1,
-      redirected: isInboundRedirected(remembered),
-      hasOptions: (remembered.flags & infoFlag.options) !== 0,
-    });
-  }
-
-  #setEntry(cgroup: Cgroup, entry: CgroupInfo): void {
-    const { handoffs } = this.#options;
-    if (isRedirected(entry)) handoffs.podRedirected(cgroup);
-    this.#cgroups.set(cgroup.id, entry);
-    if (!isRedirected(entry)) handoffs.podReleased(cgroup.id);
-  }
-
-  #write(key: string, state: PodState, pod: Pod, decision: Decision): void {
-    const { slot, isNew } = this.#slots.of(key);
-    if (isNew) this.#counters.start(slot);
-    const ips = pod.hostNetwork ? [] : this.#addressesOf(state, pod);
-    const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
-    const unfit = this.#podOptions.setAsFits(
-      slot,
-      decision.traffic,
-      decision.enrolled && decision.sidecar ? this.#options.config.sidecarUser : undefined,
-    );
-    const entry = podEntry(pod, facts, this.#options.enrolment.codeOf(pod));
-    const isAwaited = isRedirected(entry) && state.cgroups.size === 0;
-    if (isAwaited) this.#options.handoffs.podAwaited(key);
-    const before = this.#podInfos.get({ text: key });
-    this.#podInfos.set({ text: key }, entry);
-    this.#options.onWritten?.({
+  #write(key: string, pod: Pod, decision: Decision): void {
+    const { writer, ledger, addresses } = this.#options;
+    const unfit = writer.write({
+      key,
       pod,
       decision,
-      before,
-      entry,
-      paths: () => [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path),
-    });
-    for (const cgroup of state.cgroups.values()) {
-      const { id, owner } = cgroup;
-      this.#setEntry(cgroup, owner.monitor ? monitorEntry(id, slot) : cgroupEntry(id, facts));
-      if (decision.proxy && isOutermost(cgroup)) this.#options.onProxyCgroup(key, cgroup);
-    }
-    this.#options.sidecars.want(pod, decision, ips);
-    if (!isAwaited) this.#options.handoffs.podArrived(key);
-    const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
-    // What a pod shows in its own network namespace never takes an address from one whose status says so.
-    const since = this.#toldIps(pod).length > 0 ? pod.createdAt : -1;
-    const redirected = decision.enrolled && !decision.bypassInbound;
-    this.#addresses.claim(key, ended ? [] : ips, {
-      slot,
-      createdAt: since,
-      redirected,
-      hasOptions: hasOptions(decision),
+      cgroups: ledger.of(key),
+      ips: addresses.ownOf(key, pod),
+      isTold: addresses.told(pod).length > 0,
+      paths: () => ledger.pathsOf(key),
     });
     if (unfit !== undefined) this.#failed(key, unfit);
-  }
-
-  /** Those of the pod's status that can be a pod's. */
-  #toldIps(pod: Pod): readonly string[] {
-    return pod.ips.filter((ip) => !isNobodys(ip) && !this.#options.host.isOwnAddress(ip));
-  }
-
-  /** The addresses that count for a pod; the host's own for one in the host's network. */
-  addressesOf(pod: Pod): readonly string[] {
-    if (pod.hostNetwork) return pod.ips;
-    const state = this.#pods.get(this.#homeOf(pod));
-    return state === undefined ? this.#toldIps(pod) : this.#addressesOf(state, pod);
-  }
-
-  #addressesOf(state: PodState, pod: Pod): readonly string[] {
-    const told = this.#toldIps(pod);
-    if (told.length > 0) return told;
-    if (state.foundIps.length === 0) {
-      const paths = [...state.cgroups.values()].filter(({ owner }) => !owner.monitor).map(({ path }) => path);
-      state.foundIps = this.#options.host.addressesIn(paths) ?? [];
-    }
-    return state.foundIps;
   }
 
   #forget(key: string): void {
@@ -463,21 +268,15 @@ export class Reconciler {
       this.#log.forget(uid);
       this.#options.sidecars.forget(uid);
     }
-    this.#addresses.release(key);
-    this.#podInfos.delete({ text: key });
-    this.#options.handoffs.podArrived(key);
-    const slot = this.#slots.release(key);
-    if (slot !== undefined) this.#podOptions.clear(slot);
+    this.#options.writer.forget(key);
     this.#pods.delete(key);
     this.#changedAt.delete(key);
     this.#failedKeys.delete(key);
     this.#options.onReconciled();
   }
 
-  /** Nobody's verdict may be applied where the path does not say whose it is. */
-  #markUnknown(cgroup: Cgroup, why: string): void {
-    this.#ambiguous.set(cgroup.id, performance.now());
-    this.#attempt('', () => this.#cgroups.set(cgroup.id, unknownEntry(cgroup.id)));
+  #markUnknown(cgroup: OwnedCgroup['cgroup'], why: string): void {
+    this.#attempt('', () => this.#options.writer.markUnknown(cgroup));
     this.#options.logger.warn(
       { cgroupId: String(cgroup.id), path: cgroup.path },
       `a cgroup's path does not say whose it is: ${why}`,

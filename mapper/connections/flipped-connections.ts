@@ -22,8 +22,8 @@ import {
   type TcpSockets,
   type TcpState,
 } from '../../native/netlink/sock-destroy.ts';
+import type { Cgroup } from '../../watcher/cgroup-tree.ts';
 import type { Host } from '../../watcher/open-host.ts';
-import { ownerOf } from '../decisions/cgroup-path.ts';
 import { isInboundRedirected, isRedirected } from '../maps/pod-entry.ts';
 import { addressText } from '../objects/address.ts';
 import { isExcludedInbound, isExcludedOutbound } from '../decisions/traffic-options.ts';
@@ -43,7 +43,9 @@ export interface FlippedConnectionsOptions {
   readonly sidecarUser: number;
   readonly cgroupRoot: string;
   readonly procRoot: string;
-  readonly host: Pick<Host, 'cgroups' | 'pidsOf' | 'netnsOf'>;
+  readonly host: Pick<Host, 'pidsOf' | 'netnsOf'>;
+  /** Cgroups of no pod, as they are when asked. */
+  readonly hostCgroups: () => readonly Cgroup[];
 }
 
 const CONNECTED: readonly TcpState[] = ['established', 'synSent', 'finWait1', 'finWait2', 'closeWait'];
@@ -100,7 +102,7 @@ export function resetInbound<T extends Flipped>(
   onReset: (flip: T) => void,
 ): void {
   const { host } = options;
-  const own = [...host.cgroups.values()].filter(({ path }) => ownerOf(path).kind === 'none');
+  const own = options.hostCgroups();
   const cgroups = new Set(own.map(({ id }) => id));
   const pids = own.flatMap(({ path }) => host.pidsOf(path));
   const kubelets = lazily(() => socketsOfKubelets(pids, options.procRoot));

@@ -9,7 +9,8 @@ import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { branch, handoff } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../watcher/cgroup-tree.ts';
-import { isPodTree, ownerOf } from '../decisions/cgroup-path.ts';
+import { isPodTree } from '../decisions/cgroup-path.ts';
+import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
 
 /** A connect() may go on for so long after its pod has left the mesh: six retries of the SYN, and a bit. */
@@ -55,13 +56,13 @@ export class HandoffPlaces {
   }
 
   /** To be called before the agent looks whose it is. */
-  cgroupAppeared({ id, path }: Cgroup): void {
-    if (path === '/' || path.indexOf('/', 1) > 0 || isPodTree(path) || ownerOf(path).kind !== 'none') return;
+  cgroupAppeared({ cgroup: { id, path }, owner }: OwnedCgroup): void {
+    if (path === '/' || path.indexOf('/', 1) > 0 || isPodTree(path) || owner.kind !== 'none') return;
     this.#branches.set(id, this.#placeOf(id, path));
     if (this.#isHostNeeded) this.#follow();
   }
 
-  cgroupGone({ id }: Cgroup): void {
+  cgroupGone({ cgroup: { id } }: OwnedCgroup): void {
     this.#pods.delete(id);
     this.#branches.delete(id);
     this.#released.delete(id);

@@ -5,15 +5,23 @@
  */
 import { isStill, type CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
-import type { Cgroup } from '../../watcher/cgroup-tree.ts';
 import { isPodTree } from '../decisions/cgroup-path.ts';
+import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 
 const NO_KEY = 0;
 const NONE: ReadonlySet<bigint> = new Set();
 
+export interface PodTreesOptions {
+  readonly dataPlane: {
+    readonly maps: Pick<DataPlane['maps'], 'podTrees'>;
+    readonly attachPodTree: DataPlane['attachPodTree'];
+  };
+  readonly cgroupRoot: string;
+  readonly cgroupIdAt: (path: string) => bigint | undefined;
+}
+
 export class PodTrees {
-  readonly #dataPlane: DataPlane;
-  readonly #cgroupRoot: string;
+  readonly #options: PodTreesOptions;
   /** Path of a branch below the root to the ids of those in it that matter. */
   readonly #branches = new Map<string, { id: bigint; users: Set<bigint> }>();
   /** Trees to which no program could be attached. */
@@ -23,24 +31,23 @@ export class PodTrees {
   /** Branches that an earlier agent, or the kernel before this one, has listed. */
   readonly #earlier: ReadonlySet<bigint>;
 
-  constructor(dataPlane: DataPlane, cgroupRoot: string) {
-    this.#dataPlane = dataPlane;
-    this.#cgroupRoot = cgroupRoot;
+  constructor(options: PodTreesOptions) {
+    this.#options = options;
     this.#earlier = new Set(this.#listed().ids);
   }
 
   #listed(): { readonly ids: bigint[]; readonly isOver: boolean } {
-    const { count = 0, id = [] } = this.#dataPlane.maps.podTrees.get(NO_KEY) ?? {};
+    const { count = 0, id = [] } = this.#options.dataPlane.maps.podTrees.get(NO_KEY) ?? {};
     // A count beyond what fits tells the programs to search everywhere.
     return { ids: [...id.slice(0, count)], isOver: count > id.length };
   }
 
   /** To be called with every cgroup that appears, before its pod's entries are written. */
-  appeared(cgroup: Cgroup, isPod: boolean, idAt: (path: string) => bigint | undefined): void {
+  appeared({ cgroup, owner }: OwnedCgroup): void {
     const isTree = isPodTree(cgroup.path);
-    if (!isTree && !isPod) return;
+    if (!isTree && owner.kind === 'none') return;
     const path = branchOf(cgroup.path);
-    const id = idAt(path);
+    const id = this.#options.cgroupIdAt(path);
     if (id !== undefined) {
       const branch = this.#branches.get(path);
       if (branch?.id === id) {
@@ -51,14 +58,14 @@ export class PodTrees {
       }
     }
     if (!isTree) return;
-    const place: CgroupPlace = { path: `${this.#cgroupRoot}${cgroup.path}`, id: cgroup.id };
+    const place: CgroupPlace = { path: `${this.#options.cgroupRoot}${cgroup.path}`, id: cgroup.id };
     if (this.#waiting !== undefined) this.#waiting.set(place.id, place);
     else this.#attach(place);
   }
 
   #attach(place: CgroupPlace): void {
     this.#failed.set(place.id, place);
-    this.#dataPlane.attachPodTree(place);
+    this.#options.dataPlane.attachPodTree(place);
     this.#failed.delete(place.id);
   }
 
@@ -94,14 +101,14 @@ export class PodTrees {
     this.#write(this.#earlier);
     for (const place of trees?.values() ?? []) {
       try {
-        this.#dataPlane.attachPodTree(place);
+        this.#options.dataPlane.attachPodTree(place);
       } catch (error) {
         if (isStill(place)) throw error;
       }
     }
   }
 
-  gone(cgroup: Cgroup): void {
+  gone({ cgroup }: OwnedCgroup): void {
     this.#waiting?.delete(cgroup.id);
     this.#failed.delete(cgroup.id);
     const path = branchOf(cgroup.path);
@@ -127,7 +134,7 @@ export class PodTrees {
     }
     while (ids.at(-1) === 0n) ids.pop();
     const searchesAll = isOver && this.#waiting !== undefined;
-    this.#dataPlane.maps.podTrees.set(NO_KEY, {
+    this.#options.dataPlane.maps.podTrees.set(NO_KEY, {
       count: searchesAll ? listed.length + 1 : ids.length,
       id: ids,
     });

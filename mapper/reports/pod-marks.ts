@@ -6,11 +6,11 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { messageOf } from '../../native/error.ts';
-import type { Cgroup } from '../../watcher/cgroup-tree.ts';
-import { ownerOf } from '../decisions/cgroup-path.ts';
+import type { PodCgroup } from '../decisions/cgroup-path.ts';
 import type { Config } from '../config/config.ts';
 import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
+import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 import { podKeys, type Pod } from '../objects/pod.ts';
 import { isAnnotated, type PodAnnotator } from './pod-annotator.ts';
 import { NOTE_REASONS, type PodEvents } from './pod-events.ts';
@@ -34,7 +34,6 @@ interface Mark {
 
 /** So long the maps wait for the annotation of pods that leave to be taken off. */
 const LEAVE_FIRST_MS = 25;
-const WITHDRAW_MS = 3000;
 /** A pod that runs for so long should have a cgroup. */
 const CGROUP_EXPECTED_MS = 60_000;
 
@@ -53,25 +52,23 @@ export class PodMarks implements Disposable {
     this.#options = options;
   }
 
-  cgroupAppeared({ id, path }: Cgroup): void {
-    const owner = ownerOf(path);
+  cgroupAppeared({ cgroup: { id }, owner }: OwnedCgroup): void {
     if (owner.kind !== 'pod' || owner.nested || owner.monitor) return;
     const ids = this.#cgroups.get(owner.uid);
     if (ids === undefined) this.#cgroups.set(owner.uid, new Set([id]));
     else ids.add(id);
-    this.#touch(path);
+    this.#touch(owner);
   }
 
-  cgroupGone({ id, path }: Cgroup): void {
-    const owner = ownerOf(path);
+  cgroupGone({ cgroup: { id }, owner }: OwnedCgroup): void {
     if (owner.kind !== 'pod') return;
     const ids = this.#cgroups.get(owner.uid);
     if (ids?.delete(id) === true && ids.size === 0) this.#cgroups.delete(owner.uid);
-    this.#touch(path);
+    this.#touch(owner);
   }
 
-  #touch(path: string): void {
-    const pod = this.#options.inventory.podForCgroup(ownerOf(path));
+  #touch(owner: PodCgroup): void {
+    const pod = this.#options.inventory.podForCgroup(owner);
     if (pod !== undefined) this.#dirty.add(pod.uid);
     this.soon();
   }
@@ -226,17 +223,17 @@ export class PodMarks implements Disposable {
     this.soon();
   }
 
-  /** Takes the annotations off, because redirection is about to end for all; gives up after a few seconds. */
-  async withdraw(): Promise<void> {
+  /**
+   * Nothing more is said, and the annotations go, because redirection is about to end
+   * for all. Resolves once that is so, or it has failed once.
+   */
+  async takeOff(): Promise<void> {
     const { annotator, inventory } = this.#options;
     this.#isStopped = true;
     if (annotator === undefined || !this.#isStarted) return;
     const marked = [...inventory.pods()].filter(({ uid }) => this.#marks.get(uid)?.redirected === true);
     for (const pod of marked) annotator.want(pod, false);
-    await Promise.race([
-      annotator.settled(marked.map(({ uid }) => uid)),
-      delay(WITHDRAW_MS, undefined, { ref: false }),
-    ]);
+    await annotator.settled(marked.map(({ uid }) => uid));
   }
 
   [Symbol.dispose](): void {

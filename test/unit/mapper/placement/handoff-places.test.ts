@@ -4,11 +4,14 @@ import { pino } from 'pino';
 import { HandoffPlaces, type HandoffOptions } from '../../../../mapper/placement/handoff-places.ts';
 import { branch, handoff } from '../../../../native/layout/layouts.ts';
 import type { Cgroup } from '../../../../watcher/cgroup-tree.ts';
+import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
+import type { OwnedCgroup } from '../../../../mapper/inventory/owned-cgroup.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const MINUTE = 60_000;
 
 const cgroup = (id: bigint, path: string, parent = 1n): Cgroup => ({ id, path, parent });
+const owned = (of: Cgroup): OwnedCgroup => ({ cgroup: of, owner: ownerOf(of.path) });
 const HOST = [cgroup(2n, '/system.slice'), cgroup(3n, '/user.slice')];
 const TREE = cgroup(10n, '/kubepods');
 const POD = cgroup(11n, `/kubepods/pod${UID}`, 10n);
@@ -46,7 +49,7 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
     hasRootProcesses: () => kernel.rootProcesses,
     now: () => clock.ms,
   });
-  for (const each of [...HOST, TREE, POD, CONTAINER]) places.cgroupAppeared(each);
+  for (const each of [...HOST, TREE, POD, CONTAINER]) places.cgroupAppeared(owned(each));
   return { places, steps, told, values, kernel, clock };
 }
 
@@ -75,9 +78,9 @@ test('branches of host processes are attached before they are told, and those of
   places.hostRedirected();
   places.hostRedirected();
   assert.deepEqual(steps, ['attach /root/system.slice', 'tell 2', 'attach /root/user.slice', 'tell 3']);
-  places.cgroupAppeared(cgroup(4n, '/machine.slice'));
-  places.cgroupAppeared(cgroup(5n, '/machine.slice/vm', 4n));
-  places.cgroupAppeared(cgroup(6n, `/kubepods-pod${UID.replaceAll('-', '_')}.slice`));
+  places.cgroupAppeared(owned(cgroup(4n, '/machine.slice')));
+  places.cgroupAppeared(owned(cgroup(5n, '/machine.slice/vm', 4n)));
+  places.cgroupAppeared(owned(cgroup(6n, `/kubepods-pod${UID.replaceAll('-', '_')}.slice`)));
   assert.deepEqual(steps.slice(4), ['attach /root/machine.slice', 'tell 4']);
 });
 
@@ -113,8 +116,8 @@ test('a cgroup that is gone is detached at once', () => {
   places.podRedirected(POD);
   places.hostRedirected();
   steps.splice(0);
-  places.cgroupGone(POD);
-  places.cgroupGone(HOST[0] as Cgroup);
+  places.cgroupGone(owned(POD));
+  places.cgroupGone(owned(HOST[0] as Cgroup));
   assert.deepEqual(steps, ['detach 11', 'untell 2', 'detach 2']);
 });
 
@@ -144,7 +147,7 @@ for (const [what, prepare] of [
 
 test('with very many branches the root serves all', () => {
   const { places, steps } = setUp();
-  for (let n = 0n; n < 70n; n++) places.cgroupAppeared(cgroup(100n + n, `/b${n}`));
+  for (let n = 0n; n < 70n; n++) places.cgroupAppeared(owned(cgroup(100n + n, `/b${n}`)));
   places.hostRedirected();
   assert.deepEqual(steps, ['attach /root', 'tell 1']);
 });

@@ -26,11 +26,11 @@ function plane(refused: Set<string>, tried: string[] = []): DataPlane {
 const idOf = (path: string): bigint => statSync(`${root}${path}`, { bigint: true }).ino;
 function appears(trees: PodTrees, path: string): void {
   mkdirSync(`${root}${path}`, { recursive: true });
-  trees.appeared({ path, id: idOf(path), parent: undefined }, false, idOf);
+  trees.appeared({ cgroup: { path, id: idOf(path), parent: undefined }, owner: { kind: 'none' } });
 }
 
 function withTrees(refused: Set<string>, tried: string[], ...paths: string[]): PodTrees {
-  const trees = new PodTrees(plane(refused, tried), root);
+  const trees = new PodTrees({ dataPlane: plane(refused, tried), cgroupRoot: root, cgroupIdAt: idOf });
   for (const path of paths) appears(trees, path);
   return trees;
 }

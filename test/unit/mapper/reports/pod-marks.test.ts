@@ -7,6 +7,7 @@ import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { PodMarks, type PodMarksOptions } from '../../../../mapper/reports/pod-marks.ts';
 import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod-entry.ts';
+import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
@@ -19,6 +20,7 @@ const web = (mode: string): Pod =>
 /** One pod with one cgroup; the maps hold what the test puts there. */
 function setUp() {
   const steps: string[] = [];
+  const path = `/kubepods/pod${UID}`;
   const held = { pod: true, cgroup: true };
   const settled = Promise.withResolvers<void>();
   const inventory = createInventory({ node: 'node-a', proxy: defaultConfig.proxy });
@@ -55,7 +57,14 @@ function setUp() {
   });
   const change = (mode: string): void =>
     marks.objectsChanged(inventory.upsertPod(web(mode)), () => void steps.push('maps'));
-  return { steps, held, settled, marks, change, cgroup: { id: 7n, parent: 1n, path: `/kubepods/pod${UID}` } };
+  return {
+    steps,
+    held,
+    settled,
+    marks,
+    change,
+    cgroup: { cgroup: { id: 7n, parent: 1n, path }, owner: ownerOf(path) },
+  };
 }
 
 test('a pod that leaves loses its annotation before the maps change', async () => {

@@ -1,13 +1,12 @@
-/** What the reconciler asks of the host, answered by the watch of it. */
+/** What is asked of the host about addresses of pods, answered by what it says of processes. */
 import type { Host } from '../../watcher/open-host.ts';
-import type { HostView } from './reconciler.ts';
+import type { AddressHost } from '../inventory/pod-addresses.ts';
 
 /** Processes of each cgroup that are asked for their addresses: one may have 60,000. */
 const ASKED_OF_CGROUP = 8;
 
-export function hostView(host: Host): HostView {
+export function addressHost(host: Pick<Host, 'isOwnAddress' | 'pidsOf' | 'addressesOf'>): AddressHost {
   return {
-    cgroupIdAt: (path) => host.ensure(path)?.id,
     isOwnAddress: (ip) => host.isOwnAddress(ip),
     addressesIn(paths) {
       // A process may have gone into a namespace of its own making, with any address that it likes.
