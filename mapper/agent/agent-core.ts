@@ -45,8 +45,8 @@ export interface AgentGround extends NodeAgentOptions {
   readonly dataPlane: DataPlane;
   readonly record: AgentRecord;
   readonly host: OpenHost;
-  /** Tells all parts what a part has to tell. */
-  readonly walk: PartWalk;
+  /** Tells all parts; nobody before they are wired. */
+  readonly tell: Pick<PartWalk, 'podsChanged' | 'podWritten' | 'reconciled'>;
   readonly isReady: () => boolean;
   /** Counts and logs what went wrong where nobody waits for it. */
   readonly failed: (error: unknown, what: string) => void;
@@ -69,7 +69,7 @@ export interface AgentCore extends AgentGround {
 
 /** Attaches nothing and writes nothing. @throws CgrouteError `EBPF` when the maps cannot be read */
 export function agentCore(ground: AgentGround): AgentCore {
-  const { node, config, procRoot, root, dataPlane, host, walk, logger } = ground;
+  const { node, config, procRoot, root, dataPlane, host, tell, logger } = ground;
   const inventory = createInventory({ node, proxy: config.proxy });
   const ledger = new CgroupLedger();
   const sidecars = new SidecarRules({
@@ -78,7 +78,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     procRoot,
     logger: logger.child({ component: 'sidecars' }),
     host,
-    onChanged: (uid) => walk.podsChanged([uid]),
+    onChanged: (uid) => tell.podsChanged([uid]),
   });
   const enrolment = new Enrolment({
     inventory,
@@ -112,7 +112,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     handoffs,
     proxy,
     sidecars,
-    onWritten: (written) => walk.podWritten(written),
+    onWritten: (written) => tell.podWritten(written),
   });
   const reconciler = new Reconciler({
     writer,
@@ -123,7 +123,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     sidecars,
     logger: logger.child({ component: 'mapper' }),
     cgroupIdAt: (path) => host.ensure(path)?.id,
-    onReconciled: () => walk.reconciled(),
+    onReconciled: () => tell.reconciled(),
     onMapped: (seconds) => ground.mapped(seconds),
   });
   const core = { ...ground, inventory, enrolment, settings, ledger, sidecars, proxy, handoffs, reconciler };

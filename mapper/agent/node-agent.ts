@@ -174,7 +174,7 @@ class RunningAgent implements AsyncDisposable, Departing {
       dataPlane,
       record,
       host,
-      walk,
+      tell: walk,
       isReady: () => this.isReady,
       failed,
       mapped: (seconds) => this.metrics.mapped(seconds),

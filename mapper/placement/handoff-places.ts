@@ -55,7 +55,7 @@ export class HandoffPlaces {
     this.#undelivered = this.#readUndelivered();
   }
 
-  /** To be called before the agent looks whose it is. */
+  /** To be called before the entries of its pod, if it is one's, are written. */
   cgroupAppeared({ cgroup: { id, path }, owner }: OwnedCgroup): void {
     if (path === '/' || path.indexOf('/', 1) > 0 || isPodTree(path) || owner.kind !== 'none') return;
     this.#branches.set(id, this.#placeOf(id, path));
