@@ -1,17 +1,16 @@
 /**
  * Follows one kind of object of the API server for ever: list, then watch, and
- * after whatever goes wrong again. Nothing but projections is kept, and by key
- * only; who wants the objects gets them.
+ * after whatever goes wrong again.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Logger } from 'pino';
 import { messageOf } from '../../native/error.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
-import type { KubeClient, KubeRequest } from './kube-client.ts';
+import type { KubeClient } from './kube-client.ts';
 import { KubeError, type KubeFailure } from './kube-error.ts';
+import { listPages, type Freshness } from './kube-list.ts';
 import { watch, type WatchEventType } from './kube-watch.ts';
-import { isProblem, type Problem } from '../objects/projection.ts';
+import { KnownObjects, metadataOf, type KnownObjectsOptions } from './known-objects.ts';
 
 /** Milliseconds; tests have less of them. */
 export interface KubeTiming {
@@ -36,33 +35,17 @@ export const defaultTiming: KubeTiming = {
   pageSize: 500,
 };
 
-export interface KubeResourceOptions<T extends object> {
-  /** `pods` */
-  readonly name: string;
+export interface KubeResourceOptions<T extends object> extends KnownObjectsOptions<T> {
   readonly path: string;
   readonly fieldSelector?: string;
   readonly client: KubeClient;
   readonly timing: KubeTiming;
-  readonly logger: Logger;
-  /** What tells an object from another that has its name later. */
-  readonly keyOf: (metadata: Readonly<Record<string, unknown>>) => string | undefined;
-  readonly project: (raw: unknown) => T | Problem;
-  readonly onUpsert: (key: string, object: T) => void;
-  readonly onRemove: (key: string) => void;
   /** A list is through: all that exists has been given, and what is gone removed. */
   readonly onListed: () => void;
 }
 
 /** Why a source began anew: what went wrong, or the plan. */
 export type Restart = KubeFailure | 'internal' | 'timeout' | 'relist';
-
-/**
- * Which state a list may show.
- * - `any`: what the server has at hand, cheapest; once, at the start;
- * - `newer`: at hand too, and not older than what is known;
- * - `latest`: read through to etcd, in pages.
- */
-type Freshness = 'any' | 'newer' | 'latest';
 
 /** So many watches in a row have failed from one version, with a server that was there: it may be the version. */
 const FAILURES_UNTIL_LIST = 5;
@@ -71,9 +54,7 @@ export class KubeResource<T extends object> implements AsyncDisposable {
   readonly #options: KubeResourceOptions<T>;
   readonly #stop = new AbortController();
   readonly #backoff: Backoff;
-  readonly #keys = new Set<string>();
-  /** What is wrong with objects that don't project, by key: each is told once. */
-  readonly #unreadable = new Map<string, string>();
+  readonly #known: KnownObjects<T>;
   readonly #restarts = new Map<Restart, number>();
   readonly #running: Promise<void>;
   #version = '';
@@ -88,6 +69,7 @@ export class KubeResource<T extends object> implements AsyncDisposable {
 
   constructor(options: KubeResourceOptions<T>) {
     this.#options = options;
+    this.#known = new KnownObjects(options);
     this.#backoff = makeBackoff(...options.timing.backoffMs);
     this.#running = this.#run();
   }
@@ -107,7 +89,7 @@ export class KubeResource<T extends object> implements AsyncDisposable {
 
   state(): SourceState {
     const { name, client } = this.#options;
-    const stands = `${this.#keys.size} known`;
+    const stands = `${this.#known.size} known`;
     const where = `${client.server} (${client.origin})`;
     if (this.#stop.signal.aborted) return { name, state: 'off', detail: `${where} is no longer watched` };
     if (this.#failing !== undefined) {
@@ -123,7 +105,8 @@ export class KubeResource<T extends object> implements AsyncDisposable {
       };
     }
     if (!this.#listedOnce) return { name, state: 'failed', detail: `not listed yet; asking ${where}` };
-    const unreadable = this.#unreadable.size === 0 ? '' : `, ${this.#unreadable.size} of them can't be read`;
+    const unreadable =
+      this.#known.unreadable === 0 ? '' : `, ${this.#known.unreadable} of them can't be read`;
     return {
       name,
       state: 'ok',
@@ -151,61 +134,31 @@ export class KubeResource<T extends object> implements AsyncDisposable {
   }
 
   async #list(): Promise<void> {
-    const { onListed, timing } = this.#options;
+    const { client, path, timing, onListed } = this.#options;
     const seen = new Set<string>();
-    for (let more = ''; ; ) {
-      const { items, version, next } = await this.#page(more);
+    const pages = listPages({
+      client,
+      path,
+      selector: this.#selector,
+      freshness: this.#freshness,
+      version: this.#version,
+      pageSize: timing.pageSize,
+      signal: this.#stop.signal,
+    });
+    for await (const { items, version } of pages) {
       for (const item of items) {
-        const key = this.#keyOf(item);
-        if (key === undefined) continue;
-        seen.add(key);
-        this.#upsert(key, item);
+        const key = this.#known.upsert(item);
+        if (key !== undefined) seen.add(key);
       }
       this.#heard();
       this.#version = version;
-      more = next;
-      if (more === '') break;
     }
-    for (const key of new Set([...this.#keys, ...this.#unreadable.keys()]))
-      if (!seen.has(key)) this.#remove(key);
+    this.#known.keepOnly(seen);
     this.#freshness = 'newer';
     this.#wantsList = false;
     this.#relistAt = performance.now() + timing.relistMs * (1 + Math.random() / 5);
     this.#listedOnce = true;
-    this.#tell(onListed);
-  }
-
-  async #page(
-    more: string,
-  ): Promise<{ readonly items: readonly unknown[]; readonly version: string; readonly next: string }> {
-    const { client, path, timing } = this.#options;
-    // The server's cache gives a list as a whole: with a limit the server would go to etcd and through all nodes' pods there.
-    const query: KubeRequest['query'] = {
-      any: { resourceVersion: '0', limit: timing.pageSize },
-      newer: { resourceVersion: this.#version, resourceVersionMatch: 'NotOlderThan' },
-      latest: { limit: timing.pageSize },
-    }[more === '' ? this.#freshness : 'latest'];
-    const list = await client.json({
-      path,
-      query: { ...query, ...(more === '' ? {} : { continue: more }), ...this.#selector },
-      signal: this.#stop.signal,
-    });
-    const { items, metadata } = list as {
-      readonly items?: unknown;
-      readonly metadata?: Readonly<Record<string, unknown>>;
-    };
-    const version = metadata?.['resourceVersion'];
-    if ((!Array.isArray(items) && items !== null) || typeof version !== 'string')
-      throw new KubeError(
-        'garbage',
-        `GET ${path}: expected a list with items and a resourceVersion, got something else`,
-      );
-    const next = metadata?.['continue'];
-    return {
-      items: (items ?? []) as readonly unknown[],
-      version,
-      next: typeof next === 'string' ? next : '',
-    };
+    this.#known.tell(onListed);
   }
 
   /** Gives what ended a watch that did what it should. */
@@ -252,54 +205,11 @@ export class KubeResource<T extends object> implements AsyncDisposable {
   }
 
   #event(type: WatchEventType, object: unknown): void {
-    const metadata = metadataOf(object);
-    if (type !== 'BOOKMARK') {
-      const key = this.#keyOf(object);
-      if (key !== undefined && type === 'DELETED') this.#remove(key);
-      else if (key !== undefined) this.#upsert(key, object);
-    }
+    if (type === 'DELETED') this.#known.remove(object);
+    else if (type !== 'BOOKMARK') this.#known.upsert(object);
     this.#heard();
-    const version = metadata['resourceVersion'];
+    const version = metadataOf(object)['resourceVersion'];
     if (typeof version === 'string' && version !== '') this.#version = version;
-  }
-
-  #upsert(key: string, raw: unknown): void {
-    const { name, project, logger, onUpsert } = this.#options;
-    const object = project(raw);
-    if (!isProblem(object)) {
-      this.#unreadable.delete(key);
-      this.#keys.add(key);
-      this.#tell(() => onUpsert(key, object));
-      return;
-    }
-    if (this.#unreadable.get(key) === object.problem) return;
-    this.#unreadable.set(key, object.problem);
-    const { namespace, name: objectName } = metadataOf(raw);
-    logger.warn(
-      { resource: name, namespace, name: objectName, key },
-      `an object can't be read and is left as it was known before: ${object.problem}`,
-    );
-  }
-
-  #remove(key: string): void {
-    this.#unreadable.delete(key);
-    if (this.#keys.delete(key)) this.#tell(() => this.#options.onRemove(key));
-  }
-
-  /** An object that somebody else trips over must not be met again for ever. */
-  #tell(act: () => void): void {
-    try {
-      act();
-    } catch (error) {
-      this.#options.logger.error(
-        { err: error, resource: this.#options.name },
-        `a change could not be acted on: ${messageOf(error)}`,
-      );
-    }
-  }
-
-  #keyOf(raw: unknown): string | undefined {
-    return this.#options.keyOf(metadataOf(raw));
   }
 
   get #selector(): Record<string, string> {
@@ -360,9 +270,4 @@ export class KubeResource<T extends object> implements AsyncDisposable {
   #restarted(why: Restart): void {
     this.#restarts.set(why, (this.#restarts.get(why) ?? 0) + 1);
   }
-}
-
-function metadataOf(raw: unknown): Readonly<Record<string, unknown>> {
-  const metadata = (raw as { readonly metadata?: unknown } | null)?.metadata;
-  return typeof metadata === 'object' && metadata !== null ? (metadata as Record<string, unknown>) : {};
 }
