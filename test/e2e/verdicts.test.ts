@@ -11,93 +11,53 @@ import {
   startNode,
 } from '../harness/node.ts';
 import { listen } from '../../deploy/stage/sock.ts';
+import { BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
+import { type Expected, REASONS, expected } from '../harness/verdict-oracle.ts';
 
-const MODE = 'istio.io/dataplane-mode';
-const BYPASS = 'kmesh.net/bypass';
-const SIDECAR = { 'sidecar.istio.io/status': '{"containers":["istio-proxy"]}' };
+const SIDECAR = { [SIDECAR_STATUS]: '{"containers":["istio-proxy"]}' };
+
+/** Namespaces by name; a pod may also be in one that the manifest does not have. */
+const NAMESPACES: ReadonlyMap<string, Readonly<Record<string, string>>> = new Map([
+  ['demo', ENROLLED],
+  ['plain', {}],
+  ['none', { [MODE]: 'none' }],
+  ['kmesh', { [MODE]: 'kmesh' }],
+  ['kube-system', ENROLLED],
+]);
+
+const PODS: readonly PodOptions[] = [
+  { name: 'host-network', hostNetwork: true, labels: { [MODE]: 'ambient' } },
+  { name: 'succeeded', phase: 'Succeeded' },
+  { name: 'failed', phase: 'Failed' },
+  { name: 'terminating', terminating: true },
+  { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } },
+  { name: 'waypoint', labels: { [GATEWAY]: 'istio.io-mesh-controller' } },
+  { name: 'other-gateway', labels: { [GATEWAY]: 'example.com-controller' } },
+  { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } },
+  { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } },
+  { name: 'opted-out', labels: { [MODE]: 'None' } },
+  { name: 'in-namespace' },
+  { name: 'unknown-mode', labels: { [MODE]: 'ambiant' } },
+  { name: 'plain', namespace: 'plain' },
+  { name: 'opted-out-namespace', namespace: 'none' },
+  { name: 'no-namespace', namespace: 'nowhere' },
+  { name: 'sidecar', annotations: SIDECAR },
+  { name: 'sidecar-kmesh', namespace: 'kmesh', annotations: SIDECAR },
+  { name: 'bypassed', labels: { [BYPASS]: 'enabled' } },
+  { name: 'bypassed-outbound', labels: { [BYPASS]: 'outbound' } },
+  { name: 'bypassed-inbound', labels: { [BYPASS]: 'inbound' } },
+  { name: 'bypassed-outside', namespace: 'plain', labels: { [BYPASS]: 'enabled' } },
+];
 
 interface Row {
   readonly pod: PodOptions;
-  readonly verdict: 'in' | 'out' | 'bypass';
-  readonly reason: string;
-  /** Its connection to the server. */
-  readonly outbound: 'redirected' | 'direct';
-  /** A host process's connection to it. */
-  readonly inbound: 'inbound' | 'direct';
-  /** The counter of its own connection. */
-  readonly counter: string;
+  readonly should: Expected;
 }
 
-const inMesh = { verdict: 'in', outbound: 'redirected', inbound: 'inbound', counter: 'redirected' } as const;
-const out = { verdict: 'out', outbound: 'direct', inbound: 'direct', counter: 'out' } as const;
-const bypass = { verdict: 'bypass', outbound: 'direct', inbound: 'direct', counter: 'bypassed' } as const;
-
-const ROWS: readonly Row[] = [
-  {
-    pod: { name: 'host-network', hostNetwork: true, labels: { [MODE]: 'ambient' } },
-    ...out,
-    reason: 'host-network',
-  },
-  { pod: { name: 'succeeded', phase: 'Succeeded' }, ...out, reason: 'terminal' },
-  { pod: { name: 'failed', phase: 'Failed' }, ...out, reason: 'terminal' },
-  { pod: { name: 'terminating', terminating: true }, ...inMesh, reason: 'namespace-label' },
-  {
-    pod: { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } },
-    ...out,
-    reason: 'excluded-namespace',
-  },
-  {
-    pod: { name: 'waypoint', labels: { 'gateway.istio.io/managed': 'istio.io-mesh-controller' } },
-    ...out,
-    reason: 'gateway',
-  },
-  {
-    pod: { name: 'other-gateway', labels: { 'gateway.istio.io/managed': 'example.com-controller' } },
-    ...inMesh,
-    reason: 'namespace-label',
-  },
-  {
-    pod: { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } },
-    ...inMesh,
-    reason: 'pod-label',
-  },
-  {
-    pod: { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } },
-    ...inMesh,
-    reason: 'pod-label',
-  },
-  { pod: { name: 'opted-out', labels: { [MODE]: 'None' } }, ...out, reason: 'pod-opt-out' },
-  { pod: { name: 'in-namespace' }, ...inMesh, reason: 'namespace-label' },
-  { pod: { name: 'unknown-mode', labels: { [MODE]: 'ambiant' } }, ...inMesh, reason: 'namespace-label' },
-  { pod: { name: 'plain', namespace: 'plain' }, ...out, reason: 'not-enrolled' },
-  { pod: { name: 'opted-out-namespace', namespace: 'none' }, ...out, reason: 'not-enrolled' },
-  { pod: { name: 'no-namespace', namespace: 'nowhere' }, ...out, reason: 'not-enrolled' },
-  { pod: { name: 'sidecar', annotations: SIDECAR }, ...out, reason: 'sidecar' },
-  {
-    pod: { name: 'sidecar-kmesh', namespace: 'kmesh', annotations: SIDECAR },
-    ...inMesh,
-    reason: 'sidecar-short-circuited',
-  },
-  { pod: { name: 'bypassed', labels: { [BYPASS]: 'enabled' } }, ...bypass, reason: 'bypass' },
-  {
-    pod: { name: 'bypassed-outbound', labels: { [BYPASS]: 'outbound' } },
-    ...bypass,
-    inbound: 'inbound',
-    reason: 'bypass-outbound',
-  },
-  {
-    pod: { name: 'bypassed-inbound', labels: { [BYPASS]: 'inbound' } },
-    ...bypass,
-    outbound: 'redirected',
-    counter: 'redirected',
-    reason: 'bypass-inbound',
-  },
-  {
-    pod: { name: 'bypassed-outside', namespace: 'plain', labels: { [BYPASS]: 'enabled' } },
-    ...out,
-    reason: 'not-enrolled',
-  },
-];
+const ROWS: readonly Row[] = PODS.map((pod) => {
+  const namespace = pod.namespace ?? 'demo';
+  return { pod, should: expected({ ...pod, namespace }, NAMESPACES.get(namespace)) };
+});
 
 describe('each rule', () => {
   let node: TestNode;
@@ -105,10 +65,7 @@ describe('each rule', () => {
 
   before(async () => {
     node = await startNode('verdicts');
-    node.manifest.namespace('plain');
-    node.manifest.namespace('none', { [MODE]: 'none' });
-    node.manifest.namespace('kmesh', { [MODE]: 'kmesh' });
-    node.manifest.namespace('kube-system', ENROLLED);
+    for (const [name, labels] of NAMESPACES) node.manifest.namespace(name, labels);
     for (const row of ROWS) {
       const host = row.pod.hostNetwork === true ? node.network.gateway : undefined;
       const pod = await node.addPod({ ...row.pod, ...(host && { host }) });
@@ -119,22 +76,28 @@ describe('each rule', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
+  test('has a pod here that it decides about', () => {
+    const decided = new Set([...ROWS.map(({ should }) => should.reason), 'proxy']);
+    assert.deepEqual([...decided].toSorted(), REASONS.toSorted());
+  });
+
   for (const row of ROWS) {
-    test(`${row.pod.name}: ${row.verdict}, ${row.reason}`, async () => {
+    const { should } = row;
+    test(`${row.pod.name}: ${should.verdict}, ${should.reason}`, async () => {
       const pod = pods.get(row);
       assert.ok(pod);
-      assert.equal(await node.travel(pod.place), row.outbound, 'from the pod');
+      assert.equal(await node.travel(pod.place), should.outbound, 'from the pod');
       assert.equal(
         await node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } }),
-        row.inbound,
+        should.inbound,
         'from the host',
       );
       const { verdict, reason, ips, cgroups, connections } = await node.podStatus(pod);
       assert.deepEqual(
         { verdict, reason, ips },
         {
-          verdict: row.verdict,
-          reason: row.reason,
+          verdict: should.verdict,
+          reason: should.reason,
           ips: row.pod.hostNetwork === true ? [] : [pod.host.ip4],
         },
       );
@@ -146,8 +109,8 @@ describe('each rule', () => {
       assert.equal(cgroups.length, 2, "the pod's own cgroup and its container's");
       const counted = Object.entries(connections).filter(([, count]) => count > 0);
       assert.deepEqual(Object.fromEntries(counted), {
-        [row.counter]: 1,
-        ...(row.inbound === 'inbound' ? { inboundRedirected: 1 } : {}),
+        [should.counter]: 1,
+        ...(should.inbound === 'inbound' ? { inboundRedirected: 1 } : {}),
       });
     });
   }
@@ -200,7 +163,7 @@ describe('each rule', () => {
         .split('\n')
         .map((line) => line.split(/ {2,}/))
         .find((line) => line[1] === row.pod.name);
-      assert.deepEqual(cells?.slice(2, 4), [row.verdict, row.reason]);
+      assert.deepEqual(cells?.slice(2, 4), [row.should.verdict, row.should.reason]);
     }
     assert.match(yaml.stdout, /^node: node-a$/m);
     assert.match(yaml.stdout, /^ {4}reason: pod-opt-out$/m);

@@ -1,6 +1,6 @@
 /**
  * Whether the API, the maps, `status` and real connections of a node say the same
- * of every pod, by the rules of rules.ts; and whether the maps hold nothing else.
+ * of every pod, by the rules of the oracle; and whether the maps hold nothing else.
  */
 import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import PQueue from 'p-queue';
 import type { KubeApi, ObjectList } from '../harness/kube-api.ts';
 import { type Mesh, type MeshNode, SERVER_PORT } from '../harness/kube-mesh.ts';
 import type { KubeObject, Pod } from '../harness/kube-objects.ts';
-import { type Allowed, type Expected, type NamespaceLabels, expected } from './rules.ts';
+import { type Allowed, type Expected, type NamespaceLabels, expectedOf } from '../harness/verdict-oracle.ts';
 
 interface CgroupInfo {
   readonly is_in_mesh: number;
@@ -96,7 +96,7 @@ export async function disagreements(mesh: Mesh, node: MeshNode, allowed: Allowed
       status: { podIPs = [], phase } = {},
     } = pod;
     const key = keyOf(pod);
-    const should = expected(pod, namespaces, allowed);
+    const should = expectedOf(pod, namespaces, allowed);
     const about = `${namespace}/${name} (${uid})`;
     const ips = podIPs.map(({ ip }) => ip);
     const info = podOf.get(key);
@@ -189,7 +189,7 @@ export async function annotationsAgree(
       const { annotations = {} } = pod.metadata;
       return (
         (annotations['ambient.istio.io/redirection'] === 'enabled') !==
-        (expected(pod, namespaces, allowed).verdict !== 'out' && tree.has(keyOf(pod)))
+        (expectedOf(pod, namespaces, allowed).verdict !== 'out' && tree.has(keyOf(pod)))
       );
     });
     if (wrong.length === 0) return;
@@ -228,7 +228,7 @@ export async function strayConnections(
   const check = async (
     what: string,
     travel: () => Promise<string>,
-    should: Expected['outbound'],
+    should: Expected['outbound' | 'inbound'],
   ): Promise<void> => {
     made++;
     const did = await travel().catch((error: unknown) => String(error));
@@ -239,7 +239,7 @@ export async function strayConnections(
       const { name, namespace, uid, labels = {} } = pod.metadata;
       const here = running.get(uid);
       if (here === undefined || labels['app'] === 'ztunnel') return;
-      const should = expected(pod, namespaces, allowed);
+      const should = expectedOf(pod, namespaces, allowed);
       const ip = pod.status?.podIP;
       await queue.add(() =>
         check(

@@ -15,7 +15,7 @@ import { containerCgroupPath, podCgroupPath } from '../harness/kubelet-cgroups.t
 import { newContainerId } from '../harness/kubelet-runtime.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree, annotationsAgree, namespaceLabels, podsOn, strayConnections } from './agreement.ts';
-import { type Allowed, expected } from './rules.ts';
+import { type Allowed, expectedOf } from '../harness/verdict-oracle.ts';
 
 const MODE = 'istio.io/dataplane-mode';
 const BYPASS = 'kmesh.net/bypass';
@@ -139,7 +139,7 @@ describe('every combination of labels', { skip: KUBE_MISSING }, () => {
           await agree(mesh, node, allowed);
           const namespaces = await namespaceLabels(mesh.cluster.api);
           for (const pod of await podsOn(mesh.cluster.api, 'node-a'))
-            reasons.add(expected(pod, namespaces, allowed).reason);
+            reasons.add(expectedOf(pod, namespaces, allowed).reason);
         }
       }
       assert.equal(reasons.size, allowed === 'never' ? 11 : 14, [...reasons].join());

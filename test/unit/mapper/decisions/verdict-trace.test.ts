@@ -1,0 +1,87 @@
+/** What `explain` prints of a decision: the rules that were tried, and notes. */
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { defaultConfig } from '../../../../mapper/config/config.ts';
+import { decide } from '../../../../mapper/decisions/verdict.ts';
+import type { Namespace } from '../../../../mapper/objects/namespace.ts';
+import type { Pod } from '../../../../mapper/objects/pod.ts';
+import { BYPASS, MODE } from '../../../harness/label-names.ts';
+import type { Settings } from '../../../harness/verdict-oracle.ts';
+import { AMBIENT, configured, podWith, shop } from './verdict-input.ts';
+
+describe('the trace of a verdict', () => {
+  test('has every rule that was tried, in order, and none after the one that decides', () => {
+    const { trace } = decide(podWith({ labels: { [BYPASS]: 'enabled' } }), AMBIENT, defaultConfig);
+    assert.deepEqual(
+      trace.map(({ rule, outcome }) => [rule, outcome]),
+      [
+        [1, 'no'],
+        [2, 'no'],
+        [3, 'no'],
+        [4, 'no'],
+        [5, 'no'],
+        [6, 'no'],
+        [7, 'yes'],
+        [8, 'no'],
+        [9, 'decides'],
+      ],
+    );
+    assert.deepEqual(
+      decide(podWith({ phase: 'Failed' }), AMBIENT, defaultConfig).trace.map(({ rule }) => rule),
+      [1, 2],
+    );
+  });
+
+  test("gives the deciding mark to the label's rule when nothing after it applies", () => {
+    const { trace } = decide(podWith({ labels: { [MODE]: 'kmesh' } }), undefined, defaultConfig);
+    assert.deepEqual(trace.map(({ rule, outcome }) => [rule, outcome]).slice(5), [
+      [6, 'decides'],
+      [8, 'no'],
+      [9, 'no'],
+    ]);
+  });
+
+  test('quotes the values that decided', () => {
+    const { trace } = decide(podWith({ labels: { [MODE]: 'NoNe' } }), AMBIENT, defaultConfig);
+    assert.match(trace.at(-1)?.saw ?? '', /istio\.io\/dataplane-mode = "NoNe"/);
+  });
+});
+
+describe('the notes of a verdict', () => {
+  const notesOf = (
+    pod: Partial<Pod>,
+    namespace?: Namespace,
+    settings: Partial<Settings> = {},
+  ): readonly string[] =>
+    decide(podWith(pod), namespace, configured(settings)).notes.map(
+      ({ code, message }) => `${code}: ${message}`,
+    );
+
+  test('quote an unknown mode, of the pod and of the namespace', () => {
+    const notes = notesOf({ labels: { [MODE]: 'sidecarless' } }, shop({ [MODE]: 'ambiant' }));
+    assert.equal(notes.length, 2);
+    assert.match(notes[0] ?? '', /^unknown-mode: pod shop\/web .*"sidecarless"/);
+    assert.match(notes[1] ?? '', /^unknown-mode: namespace shop .*"ambiant"/);
+  });
+
+  test('quote an unknown and a refused bypass', () => {
+    assert.match(
+      notesOf({ labels: { [BYPASS]: 'true' } }, AMBIENT).join(),
+      /^unknown-bypass: pod shop\/web .*"true"/,
+    );
+    assert.match(
+      notesOf({ labels: { [BYPASS]: 'enabled' } }, AMBIENT, { allowed: 'never' }).join(),
+      /^bypass-refused: .*bypass\.allowed is never/,
+    );
+    assert.match(
+      notesOf({ labels: { [BYPASS]: 'enabled' } }, AMBIENT, { allowed: 'namespace' }).join(),
+      /^bypass-refused: .*namespace shop does not carry cgroute\.io\/allow-bypass=true/,
+    );
+  });
+
+  test('are absent when all is plain', () => {
+    assert.deepEqual(notesOf({ labels: { [MODE]: 'none', app: 'web' } }, AMBIENT), []);
+    assert.deepEqual(notesOf({ labels: { [BYPASS]: 'enabled' } }, AMBIENT), []);
+    assert.deepEqual(notesOf({ labels: { [MODE]: '' } }, shop({ [MODE]: 'None' })), []);
+  });
+});
