@@ -9,7 +9,6 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { podAddresses } from '../../mapper/maps/pod-entry.ts';
 import { PodOptions } from '../../mapper/maps/pod-options.ts';
 import { trafficOptions } from '../../mapper/decisions/traffic-options.ts';
-import { TRAFFIC } from '../../mapper/objects/label-names.ts';
 import { openDataPlane, type DataPlane } from '../../native/data-plane/data-plane.ts';
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
 import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
@@ -18,6 +17,7 @@ import { must, run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { bytesOf } from '../kernel/data-plane.ts';
+import { TRAFFIC } from '../harness/label-names.ts';
 
 /** An address of its own on `lo`, where each pod finds a server on port 8080. */
 const LOCAL = '10.88.0.1';

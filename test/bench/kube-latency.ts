@@ -17,11 +17,11 @@ import {
 } from './kube-pods.ts';
 import type { Relay, Relayed } from './kube-relay.ts';
 import { quantile } from './statistics.ts';
+import { MODE } from '../harness/label-names.ts';
 
 const PODS = 100;
 const CONTAINERS = 2;
 const NAMESPACE = 'labelled';
-const MODE = 'istio.io/dataplane-mode';
 const TIMEOUT_MS = 10_000;
 /** Between two looks at the maps, so that the processor is the agent's and the API server's. */
 const LOOK_MS = 0.2;

@@ -2,6 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type BenchPod, each, type KubeBenchCluster, type KubeNodeBench, numbers } from './kube-pods.ts';
+import { BYPASS } from '../harness/label-names.ts';
 
 export const ELSEWHERE = 5000;
 const PODS = 20;
@@ -49,7 +50,7 @@ async function live(
   await untilQuiet(node);
   await each(pods, (pod) =>
     cluster.api.patch(`/api/v1/namespaces/${namespace}/pods/${pod.name}`, 'merge-patch+json', {
-      metadata: { labels: { 'kmesh.net/bypass': 'enabled' } },
+      metadata: { labels: { [BYPASS]: 'enabled' } },
     }),
   );
   await untilQuiet(node);

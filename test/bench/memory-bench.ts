@@ -8,6 +8,7 @@ import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { SOCK } from '../../deploy/stage/sock.ts';
 import { type AgentPods, makeAgentPods } from './agent-pods.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 
 const PODS = 250;
 /** With the pod's own cgroup, 1,000 in all. */
@@ -68,7 +69,7 @@ async function churn(pods: AgentPods, containers: Cgroup[], steps: number): Prom
     }
     await delay(50);
     if (step % STEPS_PER_MANIFEST !== 0) continue;
-    const labels = step % 2 === 0 ? { 'istio.io/dataplane-mode': 'none' } : { 'kmesh.net/bypass': 'enabled' };
+    const labels = step % 2 === 0 ? { [MODE]: 'none' } : { [BYPASS]: 'enabled' };
     pods.manifest.change(pods.uids[step % PODS] ?? '', { labels });
     pods.manifest.write();
   }

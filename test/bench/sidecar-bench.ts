@@ -5,6 +5,7 @@
  */
 import type { NetworkHost } from '../../deploy/stage/netns.ts';
 import { type NodePod, startNode, type TestNode } from '../harness/node.ts';
+import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
@@ -12,8 +13,8 @@ import { hasPriority, PRIORITY } from './kube-pods.ts';
 import { median, ratio, shuffled, type Ratio } from './statistics.ts';
 
 const PORT = 8081;
-const STATUS = { 'sidecar.istio.io/status': '{}' };
-const BYPASS = { 'kmesh.net/bypass': 'enabled' };
+const STATUS = { [SIDECAR_STATUS]: '{}' };
+const BYPASSED = { [BYPASS]: 'enabled' };
 /** What a sidecar passes to its application comes from there. */
 const SIDECAR_SOURCE = '127.0.0.6';
 
@@ -60,7 +61,7 @@ async function addPod(node: TestNode, way: SidecarWay, isAhead: boolean): Promis
   const pod = await node.addPod({
     name: way,
     ...(hasSidecar && { annotations: STATUS }),
-    ...(way === 'bypassed' && { labels: BYPASS }),
+    ...(way === 'bypassed' && { labels: BYPASSED }),
   });
   await serve(node, pod.place, isAhead);
   if (!hasSidecar) return pod;

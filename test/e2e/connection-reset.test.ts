@@ -4,14 +4,14 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS, MODE, TRAFFIC } from '../harness/label-names.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { type Connected, type Place, SOCK, listen, sock } from '../../deploy/stage/sock.ts';
 
 const EXCLUDED = {
-  'traffic.sidecar.istio.io/excludeOutboundPorts': '8081',
-  'traffic.sidecar.istio.io/excludeInboundPorts': '9091',
+  [`${TRAFFIC}excludeOutboundPorts`]: '8081',
+  [`${TRAFFIC}excludeInboundPorts`]: '9091',
 };
-const BYPASS = 'kmesh.net/bypass';
 const HAS_MPTCP = existsSync('/proc/sys/net/mptcp');
 /** Which of {@link holdAll} a flip of each direction ends. */
 const OUTBOUND = ['own', 'ownMapped', ...(HAS_MPTCP ? ['ownMptcp'] : []), 'nested'];
@@ -41,9 +41,9 @@ describe('with existingConnections: reset', () => {
       name: 'neighbour',
       host: pod.host,
       ips: [],
-      labels: { 'istio.io/dataplane-mode': 'none' },
+      labels: { [MODE]: 'none' },
     });
-    other = await node.addPod({ name: 'other', labels: { 'istio.io/dataplane-mode': 'none' } });
+    other = await node.addPod({ name: 'other', labels: { [MODE]: 'none' } });
     // It flips, too, and nothing of it runs.
     await node.addPod({ name: 'idle' });
     daemon = await node.addPod({ name: 'daemon', host: node.network.gateway, ips: [], hostNetwork: true });

@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, containerId, containerPath, startNode } from '../harness/node.ts';
 import { startContainer } from '../harness/runc.ts';
+import { BYPASS } from '../harness/label-names.ts';
 import type { Connected } from '../../deploy/stage/sock.ts';
 
 for (const style of ['cgroupfs', 'systemd'] as const) {
@@ -79,7 +80,7 @@ for (const style of ['cgroupfs', 'systemd'] as const) {
       const execute = async (): Promise<Connected> =>
         container.exec('sock', 'connect', node.server.ip4, '8080').json<Connected>();
       isRedirected(await execute());
-      node.manifest.change(pod.uid, { labels: { 'kmesh.net/bypass': 'enabled' } });
+      node.manifest.change(pod.uid, { labels: { [BYPASS]: 'enabled' } });
       await node.apply();
       const bypassed = await execute();
       assert.ok(bypassed.ok && bypassed.reply.includes(pod.host.ip4), JSON.stringify(bypassed));

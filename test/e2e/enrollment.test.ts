@@ -4,8 +4,7 @@ import { writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-
-const MODE = 'istio.io/dataplane-mode';
+import { MODE } from '../harness/label-names.ts';
 
 describe('with enrollment: new-pods', () => {
   let node: TestNode;

@@ -4,8 +4,7 @@ import { after, before, describe, test } from 'node:test';
 import type { Explanation } from '../../mapper/cli/explain.ts';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-
-const MODE = 'istio.io/dataplane-mode';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 
 describe('explain', () => {
   let node: TestNode;
@@ -32,7 +31,7 @@ describe('explain', () => {
     pod = await node.addPod({ name: 'client', labels: { [MODE]: 'ambiant' } });
     await node.addPod({ name: 'twin', namespace: 'plain' });
     await node.addPod({ name: 'twin', namespace: 'other', host: await node.network.addHost('twin2') });
-    await node.addPod({ name: 'bypassed', labels: { 'kmesh.net/bypass': 'enabled' } });
+    await node.addPod({ name: 'bypassed', labels: { [BYPASS]: 'enabled' } });
     await node.addPod({ name: 'waiting', running: false });
     await node.apply();
   });

@@ -7,6 +7,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 
@@ -26,7 +27,7 @@ describe('drift:', () => {
     node = await startNode('drift', { agent: false });
     writeFileSync(node.sandbox.file('config.yaml'), `sweepSeconds: ${SWEEP_MS / 1000}\n`);
     pod = await node.addPod({ name: 'pod' });
-    outside = await node.addPod({ name: 'outside', labels: { 'istio.io/dataplane-mode': 'none' } });
+    outside = await node.addPod({ name: 'outside', labels: { [MODE]: 'none' } });
     await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] });
     const opened = openPinnedMaps(`${node.sandbox.bpffs}/cgroute`);
     assert.ok(opened);

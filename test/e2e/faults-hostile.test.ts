@@ -7,6 +7,7 @@ import { after, before, describe, test, type TestContext } from 'node:test';
 import { watchAgent } from '../harness/alive.ts';
 import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, containerId, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { SOCK, type Connected, connect, listen, type Place, sock } from '../../deploy/stage/sock.ts';
 
@@ -15,7 +16,7 @@ interface Totals {
   readonly proxy: number;
 }
 
-const OUT = { 'istio.io/dataplane-mode': 'none' };
+const OUT = { [MODE]: 'none' };
 const PORT = '8080';
 /** Of one CPU, however much a pod does. */
 const MOST_CPU = 1.2;

@@ -7,6 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { type Running, eventually, must } from '../../deploy/stage/process.ts';
 import { SOCK, connect, listen, type Place } from '../../deploy/stage/sock.ts';
 
@@ -27,7 +28,7 @@ interface Shown {
   readonly prog_id?: number;
 }
 
-const OUT = { 'istio.io/dataplane-mode': 'none' };
+const OUT = { [MODE]: 'none' };
 
 /** Connects all the time; {@link totals} ends it. */
 function loop(node: TestNode, place: Place): Running {

@@ -5,10 +5,11 @@ import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { watchAgent } from '../harness/alive.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 
 const DROPPER = resolve(import.meta.dirname, '../harness/drop-privileges.ts');
-const OUT = { 'istio.io/dataplane-mode': 'none' };
+const OUT = { [MODE]: 'none' };
 
 async function startWithShortSweep(
   node: TestNode,

@@ -14,10 +14,11 @@ import {
   newUid,
   startNode,
 } from '../harness/node.ts';
+import { CONFIG_HASH, MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK, connect, listen, sock } from '../../deploy/stage/sock.ts';
 
-const OUT = { 'istio.io/dataplane-mode': 'none' };
+const OUT = { [MODE]: 'none' };
 
 describe('a pod is known', () => {
   let node: TestNode;
@@ -274,7 +275,7 @@ describe('a pod is known', () => {
   });
 
   test('by its own UID when it claims to be a static pod that it is not', async () => {
-    const annotations = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
+    const annotations = { [CONFIG_HASH]: randomBytes(16).toString('hex') };
     const pod = await node.addPod({ name: 'pretender', annotations });
     await node.apply();
     await seen(pod);
@@ -300,7 +301,7 @@ describe('a pod is known', () => {
 
   test('by the hash of its configuration: static pods, and not if two claim that', async () => {
     const hash = randomBytes(16).toString('hex');
-    const annotations = { 'kubernetes.io/config.hash': hash };
+    const annotations = { [CONFIG_HASH]: hash };
     const pod = await node.addPod({ name: 'static', annotations, cgroupUid: hash });
     await node.apply();
     await seen(pod);
@@ -310,19 +311,19 @@ describe('a pod is known', () => {
     const other = await node.addPod({
       name: 'static-systemd',
       style: 'systemd',
-      annotations: { 'kubernetes.io/config.hash': systemd },
+      annotations: { [CONFIG_HASH]: systemd },
       cgroupUid: systemd,
     });
     await node.apply();
     await seen(other);
     assert.equal(await node.travel(other.place), 'redirected');
 
-    const claimed = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
+    const claimed = { [CONFIG_HASH]: randomBytes(16).toString('hex') };
     await node.addPod({ name: 'claims', annotations: claimed, running: false });
     const disputed = await node.addPod({
       name: 'claims-too',
       annotations: claimed,
-      cgroupUid: claimed['kubernetes.io/config.hash'],
+      cgroupUid: claimed[CONFIG_HASH],
     });
     await node.apply();
     await seen(disputed);
@@ -385,7 +386,7 @@ test('an unknown pod is refused until it is known, where the configuration says 
 test('a static pod whose UID has no known form gains no identity by names inside it, also while no agent runs', async () => {
   await using node = await startNode('odd-uid', { agent: false });
   writeFileSync(node.sandbox.file('config.yaml'), 'unknownPods: deny\n');
-  const outside = await node.addPod({ name: 'outside', labels: { 'istio.io/dataplane-mode': 'none' } });
+  const outside = await node.addPod({ name: 'outside', labels: { [MODE]: 'none' } });
   await (await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] })).kill9();
   const own = `pod${outside.uid}`;
   const slice = own.replaceAll('-', '_');

@@ -5,12 +5,11 @@ import { join } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { replaceFile } from '../../deploy/stage/manifest.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK, listen } from '../../deploy/stage/sock.ts';
 
-const MODE = 'istio.io/dataplane-mode';
-const BYPASS = 'kmesh.net/bypass';
-const SIDECAR = { 'sidecar.istio.io/status': '{}' };
+const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 
 describe('a change of the manifest', () => {
   let node: TestNode;

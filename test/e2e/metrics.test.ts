@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { metricsReference } from '../../mapper/reports/metrics.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 
 async function addressOf(node: TestNode): Promise<string> {
@@ -74,7 +75,7 @@ test('metrics tell of pods, maps, sources and connections', async () => {
   is(await scrape(node), { 'cgroute_connections_total{branch="redirected"}': 1 });
 
   const told = (await scrape(node)).get('cgroute_enrolment_latency_seconds_count') ?? NaN;
-  node.manifest.change(pod.uid, { labels: { 'istio.io/dataplane-mode': 'none' } });
+  node.manifest.change(pod.uid, { labels: { [MODE]: 'none' } });
   await node.apply();
   await eventually(
     'the change is in the metrics',

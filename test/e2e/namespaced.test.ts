@@ -14,6 +14,7 @@ import {
   type NodeStatus,
   type TestNode,
 } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, type Finished, must, type Program, run } from '../../deploy/stage/process.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
@@ -191,7 +192,7 @@ describe('two nodes that are containers on one kernel', () => {
     a.node.manifest.namespace('demo', {});
     await a.node.apply();
     assert.deepEqual(await Promise.all([a, b].map(journeys)), [DIRECT, MESHED]);
-    a.node.manifest.namespace('demo', { 'istio.io/dataplane-mode': 'ambient' });
+    a.node.manifest.namespace('demo', { [MODE]: 'ambient' });
     await a.node.apply();
     await bothMeshed();
   });

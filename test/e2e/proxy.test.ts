@@ -5,9 +5,8 @@ import { dirname } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS } from '../harness/label-names.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
-
-const BYPASS = 'kmesh.net/bypass';
 
 describe('what a host process sends', () => {
   let node: TestNode;

@@ -9,6 +9,7 @@ import { lockPinDirectory } from '../../native/pins/pin-directory.ts';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS } from '../harness/label-names.ts';
 import { type Running, eventually, must, spawnIn } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
@@ -133,7 +134,7 @@ describe('an agent that comes and goes', () => {
     removeCgroup(dirname(leaver.cgroup.absolute));
     node.manifest.remove(leaver.uid);
     node.manifest.remove(unlisted.uid); // its cgroup still runs
-    node.manifest.change(pod.uid, { labels: { 'kmesh.net/bypass': 'enabled' } });
+    node.manifest.change(pod.uid, { labels: { [BYPASS]: 'enabled' } });
     node.manifest.namespace('plain', ENROLLED);
     const newcomer = await node.addPod({ name: 'newcomer', style: 'crio' });
     node.manifest.write();

@@ -8,6 +8,7 @@ import { cgroute } from '../../deploy/stage/agent.ts';
 import { killBelow, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { Haproxy } from '../../deploy/stage/haproxy.ts';
 import { type NodePod, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import {
   type Backend,
@@ -20,9 +21,6 @@ import {
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
 
 const PORT = 8080;
-const STATUS = 'sidecar.istio.io/status';
-const BYPASS = 'kmesh.net/bypass';
-const MODE = 'istio.io/dataplane-mode';
 const DOCUMENT = resolve(import.meta.dirname, '../../docs/data-planes.md');
 
 interface SidecarPod extends NodePod {
@@ -45,7 +43,7 @@ async function run(node: TestNode, pod: NodePod, backend: Backend = 'nft'): Prom
 }
 
 async function addSidecarPod(node: TestNode, options: PodOptions, backend?: Backend): Promise<SidecarPod> {
-  return run(node, await node.addPod({ ...options, annotations: { [STATUS]: '{}' } }), backend);
+  return run(node, await node.addPod({ ...options, annotations: { [SIDECAR_STATUS]: '{}' } }), backend);
 }
 
 const ipOf = (address: string): string => address.replace(/:\d+$/, '').replace(/^\[::ffff:(.*)\]$/, '$1');

@@ -6,10 +6,9 @@ import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { MODE, SIDECAR_STATUS, TRAFFIC } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
-
-const TRAFFIC = 'traffic.sidecar.istio.io/';
 
 describe('traffic annotations', () => {
   let node: TestNode;
@@ -112,11 +111,11 @@ describe('traffic annotations', () => {
   });
 
   test("a sidecar's own connections are left alone where the sidecar is short-circuited", async () => {
-    node.manifest.namespace('both', { 'istio.io/dataplane-mode': 'kmesh' });
+    node.manifest.namespace('both', { [MODE]: 'kmesh' });
     const both = await node.addPod({
       name: 'both',
       namespace: 'both',
-      annotations: { 'sidecar.istio.io/status': '{}' },
+      annotations: { [SIDECAR_STATUS]: '{}' },
     });
     await node.apply();
     assert.equal(await node.travel(both.place), 'redirected');

@@ -9,6 +9,7 @@ import { after, before, describe, test } from 'node:test';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { buildOther } from '../harness/other-build.ts';
+import { BYPASS } from '../harness/label-names.ts';
 import { eventually, must, type Running } from '../../deploy/stage/process.ts';
 import {
   SOCK,
@@ -60,7 +61,7 @@ describe('another version with other layouts', () => {
     );
     node.manifest.change(node.proxyPod.uid, { ips: [node.proxyPod.host.ip4, node.proxyPod.host.ip6] });
     pod = await node.addPod({ name: 'pod', style: 'systemd' });
-    bypassed = await node.addPod({ name: 'bypassed', labels: { 'kmesh.net/bypass': 'enabled' } });
+    bypassed = await node.addPod({ name: 'bypassed', labels: { [BYPASS]: 'enabled' } });
     await start('v2');
   });
   after(() => node?.[Symbol.asyncDispose]());

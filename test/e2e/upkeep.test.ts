@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 
@@ -74,14 +75,14 @@ describe('an agent with a short sweep', () => {
           style,
           host: pod.host,
           ips: [`10.99.0.${n + 1}`],
-          labels: n % 3 === 0 ? { 'istio.io/dataplane-mode': 'none' } : {},
+          labels: n % 3 === 0 ? { [MODE]: 'none' } : {},
         }),
       );
     }
     await node.apply();
     const staying = new Set([node.proxyPod, pod, ...pods]);
     for (const [n, each] of pods.entries()) {
-      if (n % 5 === 0) node.manifest.change(each.uid, { labels: { 'kmesh.net/bypass': 'outbound' } });
+      if (n % 5 === 0) node.manifest.change(each.uid, { labels: { [BYPASS]: 'outbound' } });
       if (n % 5 === 1) each.startContainer();
       if (n % 5 === 2) removeCgroup(dirname(each.cgroup.absolute));
       if (n % 5 === 2 || n % 5 === 3) node.manifest.remove(each.uid);

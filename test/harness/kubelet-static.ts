@@ -1,9 +1,7 @@
 /** Static pods: what a kubelet makes of a manifest in its own directory (kubernetes/pkg/kubelet/config/common.go). */
 import { createHash } from 'node:crypto';
 import type { Pod } from './kube-objects.ts';
-
-/** The annotation that tells a mirror pod from others; its value is the static pod's hash. */
-export const MIRROR = 'kubernetes.io/config.mirror';
+import { CONFIG_HASH, CONFIG_MIRROR } from './label-names.ts';
 
 /**
  * The hash that stands in the place of a UID, 32 hex digits, and the mirror pod
@@ -19,10 +17,10 @@ export function staticPod(
     .digest('hex');
   const { annotations, name, namespace = 'default' } = manifest.metadata;
   const configuration = {
-    'kubernetes.io/config.hash': hash,
+    [CONFIG_HASH]: hash,
     'kubernetes.io/config.seen': new Date().toISOString(),
     'kubernetes.io/config.source': 'file',
-    [MIRROR]: hash,
+    [CONFIG_MIRROR]: hash,
   };
   const pod: Pod = {
     ...manifest,

@@ -17,10 +17,11 @@ import { type PodOnNode, podOnNode } from './kubelet-view.ts';
 import { type PodWorker, startPodWorker } from './kubelet-pod.ts';
 import { type PoolOptions, type Runtime, makePodNetwork } from './kubelet-runtime.ts';
 import { isRunning } from './kubelet-status.ts';
-import { MIRROR, staticPod } from './kubelet-static.ts';
+import { staticPod } from './kubelet-static.ts';
 import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { CONFIG_MIRROR } from './label-names.ts';
 
 export interface KubeletOptions extends PoolOptions {
   /** The node's name. */
@@ -229,7 +230,7 @@ export async function startKubelet(
   function see(pod: Pod): void {
     if (closed.aborted) return; // an answer that was on its way
     const { annotations = {}, uid = '', deletionTimestamp, deletionGracePeriodSeconds = 30 } = pod.metadata;
-    const mirrorOf = annotations[MIRROR];
+    const mirrorOf = annotations[CONFIG_MIRROR];
     if (mirrorOf !== undefined) return seeMirror(pod, mirrorOf);
     const known = entries.get(uid);
     const isOver = pod.status?.phase === 'Succeeded' || pod.status?.phase === 'Failed';

@@ -13,6 +13,7 @@ import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { type Connected, type Listener, type Place, connect, listen } from '../../deploy/stage/sock.ts';
+import { MODE } from './label-names.ts';
 
 /** Where kubelets and runtimes put a container, by cgroup driver; below the watched root. */
 const STYLES = {
@@ -155,7 +156,7 @@ export interface NodeOptions {
   readonly proxy?: false;
 }
 
-export const ENROLLED = { 'istio.io/dataplane-mode': 'ambient' } as const;
+export const ENROLLED = { [MODE]: 'ambient' } as const;
 /** The pod that {@link TestNode.apply} puts at the end of the manifest, to see that the agent has come that far. */
 const MARKER = 'applied';
 const SERVER_PORT = 8080;

@@ -13,6 +13,7 @@ import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, type Confinement, PROJECT, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER, POD } from '../harness/daemon-set.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 
 /** Bits of capabilities(7), <linux/capability.h>. */
@@ -33,7 +34,7 @@ async function makeCast(name: string): Promise<Cast> {
   const node = await startNode(name, { agent: false });
   try {
     const pod = await node.addPod({ name: 'pod' });
-    const plain = await node.addPod({ name: 'plain', labels: { 'istio.io/dataplane-mode': 'none' } });
+    const plain = await node.addPod({ name: 'plain', labels: { [MODE]: 'none' } });
     const late = await node.addPod({ name: 'late', ips: [] });
     // No process of root's: what the kernel tells of it takes a capability.
     node.sandbox.spawn({

@@ -13,6 +13,7 @@ import { HELM_MISSING, chartObjects } from '../../deploy/build/helm.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import {
   type Backend,
@@ -24,7 +25,6 @@ import {
 import { connect, listen } from '../../deploy/stage/sock.ts';
 
 const PORT = 8080;
-const BYPASS = 'kmesh.net/bypass';
 const BACKENDS = ['nft', 'legacy'] as const;
 const CGROUTE = '/opt/cgroute/dist/cgroute';
 const possible = { skip: IMAGE_MISSING || HELM_MISSING };
@@ -63,7 +63,7 @@ describe('pods with a sidecar, in the image', () => {
     });
     client = await node.addPod({ name: 'client' });
     for (const backend of BACKENDS) {
-      const pod = await node.addPod({ name: backend, annotations: { 'sidecar.istio.io/status': '{}' } });
+      const pod = await node.addPod({ name: backend, annotations: { [SIDECAR_STATUS]: '{}' } });
       node.manifest.change(pod.uid, { ips: [pod.host.ip4, pod.host.ip6] });
       await installSidecarRules(pod.host.netns, backend);
       // Of somebody else's, with extensions that no other rule here has.

@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { PodOptions } from '../../mapper/maps/pod-options.ts';
 import { trafficOptions } from '../../mapper/decisions/traffic-options.ts';
-import { TRAFFIC } from '../../mapper/objects/label-names.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';
 import { assertDirect, assertRedirected, at, makeMesh, PORT } from './mesh.ts';
+import { TRAFFIC } from '../harness/label-names.ts';
 
 const mesh = await makeMesh('options');
 const { plane, app, server, proxy } = mesh;

@@ -5,6 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
 
@@ -14,9 +15,9 @@ test('a pod has the address of one that is gone and still listed, whatever eithe
   await using mesh = await startMesh('addresses');
   const { cluster } = mesh;
   const node = await mesh.addNode({ name: 'node-a', reuse: 'at-once', statusDelayMs: 50 });
-  await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }));
+  await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
   const pod = (name: string, mode: string) =>
-    servingPod(name, { node: 'node-a', namespace: 'shop', labels: { 'istio.io/dataplane-mode': mode } });
+    servingPod(name, { node: 'node-a', namespace: 'shop', labels: { [MODE]: mode } });
   for (const [before, after] of [
     ['none', 'ambient'],
     ['ambient', 'none'],

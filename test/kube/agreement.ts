@@ -10,6 +10,7 @@ import type { KubeApi, ObjectList } from '../harness/kube-api.ts';
 import { type Mesh, type MeshNode, SERVER_PORT } from '../harness/kube-mesh.ts';
 import type { KubeObject, Pod } from '../harness/kube-objects.ts';
 import { type Allowed, type Expected, type NamespaceLabels, expectedOf } from '../harness/verdict-oracle.ts';
+import { CONFIG_HASH, REDIRECTION } from '../harness/label-names.ts';
 
 interface CgroupInfo {
   readonly is_in_mesh: number;
@@ -41,7 +42,7 @@ export async function podsOn(api: KubeApi, node: string): Promise<readonly Pod[]
 
 /** What stands for the pod in its cgroups' names. */
 function keyOf({ metadata: { annotations = {}, uid = '' } }: Pod): string {
-  return annotations['kubernetes.io/config.hash'] ?? uid;
+  return annotations[CONFIG_HASH] ?? uid;
 }
 
 /** The ids of each pod's cgroups by what stands for the pod in their names, read from the tree. */
@@ -188,7 +189,7 @@ export async function annotationsAgree(
     const wrong = pods.filter((pod) => {
       const { annotations = {} } = pod.metadata;
       return (
-        (annotations['ambient.istio.io/redirection'] === 'enabled') !==
+        (annotations[REDIRECTION] === 'enabled') !==
         (expectedOf(pod, namespaces, allowed).verdict !== 'out' && tree.has(keyOf(pod)))
       );
     });

@@ -9,13 +9,13 @@ import { kubeAccess } from '../../mapper/kube/kube-access.ts';
 import { openKubeClient } from '../../mapper/kube/kube-client.ts';
 import { podOf, type Pod } from '../../mapper/objects/pod.ts';
 import { makePodAnnotator } from '../../mapper/reports/pod-annotator.ts';
-import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import type { ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
 import { startKubelet } from '../harness/kubelet.ts';
+import { BYPASS, MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
@@ -44,7 +44,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     cluster = await startCluster(sandbox, { audit: true });
     account = await cluster.serviceAccount({ name: 'agent', rules: RULES });
     await cluster.apply(
-      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
+      namespaceObject('shop', { [MODE]: 'ambient' }),
       podObject('web', { node: 'node-a', namespace: 'shop' }),
     );
     sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('web')}/${containerId('web')}`);
@@ -103,7 +103,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await using agent = await start();
     await becomes('web', 'enabled');
     await hasEvent('web', 'MeshEnrolled');
-    await label('pod/web', 'istio.io/dataplane-mode=none');
+    await label('pod/web', `${MODE}=none`);
     await becomes('web', undefined);
     await hasEvent('web', 'MeshRemoved');
     const [event] = await events('web');
@@ -111,7 +111,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
       [event?.source, event?.type, event?.involvedObject.uid],
       [{ component: 'cgroute', host: 'node-a' }, 'Normal', await uidOf('web')],
     );
-    await label('pod/web', 'istio.io/dataplane-mode-');
+    await label('pod/web', `${MODE}-`);
     await becomes('web', 'enabled');
     assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
     await agent.stop('SIGTERM');
@@ -166,16 +166,16 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     const config = sandbox.file('never.yaml');
     writeFileSync(config, 'bypass: {allowed: never}\n');
     await using agent = await start('--config', config);
-    await label('pod/web', 'kmesh.net/bypass=enabled');
+    await label('pod/web', `${BYPASS}=enabled`);
     await hasEvent('web', 'BypassRefused');
-    await label('pod/web', 'kmesh.net/bypass=sideways', 'istio.io/dataplane-mode=abmient');
+    await label('pod/web', `${BYPASS}=sideways`, `${MODE}=abmient`);
     await eventually(
       'both labels are said',
       async () => (await reasons('web')).filter((reason) => reason === 'LabelNotUnderstood').length === 2,
       10_000,
     );
     assert.equal(await annotationOf('web'), 'enabled');
-    await label('pod/web', 'kmesh.net/bypass-', 'istio.io/dataplane-mode-');
+    await label('pod/web', `${BYPASS}-`, `${MODE}-`);
     await agent.stop('SIGTERM');
   });
 
@@ -185,7 +185,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     const role = `/apis/rbac.authorization.k8s.io/v1/clusterroles/test:kube-system:agent`;
     await cluster.api.patch(role, 'merge-patch+json', { rules: RULES.slice(0, 1) });
     await using agent = await start();
-    await label('pod/web', 'istio.io/dataplane-mode=none');
+    await label('pod/web', `${MODE}=none`);
     await eventually(
       'it says that it may not',
       () =>
@@ -197,7 +197,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     assert.equal(await annotationOf('web'), 'enabled');
     await cluster.api.patch(role, 'merge-patch+json', { rules: RULES });
     await becomes('web', undefined);
-    await label('pod/web', 'istio.io/dataplane-mode-');
+    await label('pod/web', `${MODE}-`);
     await becomes('web', 'enabled');
     await agent.stop('SIGTERM');
   });

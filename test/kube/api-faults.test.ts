@@ -3,9 +3,10 @@ import assert from 'node:assert/strict';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
-import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
+import { type FaultNode, startFaultNode } from './fault-node.ts';
 
 const HOUR = 3_600_000;
 const YEAR = 365 * 24 * HOUR;
@@ -192,9 +193,7 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await eventually(
       'it is annotated',
       async () =>
-        (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.[
-          'ambient.istio.io/redirection'
-        ] === 'enabled',
+        (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.[REDIRECTION] === 'enabled',
     );
   });
 });

@@ -5,11 +5,11 @@ import { after, before, describe, test } from 'node:test';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
+import { BYPASS } from '../harness/label-names.ts';
 import { type Finished, eventually } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const POLICY = resolve(import.meta.dirname, '../../deploy/policies/bypass-label.yaml');
-const LABEL = 'kmesh.net/bypass';
 /** Both may do anything with all workloads in all namespaces. */
 const JANE = ['--as=jane', '--as-group=fault-hunters'];
 const JOE = ['--as=joe', '--as-group=developers'];
@@ -17,7 +17,7 @@ const CONTROLLER = ['--as=system:serviceaccount:kube-system:replicaset-controlle
 const CUSTOM = ['--as=system:serviceaccount:argo:argo-rollouts'];
 
 const TEMPLATE = {
-  metadata: { labels: { app: 'web', [LABEL]: 'enabled' } },
+  metadata: { labels: { app: 'web', [BYPASS]: 'enabled' } },
   spec: { restartPolicy: 'Never', containers: [{ name: 'app', image: 'app' }] },
 };
 const ALWAYS = { ...TEMPLATE, spec: { ...TEMPLATE.spec, restartPolicy: 'Always' } };
@@ -80,7 +80,7 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
         ...podObject('before', { node: '', namespace: 'shop' }),
         metadata: {
           ...podObject('before', { node: '', namespace: 'shop' }).metadata,
-          labels: { [LABEL]: 'inbound' },
+          labels: { [BYPASS]: 'inbound' },
         },
       },
     );
@@ -97,7 +97,7 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
     // The API server reads policies some seconds later.
     await eventually(
       'the policy is in force',
-      async () => !(await label(JOE, 'shop', 'plain', `${LABEL}=enabled`, '--dry-run=server')).ok,
+      async () => !(await label(JOE, 'shop', 'plain', `${BYPASS}=enabled`, '--dry-run=server')).ok,
       20_000,
     );
   });
@@ -119,7 +119,7 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
   const create = (who: readonly string[], what: object) =>
     as(who, ['create', '--dry-run=server', '-f', '-'], what);
   const labelOf = async (pod: string): Promise<string | undefined> =>
-    (await cluster.pod('shop', pod))?.metadata.labels?.[LABEL];
+    (await cluster.pod('shop', pod))?.metadata.labels?.[BYPASS];
   const isRefused = (
     { ok, said }: { readonly ok: boolean; readonly said: string },
     sentence: RegExp | string = '',
@@ -132,20 +132,20 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
 
   test('lets who has the right set and change the label, and says to others what they lack', async () => {
     isRefused(
-      await label(JOE, 'shop', 'web', `${LABEL}=enabled`),
+      await label(JOE, 'shop', 'web', `${BYPASS}=enabled`),
       'metadata.labels: kmesh.net/bypass=enabled takes pods out of the mesh, which joe may not do in namespace shop: it takes the verb set on bypasses.cgroute.io, as the ClusterRole cgroute-bypass has it',
     );
     assert.equal(await labelOf('web'), undefined);
-    const set = await label(JANE, 'shop', 'web', `${LABEL}=enabled`);
+    const set = await label(JANE, 'shop', 'web', `${BYPASS}=enabled`);
     assert.ok(set.ok, set.said);
     assert.equal(await labelOf('web'), 'enabled');
-    isRefused(await label(JOE, 'shop', 'web', `${LABEL}=outbound`));
-    assert.ok((await label(JANE, 'shop', 'web', `${LABEL}=outbound`)).ok);
+    isRefused(await label(JOE, 'shop', 'web', `${BYPASS}=outbound`));
+    assert.ok((await label(JANE, 'shop', 'web', `${BYPASS}=outbound`)).ok);
   });
 
   test('is in force in one namespace where the right was given in that one', async () => {
-    isRefused(await label(JANE, 'bank', 'web', `${LABEL}=enabled`), 'jane may not do in namespace bank');
-    assert.ok((await label([], 'bank', 'web', `${LABEL}=enabled`)).ok, 'the administrator may');
+    isRefused(await label(JANE, 'bank', 'web', `${BYPASS}=enabled`), 'jane may not do in namespace bank');
+    assert.ok((await label([], 'bank', 'web', `${BYPASS}=enabled`)).ok, 'the administrator may');
   });
 
   test('leaves everybody the other labels, and the way back', async () => {
@@ -155,14 +155,14 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
       'one that was bypassed before there was a policy',
     );
     assert.ok((await label(JOE, 'shop', 'plain', 'colour=blue')).ok);
-    assert.ok((await label(JOE, 'shop', 'web', `${LABEL}-`)).ok);
+    assert.ok((await label(JOE, 'shop', 'web', `${BYPASS}-`)).ok);
     assert.equal(await labelOf('web'), undefined);
-    isRefused(await label(JOE, 'shop', 'web', `${LABEL}=inbound`));
+    isRefused(await label(JOE, 'shop', 'web', `${BYPASS}=inbound`));
   });
 
   test('covers a pod that is made with the label, and the status subresource', async () => {
     const pod = podObject('new', { node: '', namespace: 'shop' });
-    const bypassed = { ...pod, metadata: { ...pod.metadata, labels: { [LABEL]: 'enabled' } } };
+    const bypassed = { ...pod, metadata: { ...pod.metadata, labels: { [BYPASS]: 'enabled' } } };
     isRefused(await create(JOE, bypassed));
     assert.ok((await create(JANE, bypassed)).ok);
     assert.ok((await create(JOE, pod)).ok);
@@ -175,20 +175,20 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
       '--subresource=status',
       '--type=merge',
       '-p',
-      JSON.stringify({ metadata: { labels: { [LABEL]: 'enabled' } } }),
+      JSON.stringify({ metadata: { labels: { [BYPASS]: 'enabled' } } }),
     ];
     isRefused(await as(JOE, patch));
     assert.equal(await labelOf('api'), undefined);
     assert.ok((await as(JANE, patch)).ok);
     assert.equal(await labelOf('api'), 'enabled', 'else there were nothing to forbid');
-    assert.ok((await label([], 'shop', 'api', `${LABEL}-`)).ok);
+    assert.ok((await label([], 'shop', 'api', `${BYPASS}-`)).ok);
   });
 
   test('covers the binding to a node, whose labels become those of the pod', async () => {
     const binding = {
       apiVersion: 'v1',
       kind: 'Binding',
-      metadata: { name: 'api', namespace: 'shop', labels: { [LABEL]: 'enabled' } },
+      metadata: { name: 'api', namespace: 'shop', labels: { [BYPASS]: 'enabled' } },
       target: { kind: 'Node', name: 'node-a' },
     };
     for (const path of ['pods/api/binding', 'bindings']) {
@@ -213,7 +213,7 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
       const { ok, said } = await create(JANE, workload);
       assert.ok(ok, said);
       assert.ok(
-        (await create(JOE, JSON.parse(JSON.stringify(workload).replaceAll(LABEL, 'colour')) as object)).ok,
+        (await create(JOE, JSON.parse(JSON.stringify(workload).replaceAll(BYPASS, 'colour')) as object)).ok,
         'without the label',
       );
     });
@@ -240,14 +240,14 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
         'deployment',
         'web',
         '-p',
-        `{"spec":{"template":{"metadata":{"labels":{"${LABEL}":"inbound"}}}}}`,
+        `{"spec":{"template":{"metadata":{"labels":{"${BYPASS}":"inbound"}}}}}`,
       ]),
     );
     const pod = podObject('web-1', { node: '', namespace: 'shop' });
-    const made = { ...pod, metadata: { ...pod.metadata, labels: { [LABEL]: 'enabled' } } };
+    const made = { ...pod, metadata: { ...pod.metadata, labels: { [BYPASS]: 'enabled' } } };
     const byController = await create(CONTROLLER, made);
     assert.ok(byController.ok, byController.said);
     isRefused(await create(CUSTOM, made), 'system:serviceaccount:argo:argo-rollouts may not');
-    isRefused(await label(CONTROLLER, 'shop', 'plain', `${LABEL}=enabled`));
+    isRefused(await label(CONTROLLER, 'shop', 'plain', `${BYPASS}=enabled`));
   });
 });

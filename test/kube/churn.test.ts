@@ -7,6 +7,7 @@ import { KubeApiError } from '../harness/kube-api.ts';
 import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject, type Pod, type Texts } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree, annotationsAgree, podsOn, strayConnections } from './agreement.ts';
@@ -38,12 +39,12 @@ function randomPod(): Pod {
     node,
     namespace: random.pick(NAMESPACES),
     labels: texts({
-      'istio.io/dataplane-mode': random.pick(MODES),
-      'kmesh.net/bypass': random.pick(BYPASSES),
-      'gateway.istio.io/managed': more === 'gateway' ? 'istio.io-mesh-controller' : undefined,
+      [MODE]: random.pick(MODES),
+      [BYPASS]: random.pick(BYPASSES),
+      [GATEWAY]: more === 'gateway' ? 'istio.io-mesh-controller' : undefined,
       runtime: more === 'runc' ? 'runc' : undefined,
     }),
-    annotations: random.next() < 0.15 ? { 'sidecar.istio.io/status': '{}' } : {},
+    annotations: random.next() < 0.15 ? { [SIDECAR_STATUS]: '{}' } : {},
     ...(more === 'job'
       ? { command: ['sleep', '0.2'] }
       : more === 'host'
@@ -115,8 +116,8 @@ async function churn(
       const pod = random.pick([...alive.values()]);
       if (pod === undefined) return;
       const [key, values] = random.pick([
-        ['istio.io/dataplane-mode', MODES],
-        ['kmesh.net/bypass', BYPASSES],
+        [MODE, MODES],
+        [BYPASS, BYPASSES],
       ] as const);
       const value = random.pick(values);
       const text = value === undefined ? `${key}-` : `${key}=${value}`;
@@ -126,7 +127,7 @@ async function churn(
     },
     async labelNamespace() {
       const mode = random.pick(MODES);
-      const key = 'istio.io/dataplane-mode';
+      const key = MODE;
       await persist(() =>
         kubectl(
           'label',
@@ -236,7 +237,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
   const [a] = nodes as [MeshNode];
   await cluster.apply(
     ...NAMESPACES.map((name) => namespaceObject(name)),
-    namespaceObject('steady', { 'istio.io/dataplane-mode': 'ambient' }),
+    namespaceObject('steady', { [MODE]: 'ambient' }),
   );
 
   // One pod of each node that nobody touches connects all the while.

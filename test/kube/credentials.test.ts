@@ -9,10 +9,11 @@ import { connect } from 'node:tls';
 import { writeKubeconfig } from '../harness/kube-account.ts';
 import { type KeyPair, makeAuthority } from '../harness/kube-certificates.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { MODE } from '../harness/label-names.ts';
 import { replaceFile } from '../../deploy/stage/manifest.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree } from './agreement.ts';
-import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
+import { type FaultNode, startFaultNode } from './fault-node.ts';
 
 describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
   let f: FaultNode;

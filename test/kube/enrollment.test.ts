@@ -3,16 +3,14 @@ import assert from 'node:assert/strict';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
-import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { type PodSpec, namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
 import type { NodeStatus } from '../harness/node.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK } from '../../deploy/stage/sock.ts';
-
-const MODE = 'istio.io/dataplane-mode';
 
 describe('with new-pods and reset, on a node of a real API server', { skip: KUBE_MISSING }, () => {
   let mesh: Mesh;

@@ -15,16 +15,15 @@ import {
 import type { ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree, annotationsAgree, strayConnections } from './agreement.ts';
-
-export const MODE = 'istio.io/dataplane-mode';
 
 /** What the pods are before a fault, and what connections of theirs become. */
 const PODS: Readonly<Record<string, { readonly labels: Texts; readonly travels: string }>> = {
   enrolled: { labels: {}, travels: 'redirected' },
   'opted-out': { labels: { [MODE]: 'none' }, travels: 'direct' },
-  bypassed: { labels: { 'kmesh.net/bypass': 'enabled' }, travels: 'direct' },
+  bypassed: { labels: { [BYPASS]: 'enabled' }, travels: 'direct' },
 };
 
 export interface FaultNode extends AsyncDisposable {

@@ -12,6 +12,7 @@ import { type Pod, namespaceObject, podObject } from '../harness/kube-objects.ts
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Kubelet, startKubelet } from '../harness/kubelet.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
+import { CONFIG_HASH, CONFIG_MIRROR } from '../harness/label-names.ts';
 import { makeNetwork } from '../../deploy/stage/netns.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
@@ -374,10 +375,7 @@ test(
     const mirror = await podNow(cluster, 'demo', 'registry-one');
     const { annotations, uid } = mirror.metadata;
     assert.match(hash, /^[0-9a-f]{32}$/);
-    assert.deepEqual(
-      [annotations?.['kubernetes.io/config.hash'], annotations?.['kubernetes.io/config.mirror']],
-      [hash, hash],
-    );
+    assert.deepEqual([annotations?.[CONFIG_HASH], annotations?.[CONFIG_MIRROR]], [hash, hash]);
     assert.notEqual(uid?.replaceAll('-', ''), hash);
     assert.equal(pod.worker.cgroup?.absolute, `${root}/kubepods/besteffort/pod${hash}`);
     assert.ok(processesBelow(pod.worker.cgroup?.absolute ?? '').includes(pidOf(pod)));

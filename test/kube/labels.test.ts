@@ -16,12 +16,9 @@ import { newContainerId } from '../harness/kubelet-runtime.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { agree, annotationsAgree, namespaceLabels, podsOn, strayConnections } from './agreement.ts';
 import { type Allowed, expectedOf } from '../harness/verdict-oracle.ts';
+import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 
-const MODE = 'istio.io/dataplane-mode';
-const BYPASS = 'kmesh.net/bypass';
-const GATEWAY = 'gateway.istio.io/managed';
-const ALLOW = 'cgroute.io/allow-bypass';
-const SIDECAR = { 'sidecar.istio.io/status': '{}' };
+const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 
 /** What labels and pods may say; undefined: nothing. The rest of each list is odd case, and values that mean nothing. */
 const NAMESPACE_MODES = [undefined, 'ambient', 'KMESH', 'none', 'ambiant'];
@@ -135,7 +132,7 @@ describe('every combination of labels', { skip: KUBE_MISSING }, () => {
       for (const mode of NAMESPACE_MODES) {
         await label(mesh, ['namespace', 'walk', 'kube-system'], MODE, mode);
         for (const permission of permissions) {
-          await label(mesh, ['namespace', 'walk', 'kube-system'], ALLOW, permission);
+          await label(mesh, ['namespace', 'walk', 'kube-system'], ALLOW_BYPASS, permission);
           await agree(mesh, node, allowed);
           const namespaces = await namespaceLabels(mesh.cluster.api);
           for (const pod of await podsOn(mesh.cluster.api, 'node-a'))
@@ -237,10 +234,10 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
     [['-n', 'shop', 'pod', 'plain-node-a', 'plain-node-b'], MODE, 'NONE'],
     [['-n', 'shop', 'pod', 'plain-node-a', 'plain-node-b'], BYPASS, 'enabled'],
     [['-n', 'shop', 'pod', 'plain-node-a', 'plain-node-b'], MODE, undefined],
-    [['namespace', 'shop'], ALLOW, 'true'],
+    [['namespace', 'shop'], ALLOW_BYPASS, 'true'],
     [['-n', 'shop', 'pod', '--all'], BYPASS, 'OUTBOUND'],
     [['-n', 'shop', 'pod', '--all'], BYPASS, 'inbound'],
-    [['namespace', 'shop'], ALLOW, 'True'],
+    [['namespace', 'shop'], ALLOW_BYPASS, 'True'],
     [['namespace', 'shop'], MODE, 'Kmesh'],
     [['-n', 'shop', 'pod', '--all'], BYPASS, undefined],
     [['namespace', 'shop'], MODE, 'ambiant'],
@@ -277,7 +274,7 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
     await b.agent.stop();
     await b.startAgent({ config: 'bypass: {allowed: never}' });
     await label(mesh, ['namespace', 'shop'], MODE, 'ambient');
-    await label(mesh, ['namespace', 'shop'], ALLOW, 'true');
+    await label(mesh, ['namespace', 'shop'], ALLOW_BYPASS, 'true');
     for (const value of ['enabled', 'outbound', 'inbound', undefined]) {
       await label(mesh, ['-n', 'shop', 'pod', '--all'], BYPASS, value);
       await check(`bypass ${value}`, 'never');

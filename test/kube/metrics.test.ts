@@ -9,6 +9,7 @@ import { startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import { promtool } from '../harness/promtool.ts';
+import { MODE } from '../harness/label-names.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const namespace = (name: string, labels: Readonly<Record<string, string>>): KubeObject => ({
@@ -28,7 +29,7 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
 }, async () => {
   await using sandbox = await makeSandbox('kube-metrics');
   await using cluster = await startCluster(sandbox);
-  await cluster.apply(namespace('shop', { 'istio.io/dataplane-mode': 'ambient' }), pod('web'), pod('lost'));
+  await cluster.apply(namespace('shop', { [MODE]: 'ambient' }), pod('web'), pod('lost'));
   sandbox.cgroup(
     `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
   );
@@ -92,7 +93,7 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
   assert.equal(await value('cgroute_pods_mapped{verdict="in"}'), 1);
 
   const before = await value('cgroute_enrolment_latency_seconds_count');
-  await cluster.kubectl('label', 'namespace', 'shop', 'istio.io/dataplane-mode-');
+  await cluster.kubectl('label', 'namespace', 'shop', `${MODE}-`);
   await eventually('the pod is out', async () => (await value('cgroute_pods_mapped{verdict="out"}')) === 1);
   assert.equal(await value('cgroute_enrolment_latency_seconds_count'), before + 1, 'of the pod that runs');
 

@@ -4,7 +4,8 @@ import { after, before, describe, test } from 'node:test';
 import { servingPod } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { type FaultNode, MODE, startFaultNode } from './fault-node.ts';
+import { MODE } from '../harness/label-names.ts';
+import { type FaultNode, startFaultNode } from './fault-node.ts';
 
 describe('with a thousand namespaces', { skip: KUBE_MISSING }, () => {
   let f: FaultNode;

@@ -5,6 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK } from '../../deploy/stage/sock.ts';
 
@@ -23,7 +24,7 @@ test('a full map is told in one Event on each pod that it keeps from connecting'
     name: 'node-a',
     agent: { config: 'sweepSeconds: 1\nmaxConnections: 1024\nmaxConnectionsPerPod: 1024\n' },
   });
-  await mesh.cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }));
+  await mesh.cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
   await mesh.cluster.apply(servingPod('greedy', { node: 'node-a', namespace: 'shop' }));
   await mesh.cluster.apply(servingPod('quiet', { node: 'node-a', namespace: 'shop' }));
   const greedy = await node.kubelet.running('shop', 'greedy');

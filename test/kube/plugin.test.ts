@@ -20,6 +20,7 @@ import {
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually, type Finished, run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
@@ -41,10 +42,7 @@ describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
       spec: { template: Pod };
     };
     labels = spec.template.metadata.labels ?? {};
-    await cluster.apply(
-      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
-      namespaceObject('mesh'),
-    );
+    await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }), namespaceObject('mesh'));
     await cluster.apply(
       podObject('web', { node: 'node-a', namespace: 'shop' }),
       podObject('far', { node: 'node-b', namespace: 'shop' }),

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { chartObjects, HELM_MISSING } from '../../deploy/build/helm.ts';
 import type { PolicyRule, ServiceAccount } from '../harness/kube-account.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
@@ -11,6 +10,7 @@ import { makeKubeApi } from '../harness/kube-api.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
@@ -83,7 +83,7 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
           ? '--http=127.0.0.1:0'
           : flag,
     );
-    await cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }));
+    await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
@@ -166,7 +166,7 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     const agent = start();
     await ready(agent);
     await eventually('web is annotated', () => isAnnotated('web'));
-    await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', 'istio.io/dataplane-mode=none');
+    await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', `${MODE}=none`);
     await eventually('web is not annotated', async () => !(await isAnnotated('web')));
     await eventually(
       'both are said',

@@ -8,13 +8,12 @@ import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
+import { BYPASS, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
-const MODE = 'istio.io/dataplane-mode';
-const BYPASS = 'kmesh.net/bypass';
 
 interface ConfigMap {
   readonly kind: string;
@@ -42,7 +41,7 @@ describe('a pod with a sidecar', { skip: KUBE_MISSING }, () => {
       servingPod('app', {
         node: 'node-a',
         namespace: 'shop',
-        annotations: { 'sidecar.istio.io/status': '{}' },
+        annotations: { [SIDECAR_STATUS]: '{}' },
       }),
     );
     pod = await node.kubelet.running('shop', 'app');

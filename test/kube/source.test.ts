@@ -16,6 +16,7 @@ import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId, type NodeStatus } from '../harness/node.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
@@ -42,7 +43,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     sandbox = await makeSandbox('kube-source');
     cluster = await startCluster(sandbox);
     account = await cluster.serviceAccount({ name: 'source', rules: RULES });
-    await cluster.apply(namespace('shop', { 'istio.io/dataplane-mode': 'ambient' }), pod('first'));
+    await cluster.apply(namespace('shop', { [MODE]: 'ambient' }), pod('first'));
   });
   after(() => sandbox?.[Symbol.asyncDispose]());
 
@@ -131,10 +132,10 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await eventually('the namespace has its label', () => labelsOf(f).includes('"a":"b"'));
     await cluster.kubectl('label', 'namespace', 'shop', 'a-');
     await eventually('the namespace has lost its label', () => !labelsOf(f).includes('"a"'));
-    await cluster.kubectl('-n', 'shop', 'label', 'pod', 'first', 'kmesh.net/bypass=enabled');
+    await cluster.kubectl('-n', 'shop', 'label', 'pod', 'first', `${BYPASS}=enabled`);
     await eventually(
       'the pod has its label',
-      () => f.inventory.podsNamed('shop', 'first')[0]?.labels['kmesh.net/bypass'] === 'enabled',
+      () => f.inventory.podsNamed('shop', 'first')[0]?.labels[BYPASS] === 'enabled',
     );
   });
 
@@ -155,10 +156,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
   test('knows the namespace of a pod before the pod, however fast both are made', async () => {
     await using f = await follow(account.kubeconfig());
     for (let i = 0; i < 10; i++)
-      await cluster.apply(
-        namespace(`fast-${i}`, { 'istio.io/dataplane-mode': 'ambient' }),
-        pod(`fast-${i}`, `fast-${i}`),
-      );
+      await cluster.apply(namespace(`fast-${i}`, { [MODE]: 'ambient' }), pod(`fast-${i}`, `fast-${i}`));
     await has(f, 'fast-9');
     for (let i = 0; i < 10; i++) assert.ok(f.inventory.namespace(`fast-${i}`), `namespace fast-${i}`);
   });
@@ -319,12 +317,12 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       await eventually('it is ready', () => said(agent, 'ready'), 10_000);
       await becomes('web', 'namespace-label');
       assert.deepEqual(await health(agent), [200, 200]);
-      await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', 'kmesh.net/bypass=outbound');
+      await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', `${BYPASS}=outbound`);
       await becomes('web', 'bypass-outbound');
-      await cluster.kubectl('label', 'namespace', 'shop', 'istio.io/dataplane-mode-');
+      await cluster.kubectl('label', 'namespace', 'shop', `${MODE}-`);
       await becomes('db', 'not-enrolled');
       await becomes('web', 'not-enrolled');
-      await cluster.kubectl('label', 'namespace', 'shop', 'istio.io/dataplane-mode=Kmesh');
+      await cluster.kubectl('label', 'namespace', 'shop', `${MODE}=Kmesh`);
       await becomes('db', 'namespace-label');
       assert.deepEqual(
         (await status()).sources.slice(0, 2).map(({ name, state }) => `${name} ${state}`),
@@ -353,7 +351,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
         /never listed; since .*cannot be reached/,
       );
       // What changes meanwhile is found when the server is there.
-      await cluster.kubectl('-n', 'shop', 'label', 'pod', 'db', 'istio.io/dataplane-mode=none');
+      await cluster.kubectl('-n', 'shop', 'label', 'pod', 'db', `${MODE}=none`);
       await cluster.kubectl('-n', 'shop', 'delete', 'pod', 'first', '--grace-period=0', '--force');
       assert.ok(before.some((line) => line.startsWith('first ')));
       proxy.set({});

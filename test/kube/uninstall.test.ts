@@ -8,12 +8,12 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
-import { REDIRECTION } from '../../mapper/objects/label-names.ts';
 import { CHART, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerId } from '../harness/node.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually, type Finished, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
@@ -41,7 +41,7 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
     sandbox = await makeSandbox('kube-uninstall');
     cluster = await startCluster(sandbox);
     await cluster.apply(
-      namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }),
+      namespaceObject('shop', { [MODE]: 'ambient' }),
       podObject('web', { node: 'node-a', namespace: 'shop' }),
     );
     sandbox.cgroup(

@@ -6,6 +6,7 @@ import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '..
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
+import { MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree } from './agreement.ts';
@@ -30,7 +31,7 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
     mesh = await startMesh('ztunnel');
     a = await mesh.addNode({ name: 'node-a', range: [10, 99], statusDelayMs: 50 });
     b = await mesh.addNode({ name: 'node-b', range: [100, 199], statusDelayMs: 50 });
-    await mesh.cluster.apply(namespaceObject('shop', { 'istio.io/dataplane-mode': 'ambient' }));
+    await mesh.cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
     for (const node of [a, b]) {
       await mesh.cluster.apply(servingPod(`client-${node.name}`, { node: node.name, namespace: 'shop' }));
       clients.set(node, await node.kubelet.running('shop', `client-${node.name}`));

@@ -3,21 +3,14 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
 import { containerId, containerPath } from '../harness/node.ts';
+import { MODE } from '../harness/label-names.ts';
 import { ip, makeNetwork, sysctl } from '../../deploy/stage/netns.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { type Account, account } from './account.ts';
 import { startBurst, startServer } from './burst.ts';
 import type { Attempt, CaseName, ClientLine, Job } from './connection.ts';
-import {
-  cgroupId,
-  type LeakPod,
-  MODE,
-  NAMESPACES,
-  type PodFactory,
-  podFactory,
-  type Verdict,
-} from './pods.ts';
+import { cgroupId, type LeakPod, NAMESPACES, type PodFactory, podFactory, type Verdict } from './pods.ts';
 import { PORTS, startProxy } from './proxy.ts';
 
 /** Processes at a time. */

@@ -5,13 +5,12 @@ import { dirname, join } from 'node:path';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { Manifest, PodObject } from '../../deploy/stage/manifest.ts';
 import { CGROUP_STYLES, type CgroupStyle, containerId, containerPath } from '../harness/node.ts';
+import { CONFIG_HASH, CONFIG_MIRROR } from '../harness/label-names.ts';
 
 export type Verdict = 'in' | 'out' | 'bypass';
 
 /** Namespaces of the test: in the mesh, out of it, and one whose label flips. */
 export const NAMESPACES = { mesh: 'shop', plain: 'batch', flipping: 'flipping' } as const;
-export const MODE = 'istio.io/dataplane-mode';
-export const BYPASS = 'kmesh.net/bypass';
 
 export interface LeakPod {
   readonly uid: string;
@@ -68,9 +67,7 @@ export function podFactory(cgroupRoot: string): PodFactory {
       const some = join(cgroupRoot, pathOf(containerId(uid)));
       const directory = style === 'joined' ? some : dirname(some);
       const ip = `10.78.${1 + (Math.floor(number / 250) % 250)}.${1 + (number % 250)}`;
-      const annotations = isStatic
-        ? { 'kubernetes.io/config.hash': key, 'kubernetes.io/config.mirror': key }
-        : undefined;
+      const annotations = isStatic ? { [CONFIG_HASH]: key, [CONFIG_MIRROR]: key } : undefined;
       return {
         uid,
         key,

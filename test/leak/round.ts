@@ -3,10 +3,11 @@ import { existsSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { containerId } from '../harness/node.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 import type { AgentChurn } from './agent-churn.ts';
 import type { CaseName, Job, Way } from './connection.ts';
 import { type LeakNode, POD_PORT } from './node.ts';
-import { BYPASS, type LeakPod, MODE, NAMESPACES, removePod, type Verdict } from './pods.ts';
+import { type LeakPod, NAMESPACES, removePod, type Verdict } from './pods.ts';
 import { type Random, shuffled } from './random.ts';
 
 export interface RoundOptions {

@@ -1,8 +1,8 @@
 /** What is tried on the real node, in this order, with each cgroup driver. */
 import assert from 'node:assert/strict';
 import type { DoctorLine } from '../../../mapper/cli/doctor-line.ts';
-import { REDIRECTION } from '../../../mapper/objects/label-names.ts';
 import type { CgroupDriver } from '../../harness/kubelet-cgroups.ts';
+import { BYPASS, CONFIG_HASH, MODE, REDIRECTION } from '../../harness/label-names.ts';
 import {
   AGENT,
   ENROLLED,
@@ -110,7 +110,7 @@ export const CHECKS: readonly Check[] = [
       await mesh.host('cp', '/data/static.yaml', '/etc/kubernetes/manifests/');
       await untilAnnotated(mesh, STATIC, 'enabled');
       const mirror = await node.cluster.pod(STATIC.namespace, STATIC.name);
-      const hash = mirror?.metadata.annotations?.['kubernetes.io/config.hash'] ?? '';
+      const hash = mirror?.metadata.annotations?.[CONFIG_HASH] ?? '';
       assert.match(hash, /^[0-9a-f]{32}$/);
       await node.until(
         'it runs',
@@ -224,13 +224,13 @@ export const CHECKS: readonly Check[] = [
   {
     name: 'the label kmesh.net/bypass takes a pod out of the path, and without it the pod is back',
     async run(mesh) {
-      await mesh.label(SHOP, { 'kmesh.net/bypass': 'enabled' }, CLIENT.name);
+      await mesh.label(SHOP, { [BYPASS]: 'enabled' }, CLIENT.name);
       await mesh.node.until(
         'it connects directly',
         async () => (await mesh.travel(CLIENT)) === 'direct',
         60_000,
       );
-      await mesh.label(SHOP, { 'kmesh.net/bypass': null }, CLIENT.name);
+      await mesh.label(SHOP, { [BYPASS]: null }, CLIENT.name);
       await mesh.node.until(
         'it is redirected',
         async () => (await mesh.travel(CLIENT)) === 'redirected',
@@ -241,7 +241,7 @@ export const CHECKS: readonly Check[] = [
   {
     name: "the namespace's label taken away: pods connect directly, and lose the annotation",
     async run(mesh) {
-      await mesh.label(SHOP, { 'istio.io/dataplane-mode': null });
+      await mesh.label(SHOP, { [MODE]: null });
       await untilAnnotated(mesh, CLIENT, undefined);
       assert.equal(await mesh.travel(CLIENT), 'direct');
     },

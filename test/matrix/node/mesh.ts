@@ -17,11 +17,12 @@ import {
   podObject,
 } from '../../harness/kube-objects.ts';
 import { type NodeStatus, type Travel, travelOf } from '../../harness/node.ts';
+import { MODE } from '../../harness/label-names.ts';
 import type { Connected } from '../../../deploy/stage/sock.ts';
 import { NODE, type RealNode } from './node.ts';
 import { POD_IMAGE } from './root.ts';
 
-export const ENROLLED: Texts = { 'istio.io/dataplane-mode': 'ambient' };
+export const ENROLLED: Texts = { [MODE]: 'ambient' };
 /** The namespace of the clients; a check labels it. */
 export const SHOP = 'shop';
 /** Out of the mesh for ever. */

@@ -10,7 +10,7 @@ import {
   trafficOptions,
   type Range,
 } from '../../../../mapper/decisions/traffic-options.ts';
-import { TRAFFIC } from '../../../../mapper/objects/label-names.ts';
+import { TRAFFIC } from '../../../harness/label-names.ts';
 
 const of = (annotations: Readonly<Record<string, string>>) =>
   trafficOptions(

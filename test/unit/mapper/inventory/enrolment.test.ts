@@ -9,11 +9,11 @@ import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import { isYounger, MOST_CHANGES, NamespaceModes } from '../../../../mapper/inventory/namespace-modes.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
 import { namespaceOf, type Namespace } from '../../../../mapper/objects/namespace.ts';
+import { MODE, SIDECAR_STATUS } from '../../../harness/label-names.ts';
 
-const MODE = 'istio.io/dataplane-mode';
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const HASH = '0123456789abcdef0123456789abcdef';
-const SIDECAR = { 'sidecar.istio.io/status': '{}' };
+const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 
 const web = (changes: Partial<Pod> = {}): Pod => ({
   namespace: 'shop',

@@ -9,6 +9,7 @@ import type { KubeTiming } from '../../../../mapper/kube/kube-resource.ts';
 import { kubeSource } from '../../../../mapper/object-sources/kube-source.ts';
 import type { ObjectSource } from '../../../../mapper/object-sources/object-source.ts';
 import { makeKubeStub, namespace, pod, type KubeStub } from './kube-stub.ts';
+import { MODE } from '../../../harness/label-names.ts';
 
 export interface Followed extends AsyncDisposable {
   readonly api: KubeStub;
@@ -43,7 +44,7 @@ export async function follow({
   wait = true,
 }: FollowOptions = {}): Promise<Followed> {
   const api = await makeKubeStub();
-  api.put('namespaces', namespace('shop', { 'istio.io/dataplane-mode': 'ambient' }));
+  api.put('namespaces', namespace('shop', { [MODE]: 'ambient' }));
   api.put('pods', pod('a', 'uid-a'));
   await prepare?.(api);
   const log: Record<string, unknown>[] = [];

@@ -5,6 +5,7 @@ import fc from 'fast-check';
 
 import { parseManifest } from '../../../../mapper/object-sources/manifest.ts';
 import { CgrouteError } from '../../../../native/error.ts';
+import { MODE } from '../../../harness/label-names.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const UID2 = 'aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee';
@@ -38,7 +39,7 @@ describe('a manifest', () => {
     const { pods, namespaces } = parseManifest(TWO, 'pods.yaml');
     assert.deepEqual(
       namespaces.map(({ name, labels }) => [name, { ...labels }]),
-      [['shop', { 'istio.io/dataplane-mode': 'ambient' }]],
+      [['shop', { [MODE]: 'ambient' }]],
     );
     assert.deepEqual(
       pods.map(({ namespace, name, uid, ready, ips }) => [namespace, name, uid, ready, ips]),

@@ -6,6 +6,7 @@ import fc from 'fast-check';
 import { namespaceOf } from '../../../../mapper/objects/namespace.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { isProblem } from '../../../../mapper/objects/projection.ts';
+import { CONFIG_HASH, SIDECAR_STATUS, TRAFFIC } from '../../../harness/label-names.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const RAW = {
@@ -17,9 +18,9 @@ const RAW = {
     deletionTimestamp: '2026-01-31T13:00:00Z',
     labels: { app: 'web' },
     annotations: {
-      'sidecar.istio.io/status': '{}',
-      'traffic.sidecar.istio.io/excludeOutboundPorts': '3306',
-      'kubernetes.io/config.hash': 'ABC',
+      [SIDECAR_STATUS]: '{}',
+      [`${TRAFFIC}excludeOutboundPorts`]: '3306',
+      [CONFIG_HASH]: 'ABC',
       'kubectl.kubernetes.io/last-applied-configuration': 'long',
     },
   },
@@ -59,9 +60,9 @@ describe('the projection of a pod', () => {
     });
     assert.deepEqual({ ...labels }, { app: 'web' });
     assert.deepEqual(Object.keys(annotations).sort(), [
-      'kubernetes.io/config.hash',
-      'sidecar.istio.io/status',
-      'traffic.sidecar.istio.io/excludeOutboundPorts',
+      CONFIG_HASH,
+      SIDECAR_STATUS,
+      `${TRAFFIC}excludeOutboundPorts`,
     ]);
   });
 

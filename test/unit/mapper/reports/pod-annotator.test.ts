@@ -6,7 +6,7 @@ import type { KubeRequest } from '../../../../mapper/kube/kube-client.ts';
 import { KubeError } from '../../../../mapper/kube/kube-error.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { makePodAnnotator } from '../../../../mapper/reports/pod-annotator.ts';
-import { REDIRECTION } from '../../../../mapper/objects/label-names.ts';
+import { REDIRECTION } from '../../../harness/label-names.ts';
 
 const logger = pino({ level: 'silent' });
 

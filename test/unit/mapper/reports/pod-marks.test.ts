@@ -9,11 +9,12 @@ import { PodMarks, type PodMarksOptions } from '../../../../mapper/reports/pod-m
 import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod-entry.ts';
 import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
+import { MODE } from '../../../harness/label-names.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const web = (mode: string): Pod =>
   podOf({
-    metadata: { name: 'web', namespace: 'shop', uid: UID, labels: { 'istio.io/dataplane-mode': mode } },
+    metadata: { name: 'web', namespace: 'shop', uid: UID, labels: { [MODE]: mode } },
     status: { phase: 'Running' },
   }) as Pod;
 

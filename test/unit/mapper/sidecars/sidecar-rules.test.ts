@@ -9,6 +9,7 @@ import { decide } from '../../../../mapper/decisions/verdict.ts';
 import type { Decision } from '../../../../mapper/decisions/decision.ts';
 import { isAsWanted, parseNat, ruleText } from '../../../../native/netns/iptables-rules.ts';
 import { findProgram } from '../../../../native/netns/pod-netns.ts';
+import { BYPASS, MODE, SIDECAR_STATUS } from '../../../harness/label-names.ts';
 
 const FILTER = { path: '/sys/fs/bpf/bypass', mapId: 12 };
 const OURS = '-m bpf --object-pinned /sys/fs/bpf/bypass -m comment --comment "cgroute:bypass:12" -j RETURN';
@@ -17,7 +18,7 @@ const saved = (...rules: readonly string[]): string =>
 
 function podWith(
   labels: Readonly<Record<string, string>>,
-  annotations: Readonly<Record<string, string>> = { 'sidecar.istio.io/status': '{}' },
+  annotations: Readonly<Record<string, string>> = { [SIDECAR_STATUS]: '{}' },
   spec: object = {},
 ): Pod {
   const pod = podOf({
@@ -29,28 +30,24 @@ function podWith(
   return pod;
 }
 const decided = (pod: Pod, mode?: string, config = defaultConfig): Decision =>
-  decide(
-    pod,
-    { name: 'demo', labels: mode === undefined ? {} : { 'istio.io/dataplane-mode': mode } },
-    config,
-  );
-const BYPASS = { 'kmesh.net/bypass': 'enabled' };
+  decide(pod, { name: 'demo', labels: mode === undefined ? {} : { [MODE]: mode } }, config);
+const BYPASSED = { [BYPASS]: 'enabled' };
 
 test('what a pod gets follows from its sidecar, mode and bypass, and nothing where an earlier rule decides', () => {
   assert.equal(ruleKindOf(decided(podWith({}))), undefined);
-  assert.equal(ruleKindOf(decided(podWith(BYPASS))), 'bypass');
-  assert.equal(ruleKindOf(decided(podWith({ 'kmesh.net/bypass': 'inbound' }))), 'bypass');
-  assert.equal(ruleKindOf(decided(podWith(BYPASS), 'ambient')), 'bypass');
+  assert.equal(ruleKindOf(decided(podWith(BYPASSED))), 'bypass');
+  assert.equal(ruleKindOf(decided(podWith({ [BYPASS]: 'inbound' }))), 'bypass');
+  assert.equal(ruleKindOf(decided(podWith(BYPASSED), 'ambient')), 'bypass');
   assert.equal(ruleKindOf(decided(podWith({}), 'kmesh')), 'short-circuit');
-  assert.equal(ruleKindOf(decided(podWith(BYPASS), 'kmesh')), 'short-circuit');
-  assert.equal(ruleKindOf(decided(podWith(BYPASS, {}))), undefined, 'without a sidecar');
-  assert.equal(ruleKindOf(decided(podWith(BYPASS, undefined, { hostNetwork: true }), 'kmesh')), undefined);
+  assert.equal(ruleKindOf(decided(podWith(BYPASSED), 'kmesh')), 'short-circuit');
+  assert.equal(ruleKindOf(decided(podWith(BYPASSED, {}))), undefined, 'without a sidecar');
+  assert.equal(ruleKindOf(decided(podWith(BYPASSED, undefined, { hostNetwork: true }), 'kmesh')), undefined);
   assert.equal(
-    ruleKindOf(decided(podWith(BYPASS), 'kmesh', { ...defaultConfig, excludedNamespaces: ['demo'] })),
+    ruleKindOf(decided(podWith(BYPASSED), 'kmesh', { ...defaultConfig, excludedNamespaces: ['demo'] })),
     undefined,
   );
   assert.equal(
-    ruleKindOf(decided(podWith(BYPASS), undefined, { ...defaultConfig, bypass: { allowed: 'never' } })),
+    ruleKindOf(decided(podWith(BYPASSED), undefined, { ...defaultConfig, bypass: { allowed: 'never' } })),
     undefined,
   );
 });
@@ -173,7 +170,7 @@ test('sidecars: false leaves them in the path, and says so on each pod that asks
     message:
       "the sidecar of pod demo/pod cannot be short-circuited: the agent runs with sidecars: false; to allow it, set sidecars: true in the chart's values, or without the chart in the agent's configuration",
   });
-  assert.equal(rules.adjust(podWith(BYPASS), decided(podWith(BYPASS))).notes.length, 1);
+  assert.equal(rules.adjust(podWith(BYPASSED), decided(podWith(BYPASSED))).notes.length, 1);
   assert.deepEqual(rules.adjust(pod, decided(pod)).notes, [], 'nobody asks');
 });
 
