@@ -1,49 +1,9 @@
 /** A typed handle on a BPF map: keys and values are structs, not bytes. */
 import { closeSync } from 'node:fs';
 import { CgrouteError } from '../error.ts';
-import type { Layout } from '../layout/layout.ts';
+import type { Codec } from '../layout/codec.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
-
-/** What goes in and out of a map; the structs are generated, the scalars are below. */
-export type Codec<T> = Pick<Layout<T>, 'name' | 'size' | 'encode' | 'decode'>;
-
-export const u32: Codec<number> = {
-  name: 'u32',
-  size: 4,
-  encode(value, buffer, at = 0) {
-    buffer.writeUInt32LE(value, at);
-  },
-  decode: (buffer, at = 0) => buffer.readUInt32LE(at),
-};
-
-export const u64: Codec<bigint> = {
-  name: 'u64',
-  size: 8,
-  encode(value, buffer, at = 0) {
-    buffer.writeBigUInt64LE(value, at);
-  },
-  decode: (buffer, at = 0) => buffer.readBigUInt64LE(at),
-};
-
-export const u8: Codec<number> = {
-  name: 'u8',
-  size: 1,
-  encode(value, buffer, at = 0) {
-    buffer.writeUInt8(value, at);
-  },
-  decode: (buffer, at = 0) => buffer.readUInt8(at),
-};
-
-/** So many bytes as they are, an IPv4 address in network order for instance. */
-export const bytes = (size: number): Codec<Uint8Array> => ({
-  name: `u8[${size}]`,
-  size,
-  encode(value, buffer, at = 0) {
-    buffer.set(value, at);
-  },
-  decode: (buffer, at = 0) => Uint8Array.from(buffer.subarray(at, at + size)),
-});
 
 const BPF_ANY = 0;
 const ENOENT = -errnoValue('ENOENT');

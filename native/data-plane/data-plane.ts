@@ -4,7 +4,8 @@
  */
 import { closeSync, existsSync, mkdirSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
-import { BpfMap, bytes, u8, u32, u64, type Codec } from '../bpf/bpf-map.ts';
+import { BpfMap } from '../bpf/bpf-map.ts';
+import { bytes, u8, u32, u64, type Codec } from '../layout/codec.ts';
 import { loadPinned, type LoadedObject, type Program } from '../bpf/bpf-object.ts';
 import {
   dropLinkAt,

@@ -1,7 +1,7 @@
 /** Reads and writes the maps of another version as if they had this one's layouts. */
 import type { Leaf, Shape } from './btf-shape.ts';
 import type { StructLayout } from './btf.ts';
-import type { Codec } from '../bpf/bpf-map.ts';
+import type { Codec } from './codec.ts';
 import { CgrouteError } from '../error.ts';
 import { layouts } from './layouts.ts';
 import { structCopy } from './struct-copy.ts';

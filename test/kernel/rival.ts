@@ -1,7 +1,8 @@
 /** Other people's programs on the connect hooks (test/harness/rival.bpf.c), loaded and attached at a test's own cgroups. */
 import { closeSync, openSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { BpfMap, u32, type Codec } from '../../native/bpf/bpf-map.ts';
+import { BpfMap } from '../../native/bpf/bpf-map.ts';
+import { u32, type Codec } from '../../native/layout/codec.ts';
 import { checked, closeObject, libbpf, loadObject, openObject } from '../../native/boundary/libbpf.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { bytesOf } from './data-plane.ts';
