@@ -105,6 +105,11 @@ export const ROOMS: readonly Room[] = [
     holds: 'looks at the host: what the kernel can do, programs on hooks, iptables backends',
     knowsNot: 'how to change anything',
   },
+  {
+    path: 'native/programs',
+    holds: "cgroute's programs and maps as tables: names, hooks, places, needs, sizes, codecs, migration",
+    knowsNot: 'how anything is done',
+  },
   { path: 'native/netlink', holds: 'netlink messages: process events, closing sockets' },
   { path: 'native/netns', holds: "a pod's network namespace, and the rules in it" },
   { path: 'native/bpf', holds: 'any object, map, ring buffer or link', knowsNot: "cgroute's own programs" },

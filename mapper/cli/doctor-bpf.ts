@@ -2,9 +2,10 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { ProbedFeature } from '../../native/survey/capability.ts';
+import { cgroupHooks, type CgroupHook, type Hook } from '../../native/programs/hooks.ts';
+import { isHookOf } from '../../native/programs/programs.ts';
 import {
   programsAlong,
-  type CgroupHook,
   type HookOrder,
   type PinnedPrograms,
   type PlacedProgram,
@@ -249,7 +250,7 @@ function rewritesBefore(
   runs: readonly PlacedProgram[],
   places: Pick<HookPlaces, 'cgroupRoot' | 'podTrees'>,
 ): PlacedProgram | undefined {
-  if (hook !== 'connect4' && hook !== 'connect6') return undefined;
+  if (!isHookOf(hook, 'podTree')) return undefined;
   const inTrees = runs.filter((program) =>
     places.podTrees.some((tree) => program.place === `${places.cgroupRoot}${tree}`),
   );
@@ -257,21 +258,20 @@ function rewritesBefore(
   return inTrees.slice(0, first < 0 ? undefined : first).find((program) => program.owner === 'other');
 }
 
-/** Whether cgroute attaches a program to this hook in the very same cgroup; the proxy's, for getsockopt, isn't known here. */
+/** Whether cgroute attaches a program to this hook in the very same cgroup; the proxy's isn't known here. */
 function isOurPlace(
   hook: CgroupHook,
   { place }: PlacedProgram,
   { cgroupRoot, podTrees }: Pick<HookPlaces, 'cgroupRoot' | 'podTrees'>,
 ): boolean {
-  if (place === cgroupRoot) return hook !== 'getsockopt';
-  return (
-    (hook === 'connect4' || hook === 'connect6') && podTrees.some((tree) => place === `${cgroupRoot}${tree}`)
-  );
+  if (place === cgroupRoot) return isHookOf(hook, 'root', 'sockets', 'handoff');
+  return isHookOf(hook, 'podTree') && podTrees.some((tree) => place === `${cgroupRoot}${tree}`);
 }
 
-/** bpftool-cgroup(8) calls the hooks by the names that they have here, but for one. */
-const detachCommand = (hook: CgroupHook, { place, id }: PlacedProgram): string =>
-  `bpftool cgroup detach ${place} ${hook === 'sock_release' ? 'cgroup_inet_sock_release' : hook} id ${id}`;
+function detachCommand(hook: CgroupHook, { place, id }: PlacedProgram): string {
+  const { bpftool = hook }: Hook = cgroupHooks[hook];
+  return `bpftool cgroup detach ${place} ${bpftool} id ${id}`;
+}
 
 const OWNERS = { cgroute: 'cgroute', unpinned: 'cgroute, not of these pins', other: 'other' } as const;
 

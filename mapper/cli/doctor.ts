@@ -4,6 +4,7 @@ import { ownPrograms } from '../../native/survey/cgroup-query.ts';
 import { messageOf } from '../../native/error.ts';
 import { iptablesBackends } from '../../native/survey/iptables.ts';
 import { libbpf } from '../../native/boundary/libbpf.ts';
+import { cgroupHooks } from '../../native/programs/hooks.ts';
 import { PIN_VERSION, pinnedVersions } from '../../native/pins/pin-directory.ts';
 import { openProcConnector } from '../../native/netlink/proc-connector.ts';
 import { effectiveCapabilities, hostNamespaces } from '../../native/boundary/privilege.ts';
@@ -38,7 +39,9 @@ export async function runDoctor(places: DoctorPlaces): Promise<DoctorLine[]> {
   const library = libraryLine();
   const mayAskHooks = library.state === 'ok' && cgroup.every(({ state }) => state === 'ok');
   const features = library.state === 'ok' ? featuresOrNone() : [];
-  const load = features.some(({ name, support }) => name === 'cgroup/connect4' && support !== 'unknown');
+  const load = features.some(
+    ({ name, support }) => name === cgroupHooks.connect4.section && support !== 'unknown',
+  );
   return [
     ...(await guarded('kernel', () => [kernelLine()])),
     ...cgroup,

@@ -1,5 +1,5 @@
 /** Why a pod's traffic is redirected or not: the rules in order, and what came of its connections. */
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { CgrouteError, messageOf } from '../../native/error.ts';
 import { branch, setting } from '../../native/layout/layouts.ts';
 import { isLocked } from '../../native/boundary/lock.ts';

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { pino } from 'pino';
 import { capabilityReport, type CapabilityReport } from '../../native/survey/capability.ts';
-import { isRedirecting, openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { isRedirecting, openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { branch, infoFlag, setting, type PodInfo } from '../../native/layout/layouts.ts';
 import { isLocked } from '../../native/boundary/lock.ts';
 import { openCgroupTree, type Cgroup } from '../../watcher/cgroup-tree.ts';

@@ -4,7 +4,7 @@
  * a pod that has such is told once, for as long as it goes on.
  */
 import type { Logger } from 'pino';
-import type { MapShares, PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { MapShares, PinnedMaps } from '../../native/data-plane/maps.ts';
 import { branch } from '../../native/layout/layouts.ts';
 
 /** The maps whose room can run out; those of arrays are always full, and behind the first 4,096 connections are the others. */

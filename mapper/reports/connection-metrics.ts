@@ -1,5 +1,5 @@
 /** Metrics of connections: what became of them, and those that were reset. */
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import { branch } from '../../native/layout/layouts.ts';
 import type { ResetFigures } from '../connections/connection-reset.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';

@@ -1,5 +1,5 @@
 /** Metrics of the kernel's maps: how full they are, and what could not be written. */
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import { overflowEntries } from '../connections/connection-room.ts';
 import { by, OTHER_ERRNO, type MetricOf } from './metric-source.ts';
 

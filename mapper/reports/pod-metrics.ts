@@ -1,5 +1,5 @@
 /** Metrics of pods and their cgroups: what should be so, and what the kernel's maps say. */
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import type { Verdict } from '../decisions/decision.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
 import { by, one, type MetricOf, type Sample } from './metric-source.ts';

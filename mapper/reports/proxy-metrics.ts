@@ -1,5 +1,5 @@
 /** Metrics of the node's proxy. */
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import { setting } from '../../native/layout/layouts.ts';
 import { one, type MetricOf } from './metric-source.ts';
 

@@ -3,7 +3,7 @@
  * of their directions pass their sidecar by.
  */
 import { isIPv4 } from 'node:net';
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
 import { addressBytes } from '../objects/address.ts';
 

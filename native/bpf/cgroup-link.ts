@@ -7,7 +7,8 @@ import { closeSync, existsSync, openSync, readdirSync, renameSync, statSync, unl
 import type { Program } from './bpf-object.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { moveAside } from '../pins/pin-directory.ts';
-import { linkFacts, linkState } from '../pins/pinned-object.ts';
+import { linkPin, parseLinkPin } from '../pins/link-pin.ts';
+import { isLiveLink, linkFacts, linkState } from '../pins/pinned-object.ts';
 
 export interface CgroupPlace {
   /** Absolute path of the cgroup's directory. */
@@ -32,11 +33,11 @@ export interface LinkPins {
   readonly directory: string;
   /** Link directories of other versions. */
   readonly others: readonly string[];
+  /** Whether a program of that name is one of ours: what its link's pin says is not believed, and it may be removed. */
+  readonly isOurs: (program: string) => boolean;
   /** Is told in a sentence of what lay at a pin's place and is kept elsewhere. */
   readonly warn: (sentence: string) => void;
 }
-
-const pinName = (program: string, cgroupId: bigint): string => `${program}@${cgroupId}`;
 
 /**
  * Makes `program` run for the processes of a cgroup and below. A link of this or,
@@ -51,14 +52,14 @@ export function ensureLink(
   takesOver: boolean,
   held?: number,
 ): void {
-  const name = pinName(program.name, place.id);
+  const name = linkPin(program.name, place.id);
   const pin = `${pins.directory}/${name}`;
   const what = `${program.name} at ${place.path}`;
   const isThere = clearPin(pins, pin, program.name, place.id);
   if (isThere) replaceProgram(pin, program, what);
   let isTaken = isThere;
   for (const former of takesOver ? pins.others.map((directory) => `${directory}/${name}`) : []) {
-    if (linkState(former, program.name, place.id) !== 'live') continue;
+    if (!isLiveLink(former, program.name, place.id)) continue;
     if (isTaken) {
       unlinkSync(former);
       continue;
@@ -75,7 +76,7 @@ export function ensureLink(
 
 /** Leaves a live link of that program there, or nothing. Returns whether there is one. */
 export function clearPin(pins: LinkPins, pin: string, program: string, cgroupId: bigint): boolean {
-  const state = linkState(pin, program, cgroupId);
+  const state = linkState(pin, program, cgroupId, pins.isOurs);
   if (state === 'stray') unlinkSync(pin);
   if (state === 'foreign') {
     const what = `no link of ${program}'s`;
@@ -113,17 +114,17 @@ function replaceProgram(pin: string, program: Program, what: string): void {
 
 /** True while the link holds its program at its cgroup. */
 export function isLive(directory: string, program: string, cgroupId: bigint): boolean {
-  return linkState(`${directory}/${pinName(program, cgroupId)}`, program, cgroupId) === 'live';
+  return isLiveLink(`${directory}/${linkPin(program, cgroupId)}`, program, cgroupId);
 }
 
-/** The links of programs of ours that are pinned in a directory, live or not. */
-export function pinnedLinks(directory: string): PinnedLink[] {
+/** The links of programs of ours that are pinned, live or not; those of former versions that were put by are not among them. */
+export function pinnedLinks({ directory, isOurs }: Pick<LinkPins, 'directory' | 'isOurs'>): PinnedLink[] {
   if (!existsSync(directory)) return [];
   return readdirSync(directory).flatMap((name) => {
-    const [, program, id] = /^(\w+)@(\d+)$/.exec(name) ?? [];
-    if (program === undefined || id === undefined) return [];
-    const link = { pin: `${directory}/${name}`, program, cgroupId: BigInt(id) };
-    return linkState(link.pin, program, link.cgroupId) === 'foreign' ? [] : [link];
+    const { program, cgroupId, suffix } = parseLinkPin(name) ?? {};
+    if (program === undefined || cgroupId === undefined || suffix !== '') return [];
+    const link = { pin: `${directory}/${name}`, program, cgroupId };
+    return linkState(link.pin, program, cgroupId, isOurs) === 'foreign' ? [] : [link];
   });
 }
 
@@ -133,8 +134,12 @@ export function dropLink(link: PinnedLink): void {
 }
 
 /** The same by its name, if it is still there. */
-export function dropLinkAt(directory: string, program: string, cgroupId: bigint): void {
-  const pin = `${directory}/${pinName(program, cgroupId)}`;
-  const state = linkState(pin, program, cgroupId);
+export function dropLinkAt(
+  { directory, isOurs }: Pick<LinkPins, 'directory' | 'isOurs'>,
+  program: string,
+  cgroupId: bigint,
+): void {
+  const pin = `${directory}/${linkPin(program, cgroupId)}`;
+  const state = linkState(pin, program, cgroupId, isOurs);
   if (state === 'live' || state === 'stray') unlinkSync(pin);
 }

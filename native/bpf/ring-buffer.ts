@@ -1,7 +1,7 @@
 /** What a BPF program puts into a ring buffer, read from the event loop. */
 import { watchReadable } from '../boundary/libc.ts';
 import { openRing } from '../boundary/ring-records.ts';
-import type { Layout } from '../layout/layout.ts';
+import type { Codec } from '../layout/codec.ts';
 
 /**
  * Calls `onSample` for each record, in their order, on the main thread. What it
@@ -11,11 +11,11 @@ import type { Layout } from '../layout/layout.ts';
  */
 export function watchRingBuffer<T>(
   fd: number,
-  layout: Layout<T>,
+  record: Codec<T>,
   onSample: (sample: T) => void,
   onError: (error: unknown) => void,
 ): Disposable {
-  const ring = openRing(fd, layout.size, (record) => onSample(layout.decode(record)), onError);
+  const ring = openRing(fd, record.size, (bytes) => onSample(record.decode(bytes)), onError);
   const readable = watchReadable(ring.epollFd, ring.consume);
   return {
     [Symbol.dispose]() {

@@ -6,10 +6,11 @@ import { closeSync, existsSync, renameSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
 import { clearPin, type LinkPins } from './cgroup-link.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
-import { linkState } from '../pins/pinned-object.ts';
+import { linkPin, NO_CGROUP } from '../pins/link-pin.ts';
+import { isLiveLink } from '../pins/pinned-object.ts';
 
-/** Like that of a link at a cgroup, of which none has the id 0. */
-export const tracePin = (program: string): string => `${program}@0`;
+/** Like that of a link at a cgroup. */
+export const tracePin = (program: string): string => linkPin(program, NO_CGROUP);
 
 /**
  * @param held descriptor of this program's link, which this process made before; pinned again where its pin is gone
@@ -17,7 +18,7 @@ export const tracePin = (program: string): string => `${program}@0`;
  */
 export function replaceTraceLink(pins: LinkPins, program: Program, held?: number): void {
   const pin = `${pins.directory}/${tracePin(program.name)}`;
-  const isThere = clearPin(pins, pin, program.name, 0n);
+  const isThere = clearPin(pins, pin, program.name, NO_CGROUP);
   // Nobody can detach it; and before Linux 6.10 one program is not attached twice.
   if (held !== undefined && !isThere) return void checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
   const next = `${pin}_next`;
@@ -33,5 +34,5 @@ export function replaceTraceLink(pins: LinkPins, program: Program, held?: number
 
 /** Nobody can take such a program away but by its pin, and not while the agent holds the link. */
 export function hasTraceLink(directory: string, program: string): boolean {
-  return linkState(`${directory}/${tracePin(program)}`, program, 0n) === 'live';
+  return isLiveLink(`${directory}/${tracePin(program)}`, program, NO_CGROUP);
 }

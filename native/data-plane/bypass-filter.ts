@@ -6,8 +6,9 @@ import { CgrouteError } from '../error.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { addressOf } from '../boundary/libc.ts';
+import { programOf } from '../programs/programs.ts';
 
-export const BYPASS_PROGRAM = 'cgroute_bypass';
+const BYPASS_PROGRAM = programOf('bypassFilter');
 const BPF_FS_MAGIC = 0xcafe4a11;
 /** The longest path that a rule has room for, XT_BPF_PATH_MAX in <linux/netfilter/xt_bpf.h>, with its zero. */
 const LONGEST_PATH = 511;

@@ -8,13 +8,13 @@ import { checked, libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
 import { mapFacts, mapShape, withPin, type MapFacts } from '../pins/pinned-object.ts';
 import { structCopy, type CopyStruct } from '../layout/struct-copy.ts';
+import { maps, mapTypes } from '../programs/maps.ts';
 
 const BPF_ANY = 0;
 const BPF_NOEXIST = 1;
-const BPF_MAP_TYPE_ARRAY = 2;
 
 /** A small one, and one for what finds no room in it. */
-const CONNECTION_MAPS = ['connection_map', 'connection_overflow_map'] as const;
+const CONNECTION_MAPS = [maps.connections.name, maps.overflowConnections.name] as const;
 
 interface OpenMap extends Disposable {
   readonly fd: number;
@@ -104,7 +104,7 @@ export function replaceEntries(fromPath: string, toPath: string): number {
     if (result === -errnoValue('E2BIG')) left++;
     else checked(result, 'bpf_map_update_elem', toPath);
   }
-  if (to.facts.type !== BPF_MAP_TYPE_ARRAY) removeEntries(to, (other) => !kept.has(other.toString('latin1')));
+  if (to.facts.type !== mapTypes.array.id) removeEntries(to, (other) => !kept.has(other.toString('latin1')));
   return left;
 }
 
@@ -152,7 +152,7 @@ export async function copyConnections(
     return map === undefined ? undefined : stack.use(map);
   };
   const [first, overflow] = CONNECTION_MAPS.map((name) => open(`${toMaps}/${name}`));
-  const count = open(`${toMaps}/overflow_count_map`);
+  const count = open(`${toMaps}/${maps.overflowCount.name}`);
   if (first === undefined || overflow === undefined || count === undefined) return 0;
   let total = 0;
   for (const name of CONNECTION_MAPS) {

@@ -1,5 +1,6 @@
 /** The end of what is pinned: first what redirects, then what brings connections to the proxy. */
 import { closeSync, existsSync, readdirSync, rmdirSync, unlinkSync } from 'node:fs';
+import { basename } from 'node:path';
 import { mapInfo } from '../bpf/bpf-map.ts';
 import { findBypassFilter, unpinBypassFilter } from './bypass-filter.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
@@ -10,13 +11,15 @@ import {
   pinDirectories,
   pinDirectory,
   pinsIn,
-  redirects,
   removeVersion,
   requireBpffs,
 } from '../pins/pin-directory.ts';
+import { maps } from '../programs/maps.ts';
+import { redirects } from '../programs/programs.ts';
 
-const FILTER_MAP = 'bypass_filter_map';
-const FILTER_MAPS = /\/bypass_filter6?_map$/;
+/** What the filter of sidecars reads; it is known by the first. */
+const FILTER_MAP = maps.bypass4.name;
+const FILTER_MAPS: readonly string[] = [maps.bypass4.name, maps.bypass6.name];
 
 /**
  * Removes what redirects, of any version, and waits until the connections that are
@@ -44,7 +47,7 @@ export function removePins(bpffsRoot: string, keepsFilter = false): number {
   for (const directory of pinDirectories(bpffsRoot)) {
     const filter = `${directory.maps}/${FILTER_MAP}`;
     if (!keepsFilter && existsSync(filter)) removed += unpinBypassFilter(bpffsRoot, pinnedMapId(filter));
-    removed += removeVersion(directory, (pin) => keepsFilter && FILTER_MAPS.test(pin));
+    removed += removeVersion(directory, (pin) => keepsFilter && FILTER_MAPS.includes(basename(pin)));
   }
   if (readdirSync(bpffsRoot).length === 0) rmdirSync(bpffsRoot);
   return removed;

@@ -26,55 +26,27 @@ import {
   sameMap,
   type CounterBase,
 } from './map-migration.ts';
+import { parseLinkPin } from '../pins/link-pin.ts';
 import {
   IN_FLIGHT_MS,
   pinDirectories,
   pinDirectory,
   pinsIn,
-  redirects,
   removeVersion,
   type PinDirectory,
 } from '../pins/pin-directory.ts';
 import { fits, type WantedMap } from '../pins/pinned-map.ts';
-import { linkState, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
+import { isLiveLink, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
+import { handedOver, mapNamed } from '../programs/maps.ts';
+import { isProgramOf, keepsConnections, redirects } from '../programs/programs.ts';
 
-/**
- * What processes that dial are judged by: the other version's stay as they are until
- * it redirects no more. handoff_map is not among them, as it tells where sock_ops of
- * its own version is attached.
- */
-const DECISIONS = [
-  'pod_port_map',
-  'pod_range_map',
-  'pod_options_map',
-  'cgroup_info_map',
-  'settings',
-  'pod_ip_map',
-  'pod_info_map',
-  'pod_trees_map',
-  'agent_map',
-];
-const COUNTERS = 'pod_counters_map';
-/**
- * Written by programs: one map for both versions, where its layout is the same. It
- * always is that of handled_map: while a pod's connect program is replaced and the
- * root's is not, that tells the second that the other version's has done the work.
- * Rules in pods name the filter of sidecars by its path, whose program is replaced.
- */
-const SHARED = [
-  'connection_map',
-  'connection_overflow_map',
-  'overflow_count_map',
-  'original_dst_map',
-  'accepted_map',
-  'handled_map',
-  'pod_share_map',
-  'bypass_filter_map',
-  'bypass_filter6_map',
-  COUNTERS,
-];
+/** One map for both versions, where its layout is the same. */
+const SHARED = handedOver('shared', 'counted', 'connections', 'answers');
+/** What processes that dial are judged by stays as it is in the other version until that redirects no more. */
+const COPIED = handedOver('copied', 'counted');
+const COUNTED = handedOver('counted');
 /** What a proxy's accepted sockets need to be answered. */
-const ANSWERS = ['original_dst_map', 'accepted_map'];
+const ANSWERS = handedOver('answers');
 /** More of one proxy's are not kept: the kernel allows 64 programs at a cgroup's hook. */
 const MAX_FORMER = 8;
 
@@ -92,8 +64,8 @@ export interface Handover {
 /** Whether connect programs of that version are attached by links that are pinned there. */
 export const isServing = ({ links }: PinDirectory): boolean =>
   pinsIn(links).some((pin) => {
-    const [program = '', id = ''] = basename(pin).split('@');
-    return redirects(pin) && linkState(pin, program, BigInt(id)) === 'live';
+    const { program = '', cgroupId = 0n } = parseLinkPin(pin) ?? {};
+    return redirects(pin) && isLiveLink(pin, program, cgroupId);
   });
 
 /** Makes this version's directory. Undefined where no other version has left anything. */
@@ -111,17 +83,14 @@ export function beginHandover(bpffsRoot: string): Handover | undefined {
 }
 
 function handover(own: PinDirectory, source: PinDirectory, others: readonly PinDirectory[]): Handover {
-  let counted: CounterBase | undefined;
+  const counted = new Map<string, CounterBase>();
   return {
     links: others.map(({ links }) => links),
     adopt(wanted) {
       if (!SHARED.includes(wanted.name)) return undefined;
       // It counts what is in the map before it, which was settled just before it.
-      const beside = 'connection_overflow_map';
-      if (
-        wanted.name === 'overflow_count_map' &&
-        !sameMap(`${source.maps}/${beside}`, `${own.maps}/${beside}`)
-      )
+      const counts = mapNamed(wanted.name)?.counts;
+      if (counts !== undefined && !sameMap(`${source.maps}/${counts}`, `${own.maps}/${counts}`))
         return undefined;
       const path = `${source.maps}/${wanted.name}`;
       const isFit =
@@ -135,13 +104,14 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       for (const { maps } of others) requireCopyable(maps, own.maps);
       if (isServing(own)) return [];
       if (isServing(source)) dropTaken(own.maps, source.maps);
-      const lost = [...DECISIONS, COUNTERS].flatMap((name) => {
+      const lost = COPIED.flatMap((name) => {
         const count = replaceEntries(`${source.maps}/${name}`, `${own.maps}/${name}`);
         return count === 0
           ? []
           : [`${count} entries of version ${source.version}'s ${name} found no room in this version's`];
       });
-      counted = readCounters(`${source.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`);
+      for (const name of COUNTED)
+        counted.set(name, readCounters(`${source.maps}/${name}`, `${own.maps}/${name}`));
       return lost;
     },
     async complete() {
@@ -152,8 +122,8 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       let connections = 0;
       for (const other of others) {
         connections += await copyConnections(other.maps, own.maps, pause);
-        if (other === source && counted !== undefined)
-          addCounters(`${other.maps}/${COUNTERS}`, `${own.maps}/${COUNTERS}`, counted);
+        for (const [name, base] of other === source ? counted : [])
+          addCounters(`${other.maps}/${name}`, `${own.maps}/${name}`, base);
         retire(other, own);
       }
       return `version ${others.map(({ version }) => version).join(' and ')} of the pins has been replaced by ${own.version}, with ${connections} open connections`;
@@ -167,11 +137,11 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
  */
 function retire(other: PinDirectory, own: PinDirectory): void {
   const answersElsewhere = ANSWERS.some((name) => !sameMap(`${other.maps}/${name}`, `${own.maps}/${name}`));
-  for (const name of ['connection_map', 'connection_overflow_map']) {
+  for (const name of handedOver('connections')) {
     const pin = `${other.maps}/${name}`;
     if (existsSync(pin)) unlinkSync(pin);
   }
-  const isLast = (pin: string): number => (basename(pin).startsWith('sock_release@') ? 1 : 0);
+  const isLast = (pin: string): number => (keepsConnections(pin) ? 1 : 0);
   for (const pin of pinsIn(other.links).sort((a, b) => isLast(a) - isLast(b))) {
     const place = formerPlace(pin, other.version);
     if (place !== undefined && (answersElsewhere || place.isFormer))
@@ -181,14 +151,15 @@ function retire(other: PinDirectory, own: PinDirectory): void {
   removeVersion(other);
 }
 
-/** `original_dst@4711` of version v1 becomes `original_dst@4711_v1`. */
+/** A program at a proxy: `NAME@4711` of version v1 becomes `NAME@4711_v1`. */
 function formerPlace(
   pin: string,
   version: string,
 ): { readonly name: string; readonly isFormer: boolean } | undefined {
-  const [name, id, suffix] = /^original_dst@(\d+)(_\w+)?$/.exec(basename(pin)) ?? [];
-  if (name === undefined || id === undefined) return undefined;
-  return suffix === undefined ? { name: `${name}_${version}`, isFormer: false } : { name, isFormer: true };
+  const link = parseLinkPin(pin);
+  if (link === undefined || !isProgramOf(link.program, 'proxy')) return undefined;
+  const name = basename(pin);
+  return link.suffix === '' ? { name: `${name}_${version}`, isFormer: false } : { name, isFormer: true };
 }
 
 /** The sockets that a proxy has accepted find their original destination there, as long as they live. */
@@ -208,10 +179,9 @@ function keepFormer(pin: string, to: string, links: string): void {
 export function dropFormer(links: string, isProxy: (cgroupId: bigint) => boolean): number {
   let dropped = 0;
   for (const pin of pinsIn(links)) {
-    const [, id] = /\/original_dst@(\d+)_\w+$/.exec(pin) ?? [];
-    if (id === undefined) continue;
-    const cgroupId = BigInt(id);
-    if (isProxy(cgroupId) && linkState(pin, 'original_dst', cgroupId) === 'live') continue;
+    const link = parseLinkPin(pin);
+    if (link === undefined || link.suffix === '' || !isProgramOf(link.program, 'proxy')) continue;
+    if (isProxy(link.cgroupId) && isLiveLink(pin, link.program, link.cgroupId)) continue;
     unlinkSync(pin);
     dropped++;
   }

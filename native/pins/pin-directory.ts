@@ -85,9 +85,6 @@ export function requireBpffs(path: string, bpffsRoot: string): void {
   );
 }
 
-/** Whether a pin's name is that of a link that redirects. */
-export const redirects = (pin: string): boolean => /(?:^|\/)(?:root|pod)_connect[46]@\d+$/.test(pin);
-
 /** Versions that have anything pinned. */
 export const pinnedVersions = (bpffsRoot: string): string[] =>
   pinDirectories(bpffsRoot)

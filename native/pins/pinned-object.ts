@@ -5,6 +5,7 @@ import { shapeOf, type Shape } from '../layout/btf-shape.ts';
 import { cString } from '../layout/elf.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { addressOf, errnoName } from '../boundary/libc.ts';
+import { NO_CGROUP } from './link-pin.ts';
 
 export type PinKind = 'map' | 'link' | 'program' | 'other';
 
@@ -157,7 +158,7 @@ export function programFacts(id: number): ProgramFacts | undefined {
   }
 }
 
-/** A link's pin, beside what its name says: `PROGRAM@CGROUP`, with cgroup 0 for a tracepoint. */
+/** A link's pin, beside what its name says. */
 export type LinkState =
   /** Nothing is there. */
   | 'none'
@@ -168,21 +169,33 @@ export type LinkState =
   /** Something that others have put there. */
   | 'foreign';
 
-const OUR_PROGRAMS =
-  /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst|sock_ops|sock_release|cgroup_(?:mk|rm)dir)$/;
-
-/** Names of programs are only told with CAP_SYS_ADMIN; without it, a link is believed to be of the program that it is named after. */
-export function linkState(pin: string, program: string, cgroupId: bigint): LinkState {
+/**
+ * Names of programs are only told with CAP_SYS_ADMIN; without it, a link is believed to be of the program that it is named after.
+ * @param cgroupId {@link NO_CGROUP} for a tracepoint
+ * @param isOurs whether a program of that name is one of ours
+ */
+export function linkState(
+  pin: string,
+  program: string,
+  cgroupId: bigint,
+  isOurs: (program: string) => boolean,
+): LinkState {
   return (
     withPin(pin, (kind, fd): LinkState => {
       if (kind !== 'link') return 'foreign';
       const facts = linkFacts(fd);
       const name = programFacts(facts.programId)?.name;
-      if (name === undefined ? facts.type === 'other' : name !== program && !OUR_PROGRAMS.test(name))
-        return 'foreign';
-      if (facts.type !== (cgroupId === 0n ? 'tracing' : 'cgroup') || (name !== undefined && name !== program))
+      if (name === undefined ? facts.type === 'other' : name !== program && !isOurs(name)) return 'foreign';
+      if (
+        facts.type !== (cgroupId === NO_CGROUP ? 'tracing' : 'cgroup') ||
+        (name !== undefined && name !== program)
+      )
         return 'stray';
       return facts.cgroupId === cgroupId ? 'live' : 'stray';
     }) ?? 'none'
   );
 }
+
+/** Whether a pin is a link that holds that program at that place; see {@link linkState}. */
+export const isLiveLink = (pin: string, program: string, cgroupId: bigint): boolean =>
+  linkState(pin, program, cgroupId, () => false) === 'live';

@@ -4,20 +4,11 @@ import { cString } from '../layout/elf.ts';
 import { CgrouteError } from '../error.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
+import { parseLinkPin } from '../pins/link-pin.ts';
 import { linkDirectories } from '../pins/pin-directory.ts';
 import { linkFacts, withPin } from '../pins/pinned-object.ts';
-
-/** The hooks that cgroute's programs share with others: `enum bpf_attach_type` of <linux/bpf.h>. */
-export const cgroupHooks = {
-  connect4: 10,
-  connect6: 11,
-  sock_ops: 3,
-  getsockopt: 21,
-  getpeername4: 29,
-  getpeername6: 30,
-  sock_release: 34,
-} as const;
-export type CgroupHook = keyof typeof cgroupHooks;
+import { cgroupHooks, type CgroupHook, type Hook } from '../programs/hooks.ts';
+import { isOurName } from '../programs/programs.ts';
 
 /**
  * How a cgroup's programs on one hook were attached, which the kernel keeps for
@@ -61,9 +52,6 @@ const BPF_F_ALLOW_MULTI = 2;
 const MAX_PROGRAMS = 1024;
 /** Inode number of the kernel's own root cgroup. */
 const KERNEL_ROOT = 1n;
-/** Names that nobody else is likely to choose; sock_ops and sock_release are not among them. */
-const OUR_NAMES = /^(?:(?:pod|root)_connect[46]|getpeername[46]|original_dst)$/;
-export const isOurName = (program: string): boolean => OUR_NAMES.test(program);
 
 /**
  * The programs of the links that are pinned in directories, by their ids.
@@ -75,7 +63,7 @@ export function pinnedPrograms(...linkDirectories: readonly string[]): PinnedPro
     for (const directory of linkDirectories) {
       for (const pin of existsSync(directory) ? readdirSync(directory) : []) {
         const id = linkedProgram(`${directory}/${pin}`);
-        if (id !== undefined) programs.set(id, pin.replace(/@\d+\w*$/, ''));
+        if (id !== undefined) programs.set(id, parseLinkPin(pin)?.program ?? pin);
       }
     }
   } catch {
@@ -118,8 +106,8 @@ export function programsAt(
     cgroupPath,
     (fd) =>
       new Map(
-        hooks().map(([hook, type]) => {
-          const { ids, mode } = query(fd, type, 0, cgroupPath);
+        hooks.map(([hook, { attach }]) => {
+          const { ids, mode } = query(fd, attach, 0, cgroupPath);
           return [hook, ids.map((id) => describe(id, mode, pinned))];
         }),
       ),
@@ -143,11 +131,11 @@ export function programsAlong(paths: readonly string[], pinned: PinnedPrograms):
   // What runs here and is attached nowhere in sight; at the kernel's root it is news of this instant.
   const hidesMore = statSync(top, { bigint: true }).ino !== KERNEL_ROOT;
   return inCgroup(nearest, (fd) =>
-    hooks().map(([hook, type]) => {
+    hooks.map(([hook, { attach }]) => {
       const left = levels.flatMap(({ place, programs }) =>
         (programs.get(hook) ?? []).map((program) => ({ ...program, place })),
       );
-      const runs = query(fd, type, BPF_F_QUERY_EFFECTIVE, nearest).ids.flatMap((id) => {
+      const runs = query(fd, attach, BPF_F_QUERY_EFFECTIVE, nearest).ids.flatMap((id) => {
         // One program may be attached at several levels: each is taken once, the nearest first.
         const at = left.findIndex((program) => program.id === id);
         if (at >= 0) return left.splice(at, 1);
@@ -158,7 +146,7 @@ export function programsAlong(paths: readonly string[], pinned: PinnedPrograms):
   );
 }
 
-const hooks = (): [CgroupHook, number][] => Object.entries(cgroupHooks) as [CgroupHook, number][];
+const hooks = Object.entries(cgroupHooks) as [CgroupHook, Hook][];
 
 function inCgroup<T>(path: string, ask: (fd: number) => T): T {
   let fd: number;

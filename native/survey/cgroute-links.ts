@@ -1,9 +1,10 @@
 /** Where programs of any cgroute are attached on this host, its own and another's. */
 import { closeSync, readFileSync, readdirSync, type Dirent } from 'node:fs';
-import { isOurName } from './cgroup-query.ts';
 import { libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
+import { parseLinkPin } from '../pins/link-pin.ts';
 import { linkFacts, programFacts, withPin } from '../pins/pinned-object.ts';
+import { isOurName } from '../programs/programs.ts';
 
 /** A link that holds a program at a cgroup. */
 export interface CgrouteLink {
@@ -49,7 +50,7 @@ function pinnedLinksOf(mounts: readonly string[]): CgrouteLink[] {
     .flatMap((mount) => linkDirectoriesIn(mount, 0))
     .flatMap((directory) =>
       readdirSync(directory)
-        .filter((pin) => isOurName(pin.replace(/@.*$/, '')))
+        .filter((pin) => isOurName(parseLinkPin(pin)?.program ?? ''))
         .map((pin) =>
           withPin(`${directory}/${pin}`, (kind, fd) => (kind === 'link' ? linkFacts(fd) : undefined)),
         ),

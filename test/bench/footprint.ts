@@ -1,7 +1,7 @@
 /** What an agent holds on to: entries in its pinned maps, pinned links, open files, memory. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { must } from '../../deploy/stage/process.ts';
 import type { ForcedRest } from './forced-rest.ts';
 import { linkDirectory } from './program-statistics.ts';

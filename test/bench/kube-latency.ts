@@ -5,7 +5,7 @@
  */
 import { setImmediate, setTimeout as delay } from 'node:timers/promises';
 import { addressBytes } from '../../mapper/objects/address.ts';
-import type { PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import {
   type BenchPod,

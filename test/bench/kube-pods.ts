@@ -4,7 +4,7 @@
  */
 import { resolve } from 'node:path';
 import PQueue from 'p-queue';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';

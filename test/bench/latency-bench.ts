@@ -5,7 +5,7 @@
 import { mkdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { startAgent } from '../../deploy/stage/agent.ts';
 import type { Running } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';

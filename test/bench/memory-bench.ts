@@ -1,7 +1,7 @@
 /** What the agent needs: memory, time to start, and processor time while programs begin that are none of its business. */
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps } from '../../native/data-plane/maps.ts';
 import { startAgent } from '../../deploy/stage/agent.ts';
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';

@@ -1,6 +1,6 @@
 /** The kernel's own run-time statistics of the programs of one data plane. */
 import { closeSync, readdirSync } from 'node:fs';
-import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { checked, libbpf } from '../../native/boundary/libbpf.ts';
 
 /** How often a program ran, and for how long in all, since it was loaded and statistics were on. */

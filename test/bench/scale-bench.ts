@@ -1,7 +1,7 @@
 /** Ten thousand cgroups: what the agent's memory comes to, whether it stays there, and what is left when they have gone. */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps } from '../../native/data-plane/maps.ts';
 import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';

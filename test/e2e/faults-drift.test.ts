@@ -4,7 +4,7 @@ import { globSync, readdirSync, rmSync, unlinkSync, writeFileSync } from 'node:f
 import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { MODE } from '../harness/label-names.ts';

@@ -7,12 +7,10 @@ import { relative } from 'node:path';
 import { podAddresses } from '../../mapper/maps/pod-entry.ts';
 import { addressBytes } from '../../mapper/objects/address.ts';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
-import {
-  type DataPlane,
-  type MapShares,
-  makePinDirectory,
-  openDataPlane,
-} from '../../native/data-plane/data-plane.ts';
+import { type DataPlane, openDataPlane } from '../../native/data-plane/data-plane.ts';
+import type { MapShares } from '../../native/data-plane/maps.ts';
+import { makePinDirectory } from '../../native/pins/pin-directory.ts';
+import { lossOf } from '../../native/programs/programs.ts';
 import {
   branch,
   infoFlag,
@@ -88,7 +86,7 @@ export function bytesOf(text: string): Uint8Array {
 
 /** What a data plane says of its pins and maps; that an older kernel refuses the filter of process events is the kernel's. */
 export function notesOf({ plane }: Pick<TestPlane, 'plane'>): string[] {
-  return plane.notes.filter((note) => !note.startsWith('each exec on the host is looked at'));
+  return plane.notes.filter((note) => !note.startsWith(lossOf('execs') ?? '-'));
 }
 
 function placeOf(path: string): { path: string; id: bigint } {

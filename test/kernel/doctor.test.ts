@@ -13,8 +13,9 @@ import {
   type ProbedFeature,
   probeFeatures,
 } from '../../native/survey/capability.ts';
-import { cgroupHooks, pinnedPrograms, programsAlong, programsAt } from '../../native/survey/cgroup-query.ts';
-import { PIN_VERSION } from '../../native/data-plane/data-plane.ts';
+import { cgroupHooks } from '../../native/programs/hooks.ts';
+import { pinnedPrograms, programsAlong, programsAt } from '../../native/survey/cgroup-query.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { checked, libbpf } from '../../native/boundary/libbpf.ts';
 import { addressOf } from '../../native/boundary/libc.ts';
 import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
@@ -29,7 +30,7 @@ const RETURN_1 = Buffer.from('b700000001000000' + '9500000000000000', 'hex');
 function foreignProgram(name: string): Disposable & { readonly fd: number; readonly id: number } {
   const options = Buffer.alloc(104);
   options.writeBigUInt64LE(104n, 0);
-  options.writeUInt32LE(cgroupHooks.connect4, 12);
+  options.writeUInt32LE(cgroupHooks.connect4.attach, 12);
   const fd = checked(
     libbpf().progLoad(CGROUP_SOCK_ADDR, name, 'GPL', RETURN_1, 2, options),
     'bpf_prog_load',
@@ -47,7 +48,7 @@ function foreignProgram(name: string): Disposable & { readonly fd: number; reado
 function attach(program: { readonly fd: number }, cgroup: string): Disposable {
   const directory = openSync(cgroup, 'r');
   const link = checked(
-    libbpf().linkCreate(program.fd, directory, cgroupHooks.connect4, null),
+    libbpf().linkCreate(program.fd, directory, cgroupHooks.connect4.attach, null),
     'bpf_link_create',
     cgroup,
   );
@@ -81,9 +82,9 @@ test('this kernel has all that the programs ask for, and says no to what it has 
   assert.equal(report['bpf_get_current_comm in cgroup/connect4'], true);
   assert.equal(Object.keys(report).length, features.length);
   // bpf_redirect_map is for other types of programs; 9999 is no helper.
-  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4, 51), false);
-  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4, 9999), false);
-  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4, 16), true);
+  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 51), false);
+  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 9999), false);
+  assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 16), true);
 });
 
 test('the trials of all features take less than 200 ms', () => {

@@ -1,6 +1,6 @@
 /** The node of the leak test: a proxy and servers that write down everything, and the maps of the kernel. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
+import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
 import { containerId, containerPath } from '../harness/node.ts';
 import { MODE } from '../harness/label-names.ts';

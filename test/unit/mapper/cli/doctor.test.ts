@@ -22,13 +22,7 @@ import {
   settingLines,
 } from '../../../../mapper/cli/doctor-host.ts';
 import type { DoctorLine } from '../../../../mapper/cli/doctor-line.ts';
-import {
-  alwaysThere,
-  isOlder,
-  leastKernel,
-  probedHelpers,
-  type ProbedFeature,
-} from '../../../../native/survey/capability.ts';
+import { isOlder, leastKernel, type ProbedFeature } from '../../../../native/survey/capability.ts';
 import type { HookOrder, PlacedProgram } from '../../../../native/survey/cgroup-query.ts';
 import { iptablesBackends } from '../../../../native/survey/iptables.ts';
 import {
@@ -226,38 +220,6 @@ test('each missing feature is a line that names the kernel which has it', () => 
   assert.match(lines[2]?.detail ?? '', /bpf_get_netns_cookie in sockops.* not needed: its inode number/);
   assert.match(lines[3]?.detail ?? '', /more wakeups/);
   withRemedies(lines);
-});
-
-test('the helpers that are tried are those that the compiled programs call', () => {
-  const directory = resolve(import.meta.dirname, '../../../../dist/bpf');
-  const objects = readdirSync(directory).filter((name) => /^[^.].*\.bpf\.o$/.test(name));
-  assert.ok(objects.length >= 2, `no compiled objects in ${directory}`);
-  const called = new Map<string, Set<number>>();
-  let calls = 0;
-  for (const object of objects) {
-    let helpers = new Set<number>();
-    for (const line of execFileSync('llvm-objdump', ['-d', join(directory, object)], {
-      encoding: 'utf8',
-    }).split('\n')) {
-      const section = /^Disassembly of section (.+):$/.exec(line)?.[1];
-      if (section !== undefined) called.set(section, (helpers = called.get(section) ?? new Set()));
-      const helper = /^.*\bcall (0x[0-9a-f]+|\d+)$/.exec(line)?.[1];
-      if (helper === undefined) continue;
-      calls++;
-      if (!alwaysThere.has(Number(helper))) helpers.add(Number(helper));
-    }
-  }
-  assert.ok(calls > 20);
-  const sorted = (sections: Iterable<readonly [string, Iterable<number | undefined>]>) =>
-    Object.fromEntries(
-      [...sections].map(([section, helpers]) => [
-        section,
-        [...helpers].sort((a, b) => Number(a) - Number(b)),
-      ]),
-    );
-  // That one is written in instructions, in native/bpf/cgroup-level.ts.
-  const tried = [...probedHelpers()].filter(([section]) => section !== 'syscall');
-  assert.deepEqual(sorted(tried), sorted(called));
 });
 
 const places = { cgroupRoot: '/cg', podTrees: ['/kubepods.slice'] };

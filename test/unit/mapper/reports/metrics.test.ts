@@ -19,7 +19,7 @@ import { objectSourceMetrics } from '../../../../mapper/reports/object-source-me
 import { cgroupMetrics, podMetrics, type IntendedPod } from '../../../../mapper/reports/pod-metrics.ts';
 import { proxyMetrics } from '../../../../mapper/reports/proxy-metrics.ts';
 import { sidecarMetrics } from '../../../../mapper/reports/sidecar-metrics.ts';
-import type { PinnedMaps } from '../../../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../../../native/data-plane/maps.ts';
 import { CgrouteError } from '../../../../native/error.ts';
 import { branch } from '../../../../native/layout/layouts.ts';
 
