@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the agent's configuration, and where the node's proxy is, say to the programs. */
+#ifndef CGROUTE_SETTINGS_BPF_H
+#define CGROUTE_SETTINGS_BPF_H
+
+#include "cgroute.h"
+#include "lookup.bpf.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, enum setting);
+	__type(value, struct setting_value);
+} settings SEC(".maps");
+
+static __always_inline bool denies(bool when_proxy_down)
+{
+	enum setting key = SETTING_POLICIES;
+	struct policies policies;
+
+	if (!READ_ENTRY_THAT_IS(&settings, &key, &policies))
+		return when_proxy_down; /* the defaults of both */
+	return (when_proxy_down ? policies.when_proxy_down : policies.unknown_pods) == POLICY_DENY;
+}
+
+static __always_inline bool find_proxy(bool ip4, struct address *proxy)
+{
+	enum setting key = ip4 ? SETTING_PROXY_IP4 : SETTING_PROXY_IP6;
+
+	return READ_ENTRY_THAT_IS(&settings, &key, proxy);
+}
+
+#endif
