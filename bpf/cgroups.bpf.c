@@ -177,6 +177,8 @@ static __always_inline bool read_pod(const struct pod_key *key, struct cgroup_in
 	info->is_in_mesh = pod->is_in_mesh;
 	info->flags = pod->flags;
 	info->detected_flags = pod->detected_flags;
+	info->proxy_mode = pod->proxy_mode;
+	info->netns = pod->netns;
 	__builtin_memcpy(info->cgroup_ip, pod->ip4, sizeof(info->cgroup_ip));
 	__builtin_memcpy(info->cgroup_ip6, pod->ip6, sizeof(info->cgroup_ip6));
 	return true;
@@ -231,6 +233,8 @@ static __always_inline void fill_container(__u64 id, const struct name *name, __
 		info.is_in_mesh = 0;
 		info.flags = INFO_HOST_NETWORK;
 		info.detected_flags = CGROUTE_DETECTED_FLAGS;
+		info.proxy_mode = PROXY_NODE;
+		info.netns = 0;
 		__builtin_memset(info.cgroup_ip, 0, sizeof(info.cgroup_ip));
 		__builtin_memset(info.cgroup_ip6, 0, sizeof(info.cgroup_ip6));
 	}

@@ -5,9 +5,19 @@
  *
  * An address is 16 bytes in network order. An IPv4 address stands in the last
  * four, the rest is zero; so do IPv4-mapped IPv6 addresses, once normalised.
+ *
+ * Some fields are there before the features that will use them, so that a map
+ * keeps its layout when these come: netns, proxy_mode, service_account, service
+ * and waypoint. Until then they are zero, which means "not known", "none", or what has
+ * always been so. What is reserved is zero, too, and cannot be named without a new
+ * version of the pins.
  */
 #ifndef CGROUTE_H
 #define CGROUTE_H
+
+/* Padding is a field like any other, as the kernel compares keys byte for byte. */
+#pragma clang diagnostic push
+#pragma clang diagnostic error "-Wpadded"
 
 #define CGROUTE_MAX_POD_TREES 8
 /* A container's cgroup lies at most this deep below the watched root. */
@@ -46,7 +56,13 @@ enum handoff {
 	HANDOFF_PODS = 2, /* for pods that have no cgroup yet */
 };
 
-/* What became of a connect(); indexes pod_counters.count. */
+/* Room in pod_counters.count. */
+#define CGROUTE_MAX_BRANCHES 32
+
+/*
+ * What became of a connect(); indexes pod_counters.count. A new one comes last, as
+ * the counters of another version are taken over by their places.
+ */
 enum branch {
 	BRANCH_INBOUND_REDIRECTED, /* host process to an enrolled pod */
 	BRANCH_INBOUND_EXEMPT, /* the same, but the kubelet, a port of the proxy's or an excluded one */
@@ -67,12 +83,23 @@ enum branch {
 	BRANCH_COUNT,
 };
 
+_Static_assert(BRANCH_COUNT <= CGROUTE_MAX_BRANCHES, "each branch has a counter");
+
 enum policy {
 	POLICY_ALLOW = 0,
 	POLICY_DENY = 1,
 };
 
-/* Value of cgroup_info_map; the first 32 bytes are Merbridge's. */
+/* Where the proxy of a pod's connections listens. */
+enum proxy_mode {
+	PROXY_NODE = 0, /* at an address of its own, for all pods of the node */
+	PROXY_IN_POD = 1, /* in the pod's network namespace */
+};
+
+/*
+ * Value of cgroup_info_map, read at each connect(): one cache line. The first 32
+ * bytes are Merbridge's.
+ */
 struct cgroup_info {
 	__u64 id;
 	__u32 is_in_mesh;
@@ -80,10 +107,19 @@ struct cgroup_info {
 	__u16 flags;
 	__u16 detected_flags;
 	__u32 slot; /* the pod's index in pod_counters_map */
-	__u32 reserved;
+	__u16 proxy_mode; /* enum proxy_mode */
+	__u16 reserved; /* for more flags than those sixteen */
 	__u8 cgroup_ip6[16];
+	__u64 netns; /* inode of the pod's network namespace; 0: not known */
 };
 
+_Static_assert(sizeof(struct cgroup_info) == 64, "one cache line");
+_Static_assert(__builtin_offsetof(struct cgroup_info, cgroup_ip) == 12 &&
+		       __builtin_offsetof(struct cgroup_info, flags) == 28 &&
+		       __builtin_offsetof(struct cgroup_info, slot) == 32,
+	       "the first 32 bytes are Merbridge's");
+
+/* Stands for the structs below, which its map has no name for. */
 struct setting_value {
 	__u8 bytes[16];
 };
@@ -91,14 +127,20 @@ struct setting_value {
 struct proxy_ports {
 	__u16 outbound; /* host order */
 	__u16 inbound;
-	__u32 reserved[3];
+	__u32 reserved[3]; /* for its ports of DNS and HBONE */
 };
 
 struct policies {
 	__u32 unknown_pods; /* enum policy */
 	__u32 when_proxy_down; /* enum policy */
-	__u32 reserved[2];
+	__u16 proxy_mode; /* enum proxy_mode, as the agent is configured */
+	__u16 reserved; /* for how many seconds a connection is held */
+	__u32 reserved2; /* for what is done about other networks than a pod's own */
 };
+
+_Static_assert(sizeof(struct proxy_ports) == sizeof(struct setting_value) &&
+		       sizeof(struct policies) == sizeof(struct setting_value),
+	       "values of one map");
 
 /* Key of pod_ip_map. */
 struct address {
@@ -166,7 +208,7 @@ struct range_key {
 };
 
 struct pod_counters {
-	__u64 count[16]; /* by enum branch */
+	__u64 count[CGROUTE_MAX_BRANCHES]; /* by enum branch */
 };
 
 /* What a pod's connections take up of maps that all pods share. */
@@ -206,7 +248,7 @@ struct cgroup_event {
 
 /*
  * Value of pod_info_map: what the agent knows of a pod, so that it is there to
- * be read when the agent is not.
+ * be read when the agent is not. What programs use stands before the uid.
  */
 struct pod_info {
 	__u32 slot;
@@ -216,12 +258,20 @@ struct pod_info {
 	__u32 namespace_mode; /* what the pod has of its namespace's label, see mapper/inventory/enrolment.ts */
 	__u8 ip4[16];
 	__u8 ip6[16];
+	__u64 netns; /* as in cgroup_info, like the next */
+	__u16 proxy_mode;
+	__u16 reserved; /* for more flags */
+	__u32 reserved2;
 	char uid[40]; /* of the API object; a static pod's is not its key */
 	char verdict[8];
 	char reason[32];
 	char pod_namespace[64];
 	char pod_name[256];
+	/* Its proxy is told that, by an agent too that sees no API server; empty: not known */
+	char service_account[256];
 };
+
+_Static_assert(__builtin_offsetof(struct pod_info, uid) % sizeof(__u64) == 0, "struct pod_head");
 
 /* Single value of agent_map: who writes the maps. */
 struct agent_info {
@@ -258,16 +308,25 @@ struct original_dst {
 	__u16 reserved;
 	__u32 slot;
 	__u64 at_ns; /* CLOCK_MONOTONIC when it was filed */
+	__u32 service; /* the service whose address that is, by the agent's number; 0: none */
+	__u32 waypoint; /* the gateway that the connection goes to first, likewise */
 };
 
-/* A redirected socket of a client, by its cookie, for as long as it is open. */
+/*
+ * A redirected socket of a client, by its cookie, for as long as it is open. No
+ * more than two cache lines.
+ */
 struct connection {
 	struct original_dst original;
 	struct tuple tuple; /* zero until the proxy has answered */
 	struct address proxy;
 	__u16 proxy_port_be;
-	__u16 reserved;
+	__u16 reserved; /* for the branch that it went, which a report tells */
 	__u32 reserved2;
 };
+
+_Static_assert(sizeof(struct connection) <= 128, "two cache lines");
+
+#pragma clang diagnostic pop
 
 #endif

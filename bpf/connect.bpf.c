@@ -45,6 +45,7 @@ struct {
 const volatile struct vocabulary {
 	enum info_flag info_flag;
 	enum branch branch;
+	enum proxy_mode proxy_mode;
 	enum policy policy;
 	enum option_flag option_flag;
 	enum port_list port_list;

@@ -1,12 +1,15 @@
 /** What the kernel's maps should say of a pod: pure functions from a decision. */
 import { isIPv4 } from 'node:net';
-import { infoFlag, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
+import { infoFlag, proxyMode, type CgroupInfo, type PodInfo } from '../../native/layout/layouts.ts';
 import type { Decision } from '../decisions/decision.ts';
 import { addressBytes, NO_ADDRESS } from '../objects/address.ts';
 import type { Pod } from '../objects/pod.ts';
 
 /** All bits that the agent can tell; DNS capture comes later. */
 const DETECTED = Object.values(infoFlag).reduce((all, bit) => all | bit, 0) & ~infoFlag.dnsCapture;
+
+/** Of each pod, as long as the node's proxy serves them all. */
+const BY_NODE_PROXY = { proxyMode: proxyMode.node, netns: 0n } as const;
 
 export interface PodAddresses {
   readonly ip4: Uint8Array;
@@ -54,6 +57,7 @@ export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts)
     id,
     slot,
     isInMesh: decision.enrolled ? 1 : 0,
+    ...BY_NODE_PROXY,
     cgroupIp: addresses.ip4,
     cgroupIp6: addresses.ip6,
     flags: flagsOf(decision),
@@ -67,6 +71,7 @@ export function monitorEntry(id: bigint, slot: number): CgroupInfo {
     id,
     slot,
     isInMesh: 0,
+    ...BY_NODE_PROXY,
     cgroupIp: NO_ADDRESS,
     cgroupIp6: NO_ADDRESS,
     flags: infoFlag.hostNetwork,
@@ -80,6 +85,7 @@ export function unknownEntry(id: bigint): CgroupInfo {
     id,
     slot: 0,
     isInMesh: 0,
+    ...BY_NODE_PROXY,
     cgroupIp: NO_ADDRESS,
     cgroupIp6: NO_ADDRESS,
     flags: infoFlag.unknownPod,
@@ -90,9 +96,9 @@ export function unknownEntry(id: bigint): CgroupInfo {
 /** The entry of a pod that only an earlier agent knew. */
 export function rememberedEntry(
   id: bigint,
-  { slot, isInMesh, flags, detectedFlags, ip4, ip6 }: PodInfo,
+  { slot, isInMesh, flags, detectedFlags, proxyMode, netns, ip4, ip6 }: PodInfo,
 ): CgroupInfo {
-  return { id, slot, isInMesh, flags, detectedFlags, cgroupIp: ip4, cgroupIp6: ip6 };
+  return { id, slot, isInMesh, flags, detectedFlags, proxyMode, netns, cgroupIp: ip4, cgroupIp6: ip6 };
 }
 
 /** Whether the connect programs may redirect connections from there. */
@@ -120,11 +126,13 @@ export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts, name
     detectedFlags: DETECTED,
     isInMesh: decision.enrolled ? 1 : 0,
     namespaceMode,
+    ...BY_NODE_PROXY,
     ...addresses,
     uid: pod.uid,
     verdict: decision.verdict,
     reason: decision.reason,
     podNamespace: pod.namespace,
     podName: pod.name,
+    serviceAccount: '',
   };
 }

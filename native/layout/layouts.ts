@@ -51,6 +51,11 @@ export const policy = {
   deny: 1,
 } as const;
 
+export const proxyMode = {
+  node: 0,
+  inPod: 1,
+} as const;
+
 export const optionFlag = {
   nothingOutbound: 1,
   exemptUser: 2,
@@ -94,12 +99,14 @@ export interface CgroupInfo {
   readonly flags: number;
   readonly detectedFlags: number;
   readonly slot: number;
+  readonly proxyMode: number;
   readonly cgroupIp6: Uint8Array;
+  readonly netns: bigint;
 }
 
 export const cgroupInfo: Layout<CgroupInfo> = {
   name: 'cgroup_info',
-  size: 56,
+  size: 64,
   fields: [
     { name: 'id', offset: 0, kind: 'u64', count: 1 },
     { name: 'is_in_mesh', offset: 8, kind: 'u32', count: 1 },
@@ -107,18 +114,22 @@ export const cgroupInfo: Layout<CgroupInfo> = {
     { name: 'flags', offset: 28, kind: 'u16', count: 1 },
     { name: 'detected_flags', offset: 30, kind: 'u16', count: 1 },
     { name: 'slot', offset: 32, kind: 'u32', count: 1 },
-    { name: 'reserved', offset: 36, kind: 'u32', count: 1 },
+    { name: 'proxy_mode', offset: 36, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 38, kind: 'u16', count: 1 },
     { name: 'cgroup_ip6', offset: 40, kind: 'u8', count: 16 },
+    { name: 'netns', offset: 56, kind: 'u64', count: 1 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 56);
+    buffer.fill(0, at, at + 64);
     buffer.writeBigUInt64LE(value.id, at + 0);
     buffer.writeUInt32LE(value.isInMesh, at + 8);
     buffer.set(value.cgroupIp, at + 12);
     buffer.writeUInt16LE(value.flags, at + 28);
     buffer.writeUInt16LE(value.detectedFlags, at + 30);
     buffer.writeUInt32LE(value.slot, at + 32);
+    buffer.writeUInt16LE(value.proxyMode, at + 36);
     buffer.set(value.cgroupIp6, at + 40);
+    buffer.writeBigUInt64LE(value.netns, at + 56);
   },
   decode(buffer, at = 0) {
     return {
@@ -128,7 +139,9 @@ export const cgroupInfo: Layout<CgroupInfo> = {
       flags: buffer.readUInt16LE(at + 28),
       detectedFlags: buffer.readUInt16LE(at + 30),
       slot: buffer.readUInt32LE(at + 32),
+      proxyMode: buffer.readUInt16LE(at + 36),
       cgroupIp6: Uint8Array.from(buffer.subarray(at + 40, at + 40 + 16)),
+      netns: buffer.readBigUInt64LE(at + 56),
     };
   },
 };
@@ -182,6 +195,7 @@ export const proxyPorts: Layout<ProxyPorts> = {
 export interface Policies {
   readonly unknownPods: number;
   readonly whenProxyDown: number;
+  readonly proxyMode: number;
 }
 
 export const policies: Layout<Policies> = {
@@ -190,17 +204,21 @@ export const policies: Layout<Policies> = {
   fields: [
     { name: 'unknown_pods', offset: 0, kind: 'u32', count: 1 },
     { name: 'when_proxy_down', offset: 4, kind: 'u32', count: 1 },
-    { name: 'reserved', offset: 8, kind: 'u32', count: 2 },
+    { name: 'proxy_mode', offset: 8, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 10, kind: 'u16', count: 1 },
+    { name: 'reserved2', offset: 12, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
     buffer.fill(0, at, at + 16);
     buffer.writeUInt32LE(value.unknownPods, at + 0);
     buffer.writeUInt32LE(value.whenProxyDown, at + 4);
+    buffer.writeUInt16LE(value.proxyMode, at + 8);
   },
   decode(buffer, at = 0) {
     return {
       unknownPods: buffer.readUInt32LE(at + 0),
       whenProxyDown: buffer.readUInt32LE(at + 4),
+      proxyMode: buffer.readUInt16LE(at + 8),
     };
   },
 };
@@ -339,16 +357,16 @@ export interface PodCounters {
 
 export const podCounters: Layout<PodCounters> = {
   name: 'pod_counters',
-  size: 128,
+  size: 256,
   fields: [
-    { name: 'count', offset: 0, kind: 'u64', count: 16 },
+    { name: 'count', offset: 0, kind: 'u64', count: 32 },
   ],
   encode(value, buffer, at = 0) {
-    writeWords(value.count, buffer, at + 0, 16);
+    writeWords(value.count, buffer, at + 0, 32);
   },
   decode(buffer, at = 0) {
     return {
-      count: readWords(buffer, at + 0, 16),
+      count: readWords(buffer, at + 0, 32),
     };
   },
 };
@@ -465,16 +483,19 @@ export interface PodInfo {
   readonly namespaceMode: number;
   readonly ip4: Uint8Array;
   readonly ip6: Uint8Array;
+  readonly netns: bigint;
+  readonly proxyMode: number;
   readonly uid: string;
   readonly verdict: string;
   readonly reason: string;
   readonly podNamespace: string;
   readonly podName: string;
+  readonly serviceAccount: string;
 }
 
 export const podInfo: Layout<PodInfo> = {
   name: 'pod_info',
-  size: 448,
+  size: 720,
   fields: [
     { name: 'slot', offset: 0, kind: 'u32', count: 1 },
     { name: 'flags', offset: 4, kind: 'u16', count: 1 },
@@ -483,13 +504,19 @@ export const podInfo: Layout<PodInfo> = {
     { name: 'namespace_mode', offset: 12, kind: 'u32', count: 1 },
     { name: 'ip4', offset: 16, kind: 'u8', count: 16 },
     { name: 'ip6', offset: 32, kind: 'u8', count: 16 },
-    { name: 'uid', offset: 48, kind: 'char', count: 40 },
-    { name: 'verdict', offset: 88, kind: 'char', count: 8 },
-    { name: 'reason', offset: 96, kind: 'char', count: 32 },
-    { name: 'pod_namespace', offset: 128, kind: 'char', count: 64 },
-    { name: 'pod_name', offset: 192, kind: 'char', count: 256 },
+    { name: 'netns', offset: 48, kind: 'u64', count: 1 },
+    { name: 'proxy_mode', offset: 56, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 58, kind: 'u16', count: 1 },
+    { name: 'reserved2', offset: 60, kind: 'u32', count: 1 },
+    { name: 'uid', offset: 64, kind: 'char', count: 40 },
+    { name: 'verdict', offset: 104, kind: 'char', count: 8 },
+    { name: 'reason', offset: 112, kind: 'char', count: 32 },
+    { name: 'pod_namespace', offset: 144, kind: 'char', count: 64 },
+    { name: 'pod_name', offset: 208, kind: 'char', count: 256 },
+    { name: 'service_account', offset: 464, kind: 'char', count: 256 },
   ],
   encode(value, buffer, at = 0) {
+    buffer.fill(0, at, at + 720);
     buffer.writeUInt32LE(value.slot, at + 0);
     buffer.writeUInt16LE(value.flags, at + 4);
     buffer.writeUInt16LE(value.detectedFlags, at + 6);
@@ -497,11 +524,14 @@ export const podInfo: Layout<PodInfo> = {
     buffer.writeUInt32LE(value.namespaceMode, at + 12);
     buffer.set(value.ip4, at + 16);
     buffer.set(value.ip6, at + 32);
-    writeText(value.uid, buffer, at + 48, 40);
-    writeText(value.verdict, buffer, at + 88, 8);
-    writeText(value.reason, buffer, at + 96, 32);
-    writeText(value.podNamespace, buffer, at + 128, 64);
-    writeText(value.podName, buffer, at + 192, 256);
+    buffer.writeBigUInt64LE(value.netns, at + 48);
+    buffer.writeUInt16LE(value.proxyMode, at + 56);
+    writeText(value.uid, buffer, at + 64, 40);
+    writeText(value.verdict, buffer, at + 104, 8);
+    writeText(value.reason, buffer, at + 112, 32);
+    writeText(value.podNamespace, buffer, at + 144, 64);
+    writeText(value.podName, buffer, at + 208, 256);
+    writeText(value.serviceAccount, buffer, at + 464, 256);
   },
   decode(buffer, at = 0) {
     return {
@@ -512,11 +542,14 @@ export const podInfo: Layout<PodInfo> = {
       namespaceMode: buffer.readUInt32LE(at + 12),
       ip4: Uint8Array.from(buffer.subarray(at + 16, at + 16 + 16)),
       ip6: Uint8Array.from(buffer.subarray(at + 32, at + 32 + 16)),
-      uid: readText(buffer, at + 48, 40),
-      verdict: readText(buffer, at + 88, 8),
-      reason: readText(buffer, at + 96, 32),
-      podNamespace: readText(buffer, at + 128, 64),
-      podName: readText(buffer, at + 192, 256),
+      netns: buffer.readBigUInt64LE(at + 48),
+      proxyMode: buffer.readUInt16LE(at + 56),
+      uid: readText(buffer, at + 64, 40),
+      verdict: readText(buffer, at + 104, 8),
+      reason: readText(buffer, at + 112, 32),
+      podNamespace: readText(buffer, at + 144, 64),
+      podName: readText(buffer, at + 208, 256),
+      serviceAccount: readText(buffer, at + 464, 256),
     };
   },
 };
@@ -612,24 +645,30 @@ export interface OriginalDst {
   readonly port: number;
   readonly slot: number;
   readonly atNs: bigint;
+  readonly service: number;
+  readonly waypoint: number;
 }
 
 export const originalDst: Layout<OriginalDst> = {
   name: 'original_dst',
-  size: 32,
+  size: 40,
   fields: [
     { name: 'address', offset: 0, kind: { struct: 'address' }, count: 1 },
     { name: 'port_be', offset: 16, kind: 'u16', count: 1 },
     { name: 'reserved', offset: 18, kind: 'u16', count: 1 },
     { name: 'slot', offset: 20, kind: 'u32', count: 1 },
     { name: 'at_ns', offset: 24, kind: 'u64', count: 1 },
+    { name: 'service', offset: 32, kind: 'u32', count: 1 },
+    { name: 'waypoint', offset: 36, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 32);
+    buffer.fill(0, at, at + 40);
     address.encode(value.address, buffer, at + 0);
     buffer.writeUInt16BE(value.port, at + 16);
     buffer.writeUInt32LE(value.slot, at + 20);
     buffer.writeBigUInt64LE(value.atNs, at + 24);
+    buffer.writeUInt32LE(value.service, at + 32);
+    buffer.writeUInt32LE(value.waypoint, at + 36);
   },
   decode(buffer, at = 0) {
     return {
@@ -637,6 +676,8 @@ export const originalDst: Layout<OriginalDst> = {
       port: buffer.readUInt16BE(at + 16),
       slot: buffer.readUInt32LE(at + 20),
       atNs: buffer.readBigUInt64LE(at + 24),
+      service: buffer.readUInt32LE(at + 32),
+      waypoint: buffer.readUInt32LE(at + 36),
     };
   },
 };
@@ -650,28 +691,28 @@ export interface Connection {
 
 export const connection: Layout<Connection> = {
   name: 'connection',
-  size: 88,
+  size: 96,
   fields: [
     { name: 'original', offset: 0, kind: { struct: 'original_dst' }, count: 1 },
-    { name: 'tuple', offset: 32, kind: { struct: 'tuple' }, count: 1 },
-    { name: 'proxy', offset: 64, kind: { struct: 'address' }, count: 1 },
-    { name: 'proxy_port_be', offset: 80, kind: 'u16', count: 1 },
-    { name: 'reserved', offset: 82, kind: 'u16', count: 1 },
-    { name: 'reserved2', offset: 84, kind: 'u32', count: 1 },
+    { name: 'tuple', offset: 40, kind: { struct: 'tuple' }, count: 1 },
+    { name: 'proxy', offset: 72, kind: { struct: 'address' }, count: 1 },
+    { name: 'proxy_port_be', offset: 88, kind: 'u16', count: 1 },
+    { name: 'reserved', offset: 90, kind: 'u16', count: 1 },
+    { name: 'reserved2', offset: 92, kind: 'u32', count: 1 },
   ],
   encode(value, buffer, at = 0) {
-    buffer.fill(0, at, at + 88);
+    buffer.fill(0, at, at + 96);
     originalDst.encode(value.original, buffer, at + 0);
-    tuple.encode(value.tuple, buffer, at + 32);
-    address.encode(value.proxy, buffer, at + 64);
-    buffer.writeUInt16BE(value.proxyPort, at + 80);
+    tuple.encode(value.tuple, buffer, at + 40);
+    address.encode(value.proxy, buffer, at + 72);
+    buffer.writeUInt16BE(value.proxyPort, at + 88);
   },
   decode(buffer, at = 0) {
     return {
       original: originalDst.decode(buffer, at + 0),
-      tuple: tuple.decode(buffer, at + 32),
-      proxy: address.decode(buffer, at + 64),
-      proxyPort: buffer.readUInt16BE(at + 80),
+      tuple: tuple.decode(buffer, at + 40),
+      proxy: address.decode(buffer, at + 72),
+      proxyPort: buffer.readUInt16BE(at + 88),
     };
   },
 };

@@ -8,7 +8,7 @@ import { CgrouteError, messageOf } from '../error.ts';
 import { lockDirectory, type DirectoryLock } from '../boundary/lock.ts';
 
 /** Changes when a map's layout does; then the old version's state is taken over by copying. */
-export const PIN_VERSION = 'v1';
+export const PIN_VERSION = 'v2';
 const BPF_FS_MAGIC = 0xcafe4a11;
 
 /** A redirected connection gets from connect() to accept() within this time, as both ends are on this host. */

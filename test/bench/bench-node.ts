@@ -165,6 +165,8 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
       detectedFlags: flags,
       cgroupIp: addresses.ip4,
       cgroupIp6: addresses.ip6,
+      proxyMode: 0,
+      netns: 0n,
     });
   };
   enrol(appCgroup, 1, true, infoFlag.ambient, pod.ip4);

@@ -70,11 +70,14 @@ export async function benchIdentity(rounds: number, count: number): Promise<Iden
           detectedFlags: 0xfd,
           ip4: new Uint8Array(16),
           ip6: new Uint8Array(16),
+          proxyMode: 0,
+          netns: 0n,
           uid,
           verdict: 'in',
           reason: 'namespace-label',
           podNamespace: 'bench',
           podName: 'pod',
+          serviceAccount: '',
         },
       );
     }

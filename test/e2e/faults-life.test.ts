@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
 import { MODE } from '../harness/label-names.ts';
 import { type Running, eventually, must } from '../../deploy/stage/process.ts';
@@ -192,7 +193,7 @@ describe('in the life of an agent,', () => {
 
   test('an agent that starts while cleanup is at work is refused, and not robbed of its pins', async () => {
     await node.agent.kill9();
-    const links = `${node.sandbox.bpffs}/cgroute/v1/links`;
+    const links = `${node.sandbox.bpffs}/cgroute/${PIN_VERSION}/links`;
     const cleaning = node.sandbox.spawn({
       cmd: resolve(import.meta.dirname, '../../dist/cgroute'),
       args: [

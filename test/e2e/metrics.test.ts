@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { globSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { test } from 'node:test';
+import { branch } from '../../native/layout/layouts.ts';
 import { metricsReference } from '../../mapper/reports/metrics.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
@@ -73,6 +74,12 @@ test('metrics tell of pods, maps, sources and connections', async () => {
 
   assert.equal(await node.travel(pod.place), 'redirected');
   is(await scrape(node), { 'cgroute_connections_total{branch="redirected"}': 1 });
+  const branches = Object.keys(branch).filter((name) => name !== 'count');
+  assert.deepEqual(Object.keys((await node.podStatus(pod)).connections), branches, 'and no others');
+  assert.deepEqual(
+    [...before.keys()].filter((name) => name.startsWith('cgroute_connections_total')),
+    branches.map((name) => `cgroute_connections_total{branch="${name}"}`),
+  );
 
   const told = (await scrape(node)).get('cgroute_enrolment_latency_seconds_count') ?? NaN;
   node.manifest.change(pod.uid, { labels: { [MODE]: 'none' } });

@@ -5,6 +5,7 @@ import { relative, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import type { Agent, AgentOptions } from '../../deploy/stage/agent.ts';
 import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { bootNode, type NamespacedNode } from '../harness/namespaced.ts';
 import {
   containerId,
@@ -108,7 +109,7 @@ async function end({ node, box }: Kind, signal: 'TERM' | 'KILL'): Promise<void> 
  * links; without tracepoints, which have none, and sock_ops, which comes and goes.
  */
 const linked = ({ node }: Kind): bigint[] =>
-  readdirSync(`${node.sandbox.bpffs}/cgroute/v1/links`)
+  readdirSync(`${node.sandbox.bpffs}/cgroute/${PIN_VERSION}/links`)
     .filter((pin) => !/@0$|^sock_ops@/.test(pin))
     .map((pin) => BigInt(pin.split('@')[1] ?? ''))
     .toSorted();

@@ -1,20 +1,26 @@
 /** What another version may have changed in its structs: each of them here is longer, shorter or in another order. */
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import type { Changes } from '../harness/other-build.ts';
+
+/** How that other version calls itself: the next one. */
+export const OTHER_VERSION = `v${Number(PIN_VERSION.slice(1)) + 1}`;
 
 const swap = (header: RegExp, body: string): readonly [RegExp, string] => [header, body];
 
 export const LAYOUTS: Changes = {
-  'native/pins/pin-directory.ts': [["PIN_VERSION = 'v1'", "PIN_VERSION = 'v2'"]],
+  'native/pins/pin-directory.ts': [[`PIN_VERSION = '${PIN_VERSION}'`, `PIN_VERSION = '${OTHER_VERSION}'`]],
   'bpf/cgroute.h': [
     swap(
       /\t__u64 id;\n\t__u32 is_in_mesh;\n/,
-      '\t__u64 reserved_new[2];\n\t__u32 is_in_mesh;\n\t__u32 reserved_more;\n\t__u64 id;\n',
+      '\t__u32 reserved_new;\n\t__u32 is_in_mesh;\n\t__u64 id;\n\t__u32 reserved_more;\n',
     ),
+    // What this version promises of its own.
+    swap(/_Static_assert\(sizeof\(struct cgroup_info\)[^]*?are Merbridge's"\);\n/, ''),
     swap(
       /struct pod_address \{\n\t__u32 slot;\n/,
       'struct pod_address {\n\t__u64 reserved_new;\n\t__u32 slot;\n',
     ),
-    swap(/__u64 count\[16\];/, '__u64 count[24];'),
+    swap(/#define CGROUTE_MAX_BRANCHES 32\n/, '#define CGROUTE_MAX_BRANCHES 24\n'),
     swap(
       /\tchar reason\[32\];\n\tchar pod_namespace\[64\];\n\tchar pod_name\[256\];\n/,
       '\tchar pod_name[260];\n\tchar reason[36];\n\tchar pod_namespace[64];\n',

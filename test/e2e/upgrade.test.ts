@@ -20,7 +20,8 @@ import {
   listen,
 } from '../../deploy/stage/sock.ts';
 import { freeze } from '../kernel/mesh.ts';
-import { LAYOUTS } from './other-layouts.ts';
+import { PIN_VERSION as OWN } from '../../native/pins/pin-directory.ts';
+import { LAYOUTS, OTHER_VERSION as OTHER } from './other-layouts.ts';
 
 interface Totals {
   readonly total: number;
@@ -44,12 +45,12 @@ describe('another version with other layouts', () => {
   let pod: NodePod;
   let bypassed: NodePod;
   let proxying: Listener;
-  /** The programs of the two versions: v1 is this checkout. */
-  const programs: Record<'v1' | 'v2', string | undefined> = { v1: undefined, v2: undefined };
+  /** The program of the other version; this one's is that of the checkout. */
+  let other: string | undefined;
 
   before(async () => {
     node = await startNode('upgrade', { proxy: false, agent: false });
-    programs.v2 = await buildOther(node.sandbox.file('other'), LAYOUTS);
+    other = await buildOther(node.sandbox.file('other'), LAYOUTS);
     proxying = await listen(
       node.sandbox,
       node.proxyPod.place,
@@ -62,13 +63,13 @@ describe('another version with other layouts', () => {
     node.manifest.change(node.proxyPod.uid, { ips: [node.proxyPod.host.ip4, node.proxyPod.host.ip6] });
     pod = await node.addPod({ name: 'pod', style: 'systemd' });
     bypassed = await node.addPod({ name: 'bypassed', labels: { [BYPASS]: 'enabled' } });
-    await start('v2');
+    await start(OTHER);
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  const options = (version: 'v1' | 'v2'): { program?: string } =>
-    programs[version] === undefined ? {} : { program: programs[version] };
-  const start = (version: 'v1' | 'v2'): Promise<Agent> => node.startAgent(options(version));
+  const options = (version: string): { program?: string } =>
+    version === OWN || other === undefined ? {} : { program: other };
+  const start = (version: string): Promise<Agent> => node.startAgent(options(version));
   const versions = (): string[] => readdirSync(`${node.sandbox.bpffs}/cgroute`);
   const links = (): string[] =>
     globSync(`${node.sandbox.bpffs}/cgroute/*/links/*`).map((path) => path.replace(/.*\//, ''));
@@ -134,7 +135,7 @@ describe('another version with other layouts', () => {
   }
 
   /** What one version alone leaves: its directory, one link for each program and place, and nothing of closed connections. */
-  async function consistent(version: 'v1' | 'v2'): Promise<void> {
+  async function consistent(version: string): Promise<void> {
     assert.deepEqual(versions(), [version]);
     const now = links();
     const places = now.filter((name) => !/^original_dst@\d+_/.test(name));
@@ -160,9 +161,9 @@ describe('another version with other layouts', () => {
   }
 
   for (const [from, to] of [
-    ['v2', 'v1'],
-    ['v1', 'v2'],
-    ['v2', 'v1'],
+    [OTHER, OWN],
+    [OWN, OTHER],
+    [OTHER, OWN],
   ] as const) {
     test(`${from} is replaced by ${to} and no connection notices, open or new`, async () => {
       const held = [
@@ -200,9 +201,9 @@ describe('another version with other layouts', () => {
       must({ netns: node.proxyPod.host.netns, cmd: 'iptables', args: ['-w', verb, ...syn] });
     const dial = (): Running =>
       node.sandbox.spawn({ ...pod.place, cmd: SOCK, args: ['connect', node.server.ip4, '8080'] });
-    for (const to of ['v2', 'v1'] as const) {
+    for (const to of [OTHER, OWN]) {
       await node.agent.stop();
-      await start(to === 'v1' ? 'v2' : 'v1');
+      await start(to === OWN ? OTHER : OWN);
       await freeze(node.proxyPod.cgroup, true);
       const waiting = dial();
       await eventually('it is filed', async () => (await node.entries('original_dst_map')).length === 1);
@@ -227,7 +228,7 @@ describe('another version with other layouts', () => {
 
   test('more connections than the small map holds are taken over', async () => {
     await node.agent.stop();
-    await start('v1');
+    await start(OWN);
     const many = node.sandbox.spawn({
       ...pod.place,
       cmd: SOCK,
@@ -236,12 +237,13 @@ describe('another version with other layouts', () => {
     const result = await many.json<{ ok: number; failed: number }>(30_000);
     assert.deepEqual([result.ok, result.failed], [4500, 0]);
     await node.agent.stop();
-    const agent = await start('v2');
+    const agent = await start(OTHER);
     assert.ok(
       agent
         .log()
         .some(
-          ({ msg }) => msg === 'version v1 of the pins has been replaced by v2, with 4500 open connections',
+          ({ msg }) =>
+            msg === `version ${OWN} of the pins has been replaced by ${OTHER}, with 4500 open connections`,
         ),
       agent
         .log()
@@ -254,14 +256,14 @@ describe('another version with other layouts', () => {
     assert.deepEqual(counts, [4096, 404]);
     many.end();
     await many.exit;
-    await consistent('v2');
+    await consistent(OTHER);
     await node.agent.stop();
-    await start('v1');
+    await start(OWN);
   });
 
   test('status, explain and doctor read what another version has pinned', async () => {
     await node.agent.stop();
-    await start('v2');
+    await start(OTHER);
     const { pods, proxy, agent } = await node.status();
     assert.deepEqual(pods.map(({ name, verdict, cgroups }) => [name, verdict, cgroups.length]).toSorted(), [
       ['bypassed', 'bypass', 2],
@@ -278,7 +280,9 @@ describe('another version with other layouts', () => {
     assert.match(doctor.stdout, /root_connect4/);
     assert.match(
       doctor.stdout,
-      /version v2 of the pins is there; an agent of this version, v1, takes over from it/,
+      new RegExp(
+        `version ${OTHER} of the pins is there; an agent of this version, ${OWN}, takes over from it`,
+      ),
     );
     assert.doesNotMatch(doctor.stdout, /left by/, "its programs are known as cgroute's");
   });
@@ -290,7 +294,7 @@ describe('another version with other layouts', () => {
     await whileDialling(async () => {
       await node.agent.kill9();
       for (let i = 0; i < 20; i++) {
-        const version = random() < 0.7 ? 'v1' : 'v2';
+        const version = random() < 0.7 ? OWN : OTHER;
         const agent = startAgent(node.sandbox, { manifest: node.manifest.path, ...options(version) });
         const ms = Math.round(60 + random() * 900);
         await delay(ms);
@@ -299,7 +303,7 @@ describe('another version with other layouts', () => {
           `${version} ${ms} ms: ${versions().join('+')}${agent.log().some(({ msg }) => msg === 'ready') ? ', ready' : ''}`,
         );
       }
-      await start('v1');
+      await start(OWN);
       await delay(100);
     }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${agents.join('\n')}`);
@@ -309,7 +313,7 @@ describe('another version with other layouts', () => {
       `none was killed in the middle\n${agents.join('\n')}`,
     );
     for (const each of held) await release(each);
-    await consistent('v1');
+    await consistent(OWN);
   });
 
   test('what was kept for connections of before goes with the proxy', async () => {
@@ -321,7 +325,7 @@ describe('another version with other layouts', () => {
     node.manifest.remove(node.proxyPod.uid);
     await node.apply();
     await node.agent.stop();
-    await start('v1');
+    await start(OWN);
     assert.deepEqual(
       links().filter((name) => name.startsWith('original_dst@') && name.includes('_v')),
       [],
@@ -336,26 +340,26 @@ describe('another version with other layouts', () => {
     const before = links();
     const broken = startAgent(node.sandbox, {
       manifest: node.sandbox.file('none/pods.yaml'),
-      ...options('v2'),
+      ...options(OTHER),
     });
     assert.notEqual((await broken.running.exit).code, 0);
-    assert.deepEqual([versions(), links()], [['v1'], before]);
+    assert.deepEqual([versions(), links()], [[OWN], before]);
   });
 
   test('cleanup removes all versions', async () => {
     await node.agent.stop();
-    await start('v1');
+    await start(OWN);
     await node.agent.stop();
-    const agent = startAgent(node.sandbox, { manifest: node.manifest.path, ...options('v2') });
+    const agent = startAgent(node.sandbox, { manifest: node.manifest.path, ...options(OTHER) });
     const pinned = (): number =>
-      ['v1', 'v2'].filter((version) => globSync(`${node.sandbox.bpffs}/cgroute/${version}/maps/*`).length > 0)
+      [OWN, OTHER].filter((version) => globSync(`${node.sandbox.bpffs}/cgroute/${version}/maps/*`).length > 0)
         .length;
     await eventually('both are there', () => pinned() === 2);
     await agent.kill9();
     if (pinned() === 2)
       assert.match(
         (await cgroute(node.sandbox, ['doctor'])).stdout,
-        /versions v1 and v2 of the pins are there: taking over has not come to its end/,
+        new RegExp(`versions ${OWN} and ${OTHER} of the pins are there: taking over has not come to its end`),
       );
     assert.equal((await cgroute(node.sandbox, ['cleanup'])).code, 0);
     assert.deepEqual(

@@ -9,6 +9,7 @@ import {
   cgroupChange,
   handoff,
   infoFlag,
+  proxyMode,
   type CgroupEvent,
   type CgroupInfo,
   type PodInfo,
@@ -32,11 +33,14 @@ const POD: PodInfo = {
   detectedFlags: 0xfd,
   ip4: bytesOf('10.1.2.3'),
   ip6: bytesOf('fd00::3'),
+  proxyMode: proxyMode.inPod,
+  netns: 4026531841n,
   uid: UID,
   verdict: 'bypass',
   reason: 'bypass-inbound',
   podNamespace: 'shop',
   podName: 'web',
+  serviceAccount: 'default',
 };
 const fails = (error: unknown): void => void assert.fail(String(error));
 const entryOf = (id: bigint, pod = POD): CgroupInfo => ({
@@ -47,6 +51,8 @@ const entryOf = (id: bigint, pod = POD): CgroupInfo => ({
   detectedFlags: pod.detectedFlags,
   cgroupIp: pod.ip4,
   cgroupIp6: pod.ip6,
+  proxyMode: pod.proxyMode,
+  netns: pod.netns,
 });
 
 describe('a cgroup that is made', () => {

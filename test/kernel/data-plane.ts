@@ -16,6 +16,7 @@ import {
   infoFlag,
   policies as policiesLayout,
   policy,
+  proxyMode,
   setting,
   type CgroupInfo,
 } from '../../native/layout/layouts.ts';
@@ -131,6 +132,8 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         isInMesh: inMesh ? 1 : 0,
         cgroupIp: addresses.ip4,
         cgroupIp6: addresses.ip6,
+        proxyMode: proxyMode.node,
+        netns: 0n,
       };
       maps.cgroups.set(cgroup.id, info);
     },
@@ -156,7 +159,11 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       }
       const bytes = Buffer.alloc(policiesLayout.size);
       policiesLayout.encode(
-        { unknownPods: policy[policies.unknownPods], whenProxyDown: policy[policies.whenProxyDown] },
+        {
+          unknownPods: policy[policies.unknownPods],
+          whenProxyDown: policy[policies.whenProxyDown],
+          proxyMode: proxyMode.node,
+        },
         bytes,
       );
       maps.settings.set(setting.policies, { bytes });

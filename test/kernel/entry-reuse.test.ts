@@ -1,7 +1,7 @@
 /** What a program has found in a map may be taken for another key before it is read: nobody gets another's verdict by it. */
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { cgroupInfo, infoFlag, setting, type CgroupInfo } from '../../native/layout/layouts.ts';
+import { cgroupInfo, infoFlag, proxyMode, setting, type CgroupInfo } from '../../native/layout/layouts.ts';
 import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { must } from '../../deploy/stage/process.ts';
 import { type Place, SOCK } from '../../deploy/stage/sock.ts';
@@ -57,6 +57,8 @@ test('an entry that is replaced while a program reads it is not taken for that o
       detectedFlags: 0xffff,
       cgroupIp: bytesOf('0.0.0.0'),
       cgroupIp6: bytesOf('::'),
+      proxyMode: proxyMode.node,
+      netns: 0n,
     };
     cgroupInfo.encode(info, bytes);
     return `${number(id, 8)}=${hex(bytes)}`;

@@ -9,6 +9,7 @@ import { readObjectTypes, type StructLayout } from '../../native/layout/btf.ts';
 import { CgrouteError } from '../../native/error.ts';
 import { checkLayouts } from '../../native/layout/layout.ts';
 import { infoFlag, layouts } from '../../native/layout/layouts.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { libbpf } from '../../native/boundary/libbpf.ts';
 import { must, run } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
@@ -22,7 +23,7 @@ const objects = readdirSync(OBJECTS)
 
 const sandbox = await makeSandbox('layouts');
 const plane = openTestPlane(sandbox);
-const pin = (map: string): string => `${plane.bpffsRoot}/v1/maps/${map}`;
+const pin = (map: string): string => `${plane.bpffsRoot}/${PIN_VERSION}/maps/${map}`;
 
 after(async () => {
   plane[Symbol.dispose]();
@@ -71,7 +72,7 @@ test('a layout that differs in size, offset, kind, count or name is refused', ()
     fields: info.fields.map((field) => (field.name === name ? { ...field, ...to } : field)),
   });
   for (const [wrong, text] of [
-    [{ ...info, size: info.size + 8 }, /struct cgroup_info with 64 bytes, found 56 bytes/],
+    [{ ...info, size: info.size + 8 }, /struct cgroup_info with 72 bytes, found 64 bytes/],
     [change('flags', { offset: 30 }), /u16 flags\[1\] at 30, found u16 flags\[1\] at 28/],
     [change('slot', { kind: 'u16' }), /u16 slot/],
     [change('cgroup_ip', { count: 4 }), /cgroup_ip\[4\]/],
@@ -85,7 +86,7 @@ test('a layout that differs in size, offset, kind, count or name is refused', ()
 test('a map whose key or value has another size is refused', () => {
   const open = (key: typeof u32 | typeof u64): unknown =>
     new BpfMap('cgroup_info_map', libbpf().objGet(pin('cgroup_info_map')), key as typeof u64, u64);
-  assert.throws(() => open(u64), refused('ELAYOUT', /values of 56 bytes, expected 8 \(u64\) and 8 \(u64\)/));
+  assert.throws(() => open(u64), refused('ELAYOUT', /values of 64 bytes, expected 8 \(u64\) and 8 \(u64\)/));
   assert.throws(() => open(u32), refused('ELAYOUT', /keys of 8/));
 });
 
@@ -108,9 +109,11 @@ test('cgroup_info_map begins as its readers expect it', async () => {
   key.writeBigUInt64LE(cgroup.id);
   const bytes = await bytesInMap('cgroup_info_map', key);
   assert.equal(bytes.subarray(0, 32).toString('hex'), expected.toString('hex'));
-  assert.equal(bytes.length, 56);
+  assert.equal(bytes.length, 64);
   assert.equal(bytes.readUInt32LE(32), 7, 'slot');
-  assert.equal(bytes.subarray(40).toString('hex'), 'fd000000000000000000000000000009', 'cgroup_ip6');
+  assert.equal(bytes.readUInt32LE(36), 0, 'proxy_mode and what is reserved');
+  assert.equal(bytes.subarray(40, 56).toString('hex'), 'fd000000000000000000000000000009', 'cgroup_ip6');
+  assert.equal(bytes.readBigUInt64LE(56), 0n, 'netns');
 });
 
 test('flags have the bits that BEHAVIOUR gives them', () => {

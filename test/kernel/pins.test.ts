@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, u
 import { test } from 'node:test';
 import { CgrouteError } from '../../native/error.ts';
 import { removePins } from '../../native/data-plane/pin-removal.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { heldMaps, settlePin, type WantedMap } from '../../native/pins/pinned-map.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
@@ -66,8 +67,8 @@ async function startAgain(
   return { ...next, done, warnings };
 }
 
-const maps = ({ plane }: Mesh): string => `${plane.bpffsRoot}/v1/maps`;
-const links = ({ plane }: Mesh): string => `${plane.bpffsRoot}/v1/links`;
+const maps = ({ plane }: Mesh): string => `${plane.bpffsRoot}/${PIN_VERSION}/maps`;
+const links = ({ plane }: Mesh): string => `${plane.bpffsRoot}/${PIN_VERSION}/links`;
 
 test('the map behind a missing pin is found in the programs that use it, with all that is in it', async () => {
   await using mesh = await makeMesh('missing');
@@ -153,7 +154,13 @@ test('a map in the place of the one that the programs use is kept aside even if 
   {
     using other = openTestPlane(mesh.sandbox, { bpffsRoot: `${mesh.sandbox.bpffs}/other` });
     unlinkSync(pin);
-    await bpftool('map', 'pin', 'id', String(await idOf('map', `${other.bpffsRoot}/v1/maps/settings`)), pin);
+    await bpftool(
+      'map',
+      'pin',
+      'id',
+      String(await idOf('map', `${other.bpffsRoot}/${PIN_VERSION}/maps/settings`)),
+      pin,
+    );
   }
   using next = await startAgain(mesh);
   assert.match(
@@ -166,8 +173,8 @@ test('a map in the place of the one that the programs use is kept aside even if 
 test('where no program uses a map of that name, a foreign one makes way for a new one', async () => {
   await using sandbox = await makeSandbox('unused');
   const bpffsRoot = `${sandbox.bpffs}/cgroute`;
-  mkdirSync(`${bpffsRoot}/v1/maps`, { recursive: true });
-  await makeMap(`${bpffsRoot}/v1/maps/settings`, 24);
+  mkdirSync(`${bpffsRoot}/${PIN_VERSION}/maps`, { recursive: true });
+  await makeMap(`${bpffsRoot}/${PIN_VERSION}/maps/settings`, 24);
   {
     using plane = openTestPlane(sandbox);
     assert.match(
@@ -183,8 +190,8 @@ test('where no program uses a map of that name, a foreign one makes way for a ne
 test('what cannot be moved is refused in a sentence, and nothing is changed', async () => {
   await using sandbox = await makeSandbox('stuck');
   const bpffsRoot = `${sandbox.bpffs}/cgroute`;
-  mkdirSync(`${bpffsRoot}/v1/maps`, { recursive: true });
-  await makeMap(`${bpffsRoot}/v1/maps/settings`, 24);
+  mkdirSync(`${bpffsRoot}/${PIN_VERSION}/maps`, { recursive: true });
+  await makeMap(`${bpffsRoot}/${PIN_VERSION}/maps/settings`, 24);
   await makeMap(`${bpffsRoot}/aside`);
   assert.throws(
     () => openTestPlane(sandbox),
@@ -195,7 +202,7 @@ test('what cannot be moved is refused in a sentence, and nothing is changed', as
         error.message,
       ),
   );
-  assert.ok(existsSync(`${bpffsRoot}/v1/maps/settings`));
+  assert.ok(existsSync(`${bpffsRoot}/${PIN_VERSION}/maps/settings`));
 });
 
 test('attached programs that use a map of another layout, under this version, are not robbed of it', async () => {
@@ -341,7 +348,7 @@ for (const [from, what] of [
     } = mesh;
     const held = await hold(sandbox, app, server.ip4, PORT);
     const { peer } = await seen(mesh.proxying, held.result.ok ? held.result.local : '');
-    renameSync(`${bpffsRoot}/v1`, `${bpffsRoot}/${from}`);
+    renameSync(`${bpffsRoot}/${PIN_VERSION}`, `${bpffsRoot}/${from}`);
     const before = Object.fromEntries(
       await Promise.all(
         readdirSync(`${bpffsRoot}/${from}/links`).map(
@@ -353,15 +360,17 @@ for (const [from, what] of [
       using next = await startAgain(mesh);
       assert.match(
         next.done ?? '',
-        new RegExp(`^version ${from} of the pins has been replaced by v1, with 0 open connections$`),
+        new RegExp(
+          `^version ${from} of the pins has been replaced by ${PIN_VERSION}, with 0 open connections$`,
+        ),
       );
-      assert.deepEqual(readdirSync(bpffsRoot), ['v1']);
-      assert.deepEqual(readdirSync(`${bpffsRoot}/v1`).toSorted(), ['links', 'maps']);
-      const now = readdirSync(`${bpffsRoot}/v1/links`);
+      assert.deepEqual(readdirSync(bpffsRoot), [PIN_VERSION]);
+      assert.deepEqual(readdirSync(`${bpffsRoot}/${PIN_VERSION}`).toSorted(), ['links', 'maps']);
+      const now = readdirSync(`${bpffsRoot}/${PIN_VERSION}/links`);
       assert.deepEqual(now.toSorted(), Object.keys(before).toSorted());
       for (const name of now.filter((pin) => /_connect/.test(pin)))
         assert.equal(
-          await idOf('link', `${bpffsRoot}/v1/links/${name}`),
+          await idOf('link', `${bpffsRoot}/${PIN_VERSION}/links/${name}`),
           before[name],
           `${name} is the same link`,
         );

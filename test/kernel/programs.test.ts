@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { probeFeatures } from '../../native/survey/capability.ts';
 import { programsAt } from '../../native/survey/cgroup-query.ts';
 import { CgrouteError } from '../../native/error.ts';
+import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { connect, listen, SOCK } from '../../deploy/stage/sock.ts';
@@ -30,7 +31,7 @@ interface Link {
 
 /** The links that are pinned, by pin. */
 async function linksOf(bpffsRoot: string): Promise<Record<string, Link>> {
-  const directory = `${bpffsRoot}/v1/links`;
+  const directory = `${bpffsRoot}/${PIN_VERSION}/links`;
   const links: Record<string, Link> = {};
   for (const pin of readdirSync(directory)) {
     links[pin] = JSON.parse(
@@ -64,7 +65,7 @@ test('every program is accepted by the verifier and, once attached, stands where
   const tree = sandbox.cgroup('kubepods');
   const proxy = sandbox.cgroup('kubepods/proxy');
   attachAll(plane, tree, proxy);
-  const pins = readdirSync(`${plane.bpffsRoot}/v1/links`);
+  const pins = readdirSync(`${plane.bpffsRoot}/${PIN_VERSION}/links`);
   for (const [program, cgroup] of [
     ['pod_connect4', tree],
     ['pod_connect6', tree],
@@ -195,10 +196,13 @@ test('a link that somebody removed is put back, and links of other cgroups are d
   const before = await linksOf(plane.bpffsRoot);
   assert.deepEqual(plane.plane.repairLinks(), []);
   const pin = Object.keys(before).find((name) => name.startsWith('pod_connect4@')) ?? '';
-  await must({ cmd: 'bpftool', args: ['link', 'detach', 'pinned', `${plane.bpffsRoot}/v1/links/${pin}`] });
+  await must({
+    cmd: 'bpftool',
+    args: ['link', 'detach', 'pinned', `${plane.bpffsRoot}/${PIN_VERSION}/links/${pin}`],
+  });
   assert.deepEqual(plane.plane.repairLinks(), [pin]);
   await assertRedirected(mesh, await connect(app, server.ip4, PORT), at(server.ip4, PORT));
-  await must({ cmd: 'rm', args: [`${plane.bpffsRoot}/v1/links/${pin}`] });
+  await must({ cmd: 'rm', args: [`${plane.bpffsRoot}/${PIN_VERSION}/links/${pin}`] });
   assert.deepEqual(plane.plane.repairLinks(), [pin]);
   await assertRedirected(mesh, await connect(app, server.ip4, PORT), at(server.ip4, PORT));
 

@@ -281,6 +281,22 @@ test('without resets their counters are there, at zero', async () => {
   );
 });
 
+test('a counter that no branch has yet is not told', async () => {
+  const names = async (metrics: ReturnType<typeof createMetrics>): Promise<string[]> =>
+    [...(await metrics.text()).matchAll(/^cgroute_connections_total\{branch="(.*)"\}/gm)]
+      .map(([, name = '']) => name)
+      .toSorted();
+  const fake: Fake = { counters: [], retired: Array.from({ length: 32 }, () => 5), intended: [] };
+  const metrics = createMetrics(sourcesOf(fake));
+  fake.counters = [[1, { count: Array.from({ length: 32 }, () => 7n) }]];
+  assert.deepEqual(
+    await names(metrics),
+    Object.keys(branch)
+      .filter((name) => name !== 'count')
+      .toSorted(),
+  );
+});
+
 test('the latency is a histogram in seconds', async () => {
   const metrics = createMetrics(sourcesOf({ counters: [], retired: [], intended: [] }));
   metrics.mapped(0.004);
