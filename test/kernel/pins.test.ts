@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, u
 import { test } from 'node:test';
 import { CgrouteError } from '../../native/error.ts';
 import { removePins } from '../../native/data-plane/pin-removal.ts';
+import { cgroupInfo } from '../../native/layout/layouts.ts';
 import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { heldMaps, settlePin, type WantedMap } from '../../native/pins/pinned-map.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
@@ -115,7 +116,10 @@ test('something else in the place of a map is kept aside, and the map is found',
     using next = await startAgain(mesh);
     for (const [pin, what] of [
       [settings, 'a map with other fields, or flags, than expected'],
-      [infos, 'a map of type 1, expected 1, with keys of 4 and values of 4 bytes, expected 8 and 56'],
+      [
+        infos,
+        `a map of type 1, expected 1, with keys of 4 and values of 4 bytes, expected 8 and ${cgroupInfo.size}`,
+      ],
       [counters, 'a link and no map'],
       [handled, 'no BPF object'],
     ] as const) {
@@ -209,17 +213,26 @@ test('attached programs that use a map of another layout, under this version, ar
   await using mesh = await makeMesh('conflict');
   mesh.plane[Symbol.dispose]();
   const held = heldMaps(links(mesh));
+  const { size } = cgroupInfo;
   const settle = (wanted: Partial<WantedMap>): string[] =>
     settlePin(
-      { name: 'cgroup_info_map', type: 1, keySize: 8, valueSize: 56, flags: 0, shape: undefined, ...wanted },
+      {
+        name: 'cgroup_info_map',
+        type: 1,
+        keySize: 8,
+        valueSize: size,
+        flags: 0,
+        shape: undefined,
+        ...wanted,
+      },
       { bpffsRoot: mesh.plane.bpffsRoot, mapDirectory: maps(mesh), held, adopt: () => undefined },
     );
   assert.deepEqual(settle({}), []);
   const word = { path: '', offset: 0, size: 8, count: 1, isText: false };
   for (const [other, why] of [
-    [{ valueSize: 64 }, 'keys of 8 and values of 56 bytes, expected 8 and 64'],
+    [{ valueSize: size + 8 }, `keys of 8 and values of ${size} bytes, expected 8 and ${size + 8}`],
     [
-      { shape: { key: { size: 8, leaves: [word] }, value: { size: 56, leaves: [{ ...word, path: 'id' }] } } },
+      { shape: { key: { size: 8, leaves: [word] }, value: { size, leaves: [{ ...word, path: 'id' }] } } },
       'other fields than expected',
     ],
   ] as const) {
