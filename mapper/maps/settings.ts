@@ -1,7 +1,14 @@
 /** What holds for the whole node, in the kernel's map `settings`. Nothing else writes that map. */
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { Layout } from '../../native/layout/layout.ts';
-import { policies, policy, proxyMode, proxyPorts, setting, settingValue } from '../../native/layout/layouts.ts';
+import {
+  policies,
+  policy,
+  proxyMode,
+  proxyPorts,
+  setting,
+  settingValue,
+} from '../../native/layout/layouts.ts';
 import type { Config } from '../config/config.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
