@@ -1,7 +1,7 @@
 /** The scene `ambient`: pods join the mesh, and leave it, by a label; the agent comes, dies and comes back. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, cgroute, startAgent } from '../stage/agent.ts';
-import type { NodeStatus } from '../../test/harness/node.ts';
+import type { NodeStatus } from '../stage/node-status.ts';
 import type { Sandbox } from '../stage/sandbox.ts';
 import { type Client, type DemoNode, NODE_NAME, type Proxy, type Visit, makeDemoNode } from './demo-node.ts';
 import type { Report } from './demo-report.ts';

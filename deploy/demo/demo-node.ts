@@ -8,7 +8,7 @@ import type { Cgroup } from '../stage/cgroup.ts';
 import { type ProxiedConnection, startHaproxy } from '../stage/haproxy.ts';
 import { type PodObject, makeManifest } from '../stage/manifest.ts';
 import { type NetworkHost, makeNetwork } from '../stage/netns.ts';
-import { type CgroupStyle, containerPath } from '../../test/harness/node.ts';
+import { type CgroupStyle, containerPath } from '../stage/pod-cgroup.ts';
 import { eventually } from '../stage/process.ts';
 import type { Sandbox } from '../stage/sandbox.ts';
 import { type Connected, SOCK, listen } from '../stage/sock.ts';

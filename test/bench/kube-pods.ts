@@ -13,7 +13,8 @@ import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harnes
 import type { RecordedRequest } from '../harness/kube-server.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cgroups.ts';
-import { containerId, ENROLLED } from '../harness/node.ts';
+import { ENROLLED } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { type Relay, startRelay } from './kube-relay.ts';

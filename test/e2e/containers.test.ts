@@ -4,7 +4,8 @@ import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, containerId, containerPath, startNode } from '../harness/node.ts';
+import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { containerId, containerPath } from '../../deploy/stage/pod-cgroup.ts';
 import { startContainer } from '../harness/runc.ts';
 import type { Connected } from '../../deploy/stage/sock.ts';
 

@@ -6,7 +6,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test, type TestContext } from 'node:test';
 import { watchAgent } from '../harness/alive.ts';
 import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, containerId, startNode } from '../harness/node.ts';
+import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { SOCK, type Connected, connect, listen, type Place, sock } from '../../deploy/stage/sock.ts';
 

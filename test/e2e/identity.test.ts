@@ -5,15 +5,8 @@ import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import {
-  CGROUP_STYLES,
-  type NodePod,
-  type PodOptions,
-  type TestNode,
-  containerId,
-  newUid,
-  startNode,
-} from '../harness/node.ts';
+import { type NodePod, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import { CGROUP_STYLES, containerId, newUid } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK, connect, listen, sock } from '../../deploy/stage/sock.ts';
 

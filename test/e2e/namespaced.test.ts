@@ -6,14 +6,9 @@ import { after, before, describe, test } from 'node:test';
 import type { Agent, AgentOptions } from '../../deploy/stage/agent.ts';
 import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { bootNode, type NamespacedNode } from '../harness/namespaced.ts';
-import {
-  containerId,
-  newUid,
-  startNode,
-  type NodePod,
-  type NodeStatus,
-  type TestNode,
-} from '../harness/node.ts';
+import { startNode, type NodePod, type TestNode } from '../harness/node.ts';
+import { containerId, newUid } from '../../deploy/stage/pod-cgroup.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { eventually, type Finished, must, type Program, run } from '../../deploy/stage/process.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');

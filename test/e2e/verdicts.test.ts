@@ -2,14 +2,8 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
-import {
-  ENROLLED,
-  type NodePod,
-  type NodeStatus,
-  type PodOptions,
-  type TestNode,
-  startNode,
-} from '../harness/node.ts';
+import { ENROLLED, type NodePod, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { listen } from '../../deploy/stage/sock.ts';
 
 const MODE = 'istio.io/dataplane-mode';

@@ -3,49 +3,17 @@
  * make them, a network, a real HAProxy as the node's proxy, the agent, and a
  * manifest in the place of the API server.
  */
-import { createHash } from 'node:crypto';
 import { existsSync, globSync } from 'node:fs';
 import { type Agent, type AgentOptions, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { type Haproxy, startHaproxy } from '../../deploy/stage/haproxy.ts';
+import { containerId, containerPath, newUid, type CgroupStyle } from '../../deploy/stage/pod-cgroup.ts';
+import type { NodeStatus, PodStatus } from '../../deploy/stage/node-status.ts';
 import { type Manifest, type PodObject, makeManifest } from '../../deploy/stage/manifest.ts';
 import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { type Connected, type Listener, type Place, connect, listen } from '../../deploy/stage/sock.ts';
-
-/** Where kubelets and runtimes put a container, by cgroup driver; below the watched root. */
-const STYLES = {
-  cgroupfs: (uid: string, id: string) => `kubepods/burstable/pod${uid}/${id}`,
-  'cgroupfs-guaranteed': (uid: string, id: string) => `kubepods/pod${uid}/${id}`,
-  systemd: (uid: string, id: string) =>
-    `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${slice(uid)}.slice/cri-containerd-${id}.scope`,
-  crio: (uid: string, id: string) => `kubepods.slice/kubepods-pod${slice(uid)}.slice/crio-${id}.scope`,
-  docker: (uid: string, id: string) =>
-    `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${slice(uid)}.slice/docker-${id}.scope`,
-  'kind-cgroupfs': (uid: string, id: string) =>
-    `docker/${containerId('kind')}/kubepods/besteffort/pod${uid}/${id}`,
-  'kind-systemd': (uid: string, id: string) =>
-    `system.slice/docker-${containerId('kind')}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod${slice(uid)}.slice/cri-containerd-${id}.scope`,
-  joined: (uid: string, id: string) => `kubepods-besteffort-pod${slice(uid)}.slice:cri-containerd:${id}`,
-} as const;
-
-export type CgroupStyle = keyof typeof STYLES;
-export const CGROUP_STYLES = Object.keys(STYLES) as readonly CgroupStyle[];
-
-function slice(uid: string): string {
-  return uid.replaceAll('-', '_');
-}
-
-/** 64 hex digits, the same for the same text. */
-export function containerId(text: string): string {
-  return createHash('sha256').update(text).digest('hex');
-}
-
-/** The path of a container's cgroup below the watched root. */
-export function containerPath(style: CgroupStyle, uid: string, id: string): string {
-  return STYLES[style](uid, id);
-}
 
 export interface PodOptions extends Partial<Omit<PodObject, 'name'>> {
   readonly name: string;
@@ -78,33 +46,6 @@ export interface NodePod {
 
 /** What became of a connection: through the proxy's 15001 or 15006, untouched, or the errno of connect(). */
 export type Travel = 'redirected' | 'inbound' | 'direct' | (string & {});
-
-/** `cgroute status -o json`, as section 8 of the behaviour says. */
-export interface NodeStatus {
-  readonly node: string | null;
-  readonly agent: {
-    readonly running: boolean;
-    readonly ready: boolean;
-    readonly pid: number | null;
-    readonly version: string | null;
-  };
-  readonly proxy: { readonly address: string | null; readonly pod: string | null; readonly ready: boolean };
-  readonly sources: readonly { readonly name: string; readonly state: string; readonly detail: string }[];
-  readonly pods: readonly PodStatus[];
-  readonly unknown: readonly { readonly id: string; readonly path: string | null }[];
-  readonly host: Readonly<Record<string, number>>;
-}
-
-export interface PodStatus {
-  readonly namespace: string;
-  readonly name: string;
-  readonly uid: string;
-  readonly verdict: string;
-  readonly reason: string;
-  readonly ips: readonly string[];
-  readonly cgroups: readonly { readonly id: string; readonly path: string | null }[];
-  readonly connections: Readonly<Record<string, number>>;
-}
 
 export interface MapEntry {
   readonly key: unknown;
@@ -165,13 +106,6 @@ const KUBELET_TREES = ['kubepods', 'kubepods.slice'].flatMap((tree) =>
     tree === 'kubepods' ? `${tree}/${qos}` : `${tree}/kubepods-${qos}.slice`,
   ),
 );
-
-let uids = 0;
-
-/** A UID that no other pod of this process has. */
-export function newUid(): string {
-  return `00000000-0000-4000-8000-${(++uids).toString(16).padStart(12, '0')}`;
-}
 
 /** Starts a node; everything of it goes away with `await using`, and when its start fails. */
 export async function startNode(name: string, options: NodeOptions = {}): Promise<TestNode> {

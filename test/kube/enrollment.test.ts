@@ -8,7 +8,7 @@ import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube
 import { type PodSpec, namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
-import type { NodeStatus } from '../harness/node.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK } from '../../deploy/stage/sock.ts';
 

@@ -6,7 +6,7 @@ import { metricsReference } from '../../mapper/reports/metrics.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import { promtool } from '../harness/promtool.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';

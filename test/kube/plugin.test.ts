@@ -19,7 +19,7 @@ import {
 } from '../harness/kube-objects.ts';
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Finished, run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 

@@ -10,7 +10,7 @@ import { type KubeObject, namespaceObject, podObject } from '../harness/kube-obj
 import { makeKubeApi } from '../harness/kube-api.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 

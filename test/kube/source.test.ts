@@ -15,7 +15,8 @@ import type { ServiceAccount } from '../harness/kube-account.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId, type NodeStatus } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 

@@ -13,7 +13,7 @@ import { CHART, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Finished, type Running } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
-import { containerId, containerPath } from '../harness/node.ts';
+import { containerId, containerPath } from '../../deploy/stage/pod-cgroup.ts';
 import { ip, makeNetwork, sysctl } from '../../deploy/stage/netns.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';

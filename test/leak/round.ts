@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { containerId } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import type { AgentChurn } from './agent-churn.ts';
 import type { CaseName, Job, Way } from './connection.ts';
 import { type LeakNode, POD_PORT } from './node.ts';

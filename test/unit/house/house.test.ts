@@ -108,15 +108,40 @@ test('the check of the rooms sees each kind of violation', () => {
   assert.deepEqual(imports(text), ['./a.ts', 'b', 'c', './d.ts', 'e']);
 });
 
+/** Imports of a room's files from places that it must not know, as sentences. */
+function importsFrom(
+  path: string,
+  modules: readonly string[],
+  isForbidden: (room: string) => boolean,
+): string[] {
+  return modules
+    .filter((module) => module.startsWith('.') && isForbidden(roomOf(normalize(join(dirname(path), module)))))
+    .map((module) => `${path} imports ${module}`);
+}
+
 test('the harness knows nothing of the agent', () => {
-  const found = [...sources('deploy/stage', /\.ts$/), ...sources('test/harness', /\.ts$/)].flatMap((path) =>
-    imports(read(path))
-      .filter(
-        (module) => module.startsWith('.') && ROOMS.includes(roomOf(normalize(join(dirname(path), module)))),
-      )
-      .map((module) => `${path} imports ${module}`),
+  const isAgent = (room: string): boolean => ROOMS.includes(room);
+  const files = [...sources('deploy/stage', /\.ts$/), ...sources('test/harness', /\.ts$/)];
+  assert.ok(files.length > 20);
+  assert.deepEqual(
+    files.flatMap((path) => importsFrom(path, imports(read(path)), isAgent)),
+    [],
   );
-  assert.deepEqual(found, []);
+  assert.equal(
+    importsFrom('deploy/stage/agent.ts', ['../../native/error.ts', '../../cgroute.ts'], isAgent).length,
+    2,
+  );
+});
+
+test('deploy/ imports nothing of test/', () => {
+  const isTest = (room: string): boolean => room === 'test';
+  const files = sources('deploy', /\.ts$/);
+  assert.ok(files.length > 20);
+  assert.deepEqual(
+    files.flatMap((path) => importsFrom(path, imports(read(path)), isTest)),
+    [],
+  );
+  assert.equal(importsFrom('deploy/demo/demo.ts', ['../../test/harness/node.ts'], isTest).length, 1);
 });
 
 test('no file is longer than 550 lines, or named after nothing in particular', () => {
