@@ -8,7 +8,7 @@ import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-pl
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';
-import { AGENT_RULES } from '../harness/kube-mesh.ts';
+import { AGENT_RULES } from '../harness/kube-agent.ts';
 import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harness/kube-objects.ts';
 import type { RecordedRequest } from '../harness/kube-server.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';

@@ -4,7 +4,8 @@
  * The agent is the one that is shipped; nothing but the label tells the two apart.
  */
 import { type NetworkHost } from '../../deploy/stage/netns.ts';
-import { type NodePod, startNode, type TestNode } from '../harness/node.ts';
+import { startNode, type TestNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';

@@ -6,7 +6,8 @@ import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/data-plane.ts';
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 
@@ -43,11 +44,8 @@ describe('drift:', () => {
   const reports = (message: string): readonly Readonly<Record<string, unknown>>[] =>
     node.agent.log().filter(({ msg }) => msg === message);
 
-  async function repaired(): Promise<number> {
-    const address = String((await node.agent.logged('serving'))['http']);
-    const text = await (await fetch(`http://${address}/metrics`)).text();
-    return Number(/^cgroute_drift_repaired_total (\d+)$/m.exec(text)?.[1]);
-  }
+  const repaired = async (): Promise<number> =>
+    (await node.metrics()).get('cgroute_drift_repaired_total') ?? NaN;
 
   /**
    * Does something; `isRight` is so again after two sweeps at most, which counted

@@ -6,7 +6,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { type Running, eventually, must } from '../../deploy/stage/process.ts';
 import { SOCK, connect, listen, type Place } from '../../deploy/stage/sock.ts';
 

@@ -7,7 +7,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { killBelow, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { Haproxy } from '../../deploy/stage/haproxy.ts';
-import { type NodePod, type PodOptions, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import {
   type Backend,
@@ -104,16 +105,8 @@ const fastSweep = (node: TestNode): readonly string[] => {
   return ['--config', file];
 };
 
-const metric = async (node: TestNode, name: string): Promise<number> => {
-  const { http = '' } = (await node.agent.logged('serving')) as { http?: string };
-  const text = await (await fetch(`http://${http}/metrics`)).text();
-  return Number(
-    text
-      .split('\n')
-      .find((line) => line.startsWith(`${name} `))
-      ?.slice(name.length),
-  );
-};
+const metric = async (node: TestNode, name: string): Promise<number> =>
+  (await node.metrics()).get(name) ?? NaN;
 const drift = (node: TestNode): Promise<number> => metric(node, 'cgroute_drift_repaired_total');
 
 const notes = async (node: TestNode, pod: NodePod): Promise<string> => {

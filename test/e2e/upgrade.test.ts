@@ -7,7 +7,8 @@ import { globSync, readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { buildOther } from '../harness/other-build.ts';
 import { eventually, must, type Running } from '../../deploy/stage/process.ts';
 import {

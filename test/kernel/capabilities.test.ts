@@ -12,7 +12,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, type Confinement, PROJECT, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER, POD } from '../harness/daemon-set.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 
 /** Bits of capabilities(7), <linux/capability.h>. */

@@ -12,7 +12,8 @@ import { CAPABILITIES, type PodSpec } from '../harness/daemon-set.ts';
 import { HELM_MISSING, chartObjects } from '../../deploy/build/helm.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import {
   type Backend,

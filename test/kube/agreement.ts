@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import PQueue from 'p-queue';
 import type { KubeApi, ObjectList } from '../harness/kube-api.ts';
-import { type Mesh, type MeshNode, SERVER_PORT } from '../harness/kube-mesh.ts';
+import type { Mesh, MeshNode } from '../harness/kube-mesh.ts';
+import { SERVER_PORT } from '../../deploy/stage/node.ts';
 import type { KubeObject, Pod } from '../harness/kube-objects.ts';
 import { type Allowed, type Expected, type NamespaceLabels, expected } from './rules.ts';
 

@@ -4,7 +4,7 @@
  * with the agent.
  */
 import type { Pod, Texts } from '../harness/kube-objects.ts';
-import type { Travel } from '../harness/node.ts';
+import type { Travel } from '../harness/travel.ts';
 
 /** `bypass.allowed` */
 export type Allowed = 'any' | 'namespace' | 'never';

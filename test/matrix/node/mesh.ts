@@ -16,7 +16,7 @@ import {
   namespaceObject,
   podObject,
 } from '../../harness/kube-objects.ts';
-import { type Travel, travelOf } from '../../harness/node.ts';
+import { type Travel, travelOf } from '../../harness/travel.ts';
 import type { NodeStatus } from '../../../deploy/stage/node-status.ts';
 import type { Connected } from '../../../deploy/stage/sock.ts';
 import { NODE, type RealNode } from './node.ts';
