@@ -10,7 +10,7 @@ import { eventually, must } from '../../deploy/stage/process.ts';
 import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { hasPriority, PRIORITY } from './kube-pods.ts';
-import { median, ratio, shuffled, type Ratio } from './statistics.ts';
+import { median, order, ratio, type Ratio } from './statistics.ts';
 
 const PORT = 8081;
 const STATUS = { 'sidecar.istio.io/status': '{}' };
@@ -140,7 +140,7 @@ export async function benchSidecar(rounds: number, count: number): Promise<Sidec
     MOMENTS.flatMap((moment) => SIDECAR_WAYS.map((way) => ({ direction, moment, way }))),
   );
   for (let round = 0; round < rounds; round++) {
-    for (const { direction, moment, way } of shuffled(all)) {
+    for (const { direction, moment, way } of order.shuffled(all)) {
       measured[direction][moment][way].push(await measure(scene, direction, way, moment, count));
     }
   }

@@ -4,6 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test, type TestContext } from 'node:test';
+import { allBy, dial } from '../harness/dialler.ts';
 import { watchAgent } from '../harness/alive.ts';
 import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
@@ -11,11 +12,6 @@ import type { NodePod } from '../../deploy/stage/node.ts';
 import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { SOCK, type Connected, connect, listen, type Place, sock } from '../../deploy/stage/sock.ts';
-
-interface Totals {
-  readonly total: number;
-  readonly proxy: number;
-}
 
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 const PORT = '8080';
@@ -63,15 +59,15 @@ describe('a hostile pod', () => {
 
   /** While the function runs, each connection of the victim goes through the proxy, and the agent answers. */
   async function harmless<T>(t: TestContext, run: () => Promise<T>): Promise<T> {
-    const loop = tool(victim.place, 'loop', '--every', 1000, node.server.ip4, PORT, 0);
+    const loop = dial(node.sandbox, victim.place, node.server, 1000);
     // A few seconds at least, or a moment would count as much as it should not.
     const [result, vitals] = await watchAgent(
       node.agent,
       async () => (await Promise.all([run(), delay(3000)]))[0],
     );
-    await ended(loop);
-    const { total, ...rest } = JSON.parse(loop.stdout.at(-1) ?? '') as Totals;
-    assert.deepEqual(rest, { proxy: total, server: 0, other: 0, failed: 0, errors: {} });
+    const totals = await loop.end();
+    const { total } = totals;
+    assert.deepEqual(totals, allBy('proxy', total));
     assert.ok(total >= 50, `the victim made ${total} connections only`);
     t.diagnostic(
       `/healthz within ${vitals.slowestMs} ms, the agent's CPU ${vitals.cpu}, ${total} connections of the victim`,
