@@ -11,7 +11,7 @@ const PROGRAM = resolve(root, 'dist/cgroute');
 export interface AgentOptions {
   /** The program of another build; default this checkout's. */
   readonly program?: string;
-  /** The manifest file with namespaces and pods; without it, the source is `kube`. */
+  /** The manifest file with namespaces and pods; without it, the source is the agent's default, the API server. */
   readonly manifest?: string;
   /** Default `node-a`. */
   readonly node?: string;
@@ -90,8 +90,7 @@ function parse(line: string): LogEntry[] {
 export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   const args = [
     'run',
-    '--source',
-    options.manifest === undefined ? 'kube' : `file:${options.manifest}`,
+    ...(options.manifest === undefined ? [] : ['--source', `file:${options.manifest}`]),
     '--node',
     options.node ?? 'node-a',
     ...roots(sandbox, options),

@@ -8,7 +8,8 @@ import { infoFlag } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, type Connected, sock } from '../../deploy/stage/sock.ts';
-import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
+import { assertDirect, assertFailed, assertRedirected, makeMesh, type Pod, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('identity');
 const { plane, app, server, sandbox } = mesh;

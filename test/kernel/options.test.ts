@@ -6,7 +6,8 @@ import { TRAFFIC, trafficOptions } from '../../mapper/decisions/traffic-options.
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';
-import { assertDirect, assertRedirected, at, makeMesh, PORT } from './mesh.ts';
+import { assertDirect, assertRedirected, makeMesh, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('options');
 const { plane, app, server, proxy } = mesh;

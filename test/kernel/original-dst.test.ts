@@ -9,17 +9,16 @@ import {
   assertDirect,
   assertFailed,
   assertRedirected,
-  at,
   connectAll,
   hold,
   makeMesh,
   NO_ORIGINAL,
-  plain,
   type Pod,
   PORT,
   type Proxied,
   seen,
 } from './mesh.ts';
+import { at, plain } from '../harness/travel.ts';
 
 type Lengths = Readonly<Record<string, string | number>>;
 

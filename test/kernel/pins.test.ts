@@ -11,7 +11,8 @@ import { connect } from '../../deploy/stage/sock.ts';
 import { allBy, dial } from '../harness/dialler.ts';
 import { attachAll, notesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 import { loadRival } from './rival.ts';
-import { assertRedirected, at, hold, makeMesh, PORT, seen, type Mesh, type Proxied } from './mesh.ts';
+import { assertRedirected, hold, makeMesh, PORT, seen, type Mesh, type Proxied } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const bpftool = (...args: readonly string[]): Promise<string> =>
   must({ cmd: 'bpftool', args: ['-j', ...args] });

@@ -15,7 +15,6 @@ import {
   assertDirect,
   assertFailed,
   assertRedirected,
-  at,
   hold,
   makeMesh,
   type Mesh,
@@ -23,6 +22,7 @@ import {
   PORT,
   seen,
 } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 interface Link {
   readonly id: number;

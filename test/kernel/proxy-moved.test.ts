@@ -5,7 +5,8 @@ import { allBy, dial } from '../harness/dialler.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
-import { assertFailed, assertRedirected, at, hold, makeMesh, type Pod, PORT } from './mesh.ts';
+import { assertFailed, assertRedirected, hold, makeMesh, type Pod, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('moved');
 const { plane, app, proxy, server, sandbox } = mesh;
