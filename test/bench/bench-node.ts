@@ -5,6 +5,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { PodOptions } from '../../mapper/maps/pod-options.ts';
+import { redirectByIptables } from '../harness/iptables-redirect.ts';
 import { TRAFFIC, trafficOptions } from '../../mapper/decisions/traffic-options.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
@@ -112,26 +113,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const hasPriority = (await run({ cmd: 'chrt', args: ['-f', PRIORITY, 'true'] })).code === 0;
 
   for (const { netns } of [pod, iptables]) await ip(netns, `address add ${LOCAL}/32 dev lo`);
-  await must({
-    cmd: 'iptables',
-    args: [
-      '-t',
-      'nat',
-      '-A',
-      'OUTPUT',
-      '-d',
-      LOCAL,
-      '-p',
-      'tcp',
-      '--dport',
-      String(PORT),
-      '-j',
-      'REDIRECT',
-      '--to-ports',
-      String(OUTBOUND),
-    ],
-    netns: iptables.netns,
-  });
+  await redirectByIptables(iptables.netns, 'iptables', { ip: LOCAL, port: PORT }, OUTBOUND);
   await serve(sandbox, inPod, LOCAL, PORT, hasPriority);
   await serve(sandbox, { cgroup: proxyCgroup, netns: pod.netns }, '127.0.0.1', OUTBOUND, hasPriority);
   await serve(sandbox, inIptables, '127.0.0.1', OUTBOUND, hasPriority);

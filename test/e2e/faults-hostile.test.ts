@@ -54,8 +54,6 @@ describe('a hostile pod', () => {
   }
   const counters = async (pod: NodePod): Promise<Readonly<Record<string, number>>> =>
     (await node.podStatus(pod)).connections;
-  const entries = async (): Promise<string[]> =>
-    (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
 
   /** While the function runs, each connection of the victim goes through the proxy, and the agent answers. */
   async function harmless<T>(t: TestContext, run: () => Promise<T>): Promise<T> {
@@ -80,7 +78,7 @@ describe('a hostile pod', () => {
   }
 
   test("that makes cgroups with other pods' names gains no identity", async (t) => {
-    const known = await entries();
+    const known = await node.knownCgroups();
     const fakes: Cgroup[] = [];
     const inside = node.sandbox.cgroup(`${hostile.cgroup.path}/inside`);
     await harmless(t, async () => {
@@ -128,7 +126,7 @@ describe('a hostile pod', () => {
         'each is counted as its own',
       );
       await delay(1100); // a sweep has seen them too
-      assert.deepEqual(await entries(), known, 'none of them has an entry');
+      assert.deepEqual(await node.knownCgroups(), known, 'none of them has an entry');
       assert.equal(await answers({ cgroup: fakes[0]!, netns: hostile.host.netns }), 'proxy');
       // Named like the proxy's, it is not answered like the proxy.
       assert.equal(await answers({ cgroup: fakes.at(-1)!, netns: hostile.host.netns }), 'proxy');
@@ -137,7 +135,7 @@ describe('a hostile pod', () => {
   });
 
   test('that makes and removes cgroups as fast as it can keeps nobody waiting', async (t) => {
-    const known = await entries();
+    const known = await node.knownCgroups();
     const script =
       'cd "$1"; mkdir churn; end=$(( $(date +%s) + 3 )); n=0; while [ $(date +%s) -lt $end ]; do mkdir -p $(seq -f "churn/%g/pod$2" 50); rmdir churn/*/pod$2 churn/[0-9]*; n=$((n + 100)); done; rmdir churn; echo $n';
     const made = await harmless(t, async () => {
@@ -159,7 +157,7 @@ describe('a hostile pod', () => {
     assert.ok(made > 500, `${made} cgroups only`);
     await eventually(
       'the entries are as before',
-      async () => (await entries()).join() === known.join(),
+      async () => (await node.knownCgroups()).join() === known.join(),
       5000,
     );
   });

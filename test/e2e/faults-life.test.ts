@@ -26,10 +26,7 @@ const OUT = { 'istio.io/dataplane-mode': 'none' };
 /** Connects all the time. */
 const loop = (node: TestNode, place: Place): Dialler => dial(node.sandbox, place, node.server, 300);
 
-/** The ids that cgroup_info_map has, and those that it should have: each pod's own cgroup and its latest container's. */
-async function known(node: TestNode): Promise<string[]> {
-  return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
-}
+/** The ids that `cgroup_info_map` should have: each pod's own cgroup and its latest container's. */
 function wanted(node: TestNode, pods: readonly NodePod[]): string[] {
   return pods
     .flatMap(({ cgroup }) => [cgroup.id, node.sandbox.cgroup(dirname(cgroup.path)).id])
@@ -91,7 +88,7 @@ describe('in the life of an agent,', () => {
     assert.ok(inMesh.total > 500, `only ${inMesh.total} connections were made`);
     assert.deepEqual(inMesh, allBy('proxy', inMesh.total));
     assert.deepEqual(out, allBy('server', out.total));
-    assert.deepEqual(await known(node), wanted(node, [node.proxyPod, pod, outside, ...comers]));
+    assert.deepEqual(await node.knownCgroups(), wanted(node, [node.proxyPod, pod, outside, ...comers]));
     assert.deepEqual(
       (await node.status()).pods.map(({ uid }) => uid).toSorted(),
       [node.proxyPod, pod, outside, ...comers].map(({ uid }) => uid).toSorted(),
@@ -206,7 +203,7 @@ describe('in the life of an agent,', () => {
     }
     await eventually(
       'all are known, and nothing else',
-      async () => (await known(node)).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
+      async () => (await node.knownCgroups()).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
       3000,
     );
     assert.equal((await node.podStatus(pod)).connections['redirected'], 1, 'counted from the reboot on');

@@ -2,9 +2,8 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { type TestNode, startNode } from '../harness/node.ts';
-import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
-import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
+import { inbound, seen, serving } from './known-pod.ts';
 
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 
@@ -15,33 +14,19 @@ describe('a pod is known', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  /** A pod that is listed, runs, and answers on port 80. */
-  async function serving(options: PodOptions): Promise<NodePod> {
-    const pod = await node.addPod(options);
-    await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
-    return pod;
-  }
-  const inbound = (pod: NodePod): Promise<string> =>
-    node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } });
-  /** Waits until the agent has an entry for the latest cgroup of the pod. */
-  const seen = (pod: NodePod): Promise<unknown> =>
-    eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id), 5000);
-  const hasEntry = async (id: bigint): Promise<boolean> =>
-    (await node.entries('cgroup_info_map')).some(({ key }) => String(key) === String(id));
-
   test('by its address in its own network namespace where the manifest has none', async () => {
-    const pod = await serving({ name: 'addressless', ips: [] });
+    const pod = await serving(node, { name: 'addressless', ips: [] });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.deepEqual((await node.podStatus(pod)).ips, []);
-    assert.equal(await inbound(pod), 'direct');
+    assert.equal(await inbound(node, pod), 'direct');
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
     await node.until(
       'its addresses are found',
       ({ pods }) => pods.find(({ uid }) => uid === pod.uid)?.ips.length === 2,
     );
     assert.deepEqual((await node.podStatus(pod)).ips, [pod.host.ip4, pod.host.ip6]);
-    assert.equal(await inbound(pod), 'inbound');
+    assert.equal(await inbound(node, pod), 'inbound');
     const itself = await connect(pod.place, pod.host.ip4, 80);
     assert.ok(itself.ok && itself.reply.startsWith('server'));
     assert.equal((await node.podStatus(pod)).connections['local'], 1);
@@ -50,7 +35,7 @@ describe('a pod is known', () => {
   test('by the address where its oldest process is, not by one that a process of it has made up', async () => {
     const pod = await node.addPod({ name: 'made-up', ips: [] });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
     await node.until(
       'its addresses are found',
@@ -75,24 +60,24 @@ describe('a pod is known', () => {
   });
 
   test('with its pod IP before and after: in the object before its cgroup is made, or only when it has run for a while', async () => {
-    const early = await serving({ name: 'ip-early', running: false });
+    const early = await serving(node, { name: 'ip-early', running: false });
     await node.apply();
     assert.equal(
-      await inbound(early),
+      await inbound(node, early),
       'inbound',
       'what dials it comes by the proxy from its first moment on',
     );
     early.startContainer();
-    await seen(early);
-    assert.equal(await inbound(early), 'inbound');
+    await seen(node, early);
+    assert.equal(await inbound(node, early), 'inbound');
 
-    const late = await serving({ name: 'ip-late', ips: [] });
+    const late = await serving(node, { name: 'ip-late', ips: [] });
     await node.apply();
-    await seen(late);
-    assert.equal(await inbound(late), 'direct', 'nobody knows that it is dialled');
+    await seen(node, late);
+    assert.equal(await inbound(node, late), 'direct', 'nobody knows that it is dialled');
     node.manifest.change(late.uid, { ips: [late.host.ip4] });
     await node.apply();
-    assert.deepEqual([await inbound(late), await node.travel(late.place)], ['inbound', 'redirected']);
+    assert.deepEqual([await inbound(node, late), await node.travel(late.place)], ['inbound', 'redirected']);
     // What it calls is its own address from then on, too.
     const itself = await connect(late.place, late.host.ip4, 80);
     assert.ok(itself.ok && itself.reply.startsWith('server'));
@@ -103,14 +88,14 @@ describe('a pod is known', () => {
     const pod = await node.addPod({ name: 'hostile', ips: [] });
     node.sandbox.spawn({ cgroup: pod.cgroup, cmd: 'sleep', args: ['1000'] });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.deepEqual((await node.podStatus(pod)).ips, []);
   });
 
   test("as the newest of those that claim an address: IP reused by a new pod before the old one's delete event", async () => {
-    const old = await serving({ name: 'old', created: '2026-01-01T00:00:00Z' });
+    const old = await serving(node, { name: 'old', created: '2026-01-01T00:00:00Z' });
     await node.apply();
-    assert.equal(await inbound(old), 'inbound');
+    assert.equal(await inbound(node, old), 'inbound');
     const successor = await node.addPod({
       name: 'new',
       host: old.host,
@@ -118,25 +103,25 @@ describe('a pod is known', () => {
       created: '2026-01-01T00:00:09Z',
     });
     await node.apply();
-    assert.equal(await inbound(old), 'direct', 'the address is that of the new pod, which is out');
+    assert.equal(await inbound(node, old), 'direct', 'the address is that of the new pod, which is out');
     assert.deepEqual(
       [await node.travel(old.place), await node.travel(successor.place)],
       ['redirected', 'direct'],
     );
     node.manifest.remove(old.uid);
     await node.apply();
-    assert.equal(await inbound(old), 'direct');
+    assert.equal(await inbound(node, old), 'direct');
     node.manifest.change(successor.uid, { labels: {} });
     await node.apply();
-    assert.equal(await inbound(old), 'inbound');
+    assert.equal(await inbound(node, old), 'inbound');
     assert.equal((await node.podStatus(successor)).connections['inboundRedirected'], 1);
   });
 
   test('and a completed pod still listed has no claim to its address', async () => {
-    const ended = await serving({ name: 'ended', phase: 'Succeeded', created: '2026-01-01T00:00:09Z' });
+    const ended = await serving(node, { name: 'ended', phase: 'Succeeded', created: '2026-01-01T00:00:09Z' });
     const next = await node.addPod({ name: 'next', host: ended.host, created: '2026-01-01T00:00:00Z' });
     await node.apply();
-    assert.equal(await inbound(next), 'inbound');
+    assert.equal(await inbound(node, next), 'inbound');
     assert.equal((await node.podStatus(next)).connections['inboundRedirected'], 1);
     assert.equal(await node.travel(ended.place), 'direct');
   });
@@ -144,7 +129,7 @@ describe('a pod is known', () => {
   test('and a loopback or link-local address in its status is taken for none', async () => {
     const pod = await node.addPod({ name: 'nowhere', ips: ['127.0.0.1', 'fe80::1'] });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.deepEqual((await node.podStatus(pod)).ips, []);
     node.sandbox.spawn({ ...pod.place, cmd: 'sleep', args: ['1000'] });
     await node.until(

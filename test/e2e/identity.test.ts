@@ -6,10 +6,10 @@ import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
-import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
 import { CGROUP_STYLES, containerId, newUid } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
-import { type Connected, listen, sock } from '../../deploy/stage/sock.ts';
+import { type Connected, sock } from '../../deploy/stage/sock.ts';
+import { hasEntry, inbound, seen, serving } from './known-pod.ts';
 
 const OUT = { 'istio.io/dataplane-mode': 'none' };
 
@@ -20,25 +20,11 @@ describe('a pod is known', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  /** A pod that is listed, runs, and answers on port 80. */
-  async function serving(options: PodOptions): Promise<NodePod> {
-    const pod = await node.addPod(options);
-    await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
-    return pod;
-  }
-  const inbound = (pod: NodePod): Promise<string> =>
-    node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } });
-  /** Waits until the agent has an entry for the latest cgroup of the pod. */
-  const seen = (pod: NodePod): Promise<unknown> =>
-    eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id), 5000);
-  const hasEntry = async (id: bigint): Promise<boolean> =>
-    (await node.entries('cgroup_info_map')).some(({ key }) => String(key) === String(id));
-
   for (const style of CGROUP_STYLES) {
     test(`by a cgroup of the style ${style}`, async () => {
       const pod = await node.addPod({ name: style, style });
       await node.apply();
-      await seen(pod);
+      await seen(node, pod);
       assert.equal(await node.travel(pod.place), 'redirected');
       assert.ok((await node.podStatus(pod)).cgroups.some(({ path }) => path === pod.cgroup.path));
     });
@@ -50,15 +36,15 @@ describe('a pod is known', () => {
       `${dirname(pod.cgroup.path)}/crio-conmon-${containerId('monitored')}.scope`,
     );
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.equal(await node.travel(pod.place), 'redirected');
-    await eventually('the monitor is known', () => hasEntry(conmon.id));
+    await eventually('the monitor is known', () => hasEntry(node, conmon.id));
     assert.equal(await node.travel({ cgroup: conmon, netns: node.network.gateway.netns }), 'direct');
   });
 
   test('with its cgroup before the API object', async () => {
     const pod = await node.addPod({ name: 'late', listed: false });
-    await seen(pod);
+    await seen(node, pod);
     const before = (await node.status()).host['unknownAllowed'] ?? 0;
     assert.equal(await node.travel(pod.place), 'direct');
     const { unknown, host } = await node.status();
@@ -78,7 +64,7 @@ describe('a pod is known', () => {
     await node.apply();
     assert.deepEqual((await node.podStatus(pod)).cgroups, []);
     pod.startContainer();
-    await seen(pod);
+    await seen(node, pod);
     assert.equal(await node.travel(pod.place), 'redirected');
   });
 
@@ -86,7 +72,7 @@ describe('a pod is known', () => {
     const pod = await node.addPod({ name: 'restarting', style: 'systemd' });
     const victim = await node.addPod({ name: 'victim', labels: OUT });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     const podDirectory = dirname(pod.cgroup.absolute);
     for (let n = 0; n < 5; n++) {
       const directory = `${podDirectory}/cri-containerd-${containerId(`restarting again ${n}`)}.scope`;
@@ -113,7 +99,7 @@ describe('a pod is known', () => {
   test('by its new id: a cgroup deleted and made again under the same path', async () => {
     const pod = await node.addPod({ name: 'again' });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     const [path, id] = [pod.cgroup.path, pod.cgroup.id];
     removeCgroup(dirname(pod.cgroup.absolute));
     const remade = node.sandbox.cgroup(path);
@@ -141,7 +127,7 @@ describe('a pod is known', () => {
     node.manifest.remove(first.uid);
     node.manifest.write();
     await node.apply();
-    await seen(second);
+    await seen(node, second);
     assert.deepEqual(
       [await node.travel(first.place), await node.travel(second.place)],
       ['direct', 'redirected'],
@@ -159,7 +145,7 @@ describe('a pod is known', () => {
     const annotations = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
     const pod = await node.addPod({ name: 'pretender', annotations });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.equal(await node.travel(pod.place), 'redirected');
     node.manifest.change(pod.uid, { labels: OUT });
     await node.apply();
@@ -172,7 +158,7 @@ describe('a pod is known', () => {
     const annotations = { 'kubernetes.io/config.hash': hash };
     const pod = await node.addPod({ name: 'static', annotations, cgroupUid: hash });
     await node.apply();
-    await seen(pod);
+    await seen(node, pod);
     assert.equal(await node.travel(pod.place), 'redirected');
     assert.equal((await node.podStatus(pod)).reason, 'namespace-label');
     const systemd = randomBytes(16).toString('hex');
@@ -183,7 +169,7 @@ describe('a pod is known', () => {
       cgroupUid: systemd,
     });
     await node.apply();
-    await seen(other);
+    await seen(node, other);
     assert.equal(await node.travel(other.place), 'redirected');
 
     const claimed = { 'kubernetes.io/config.hash': randomBytes(16).toString('hex') };
@@ -194,7 +180,7 @@ describe('a pod is known', () => {
       cgroupUid: claimed['kubernetes.io/config.hash'],
     });
     await node.apply();
-    await seen(disputed);
+    await seen(node, disputed);
     assert.equal(await node.travel(disputed.place), 'direct');
     assert.ok((await node.status()).unknown.some(({ id }) => id === String(disputed.cgroup.id)));
     removeCgroup(dirname(disputed.cgroup.absolute));
@@ -208,24 +194,24 @@ describe('a pod is known', () => {
         const cgroup = node.sandbox.cgroup(
           `${slices}/kubelet-kubepods-burstable-pod${uid}.slice/cri-containerd-${containerId(uid)}.scope`,
         );
-        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(cgroup.id), 1500);
+        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(node, cgroup.id), 1500);
       }
     }
   });
 
   test('until its cgroup goes, also when the manifest has forgotten it', async () => {
-    const pod = await serving({ name: 'forgotten' });
+    const pod = await serving(node, { name: 'forgotten' });
     await node.apply();
     node.manifest.remove(pod.uid);
     await node.apply();
-    assert.deepEqual([await node.travel(pod.place), await inbound(pod)], ['redirected', 'inbound']);
+    assert.deepEqual([await node.travel(pod.place), await inbound(node, pod)], ['redirected', 'inbound']);
     node.manifest.namespace('another');
     await node.apply();
     assert.equal(await node.travel(pod.place), 'redirected');
     removeCgroup(dirname(pod.cgroup.absolute));
     await node.until('it is forgotten', ({ pods }) => !pods.some(({ uid }) => uid === pod.uid));
-    assert.equal(await hasEntry(pod.cgroup.id), false);
-    assert.equal(await inbound(pod), 'direct');
+    assert.equal(await hasEntry(node, pod.cgroup.id), false);
+    assert.equal(await inbound(node, pod), 'direct');
   });
 });
 

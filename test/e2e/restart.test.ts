@@ -25,11 +25,6 @@ async function attached(node: TestNode): Promise<unknown[]> {
 const pins = (node: TestNode): string[] =>
   readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
 
-/** The ids in cgroup_info_map, and those that belong there: each pod's own cgroup and its containers'. */
-async function knownCgroups(node: TestNode): Promise<string[]> {
-  return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
-}
-
 describe('an agent that comes and goes', () => {
   let node: TestNode;
   let pod: NodePod;
@@ -133,7 +128,7 @@ describe('an agent that comes and goes', () => {
       const parent = node.sandbox.cgroup(dirname(cgroup.path));
       return [String(cgroup.id), String(parent.id)];
     });
-    assert.deepEqual(await knownCgroups(node), wanted.toSorted());
+    assert.deepEqual(await node.knownCgroups(), wanted.toSorted());
 
     node.manifest.change(pod.uid, { labels: {} });
     node.manifest.namespace('plain');

@@ -22,6 +22,8 @@ export interface AgentSeat<Options> {
   until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
   /** What a pinned map of the kernel holds, as bpftool reads it by the map's own BTF. */
   entries(map: string): Promise<readonly MapEntry[]>;
+  /** The ids of the cgroups that have an entry, in order. */
+  knownCgroups(): Promise<string[]>;
   /** The agent's HTTP: `healthz`, `readyz`, `metrics`. */
   http(path: string): Promise<Answer>;
   /** The values by name and labels, as they stand in the text of `/metrics`. */
@@ -99,6 +101,10 @@ export function agentSeat<Options>(sandbox: Sandbox, seat: SeatOptions<Options>)
       return now;
     },
     entries: (map) => entriesOf(roots.bpffsRoot, map),
+    async knownCgroups() {
+      const all = await entriesOf(roots.bpffsRoot, 'cgroup_info_map');
+      return all.map(({ key }) => String(key)).toSorted();
+    },
     http: (path) => askAgent(latest(), path),
     metrics: () => metricsOf(latest()),
   };
