@@ -25,7 +25,7 @@ export interface Server extends NetworkHost, Target {
   readonly listener: Listener;
 }
 
-export interface ServerOptions {
+interface ServerOptions {
   /** Addresses of its namespace. Default: the next free ones. */
   readonly at?: { readonly ip4: string; readonly ip6: string };
   /** What it listens on. Default `*`, over IPv4 and IPv6. */
