@@ -1,12 +1,11 @@
-/** The real Helm: $HELM, else built from test/kube/helm. */
+/** The real Helm: $HELM, else built from the module in helm/. */
 import { join, resolve } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { goPrograms, hasGo, requiredVersion, type Say } from './go-programs.ts';
-import type { KubeObject } from '../../test/harness/kube-objects.ts';
 import { type Finished, run } from '../stage/process.ts';
 
 const root = resolve(import.meta.dirname, '../..');
-const MODULE = join(root, 'test/kube/helm');
+const MODULE = join(root, 'deploy/build/helm');
 export const CHART = join(root, 'deploy/chart');
 
 const GIVEN = process.env['HELM'] ?? '';
@@ -63,11 +62,24 @@ export function template(...args: readonly string[]): Promise<Finished> {
   ]);
 }
 
+/** An object of the chart: what all of them have, by the API's own names. */
+export interface ChartObject {
+  readonly apiVersion: string;
+  readonly kind: string;
+  readonly metadata: {
+    readonly name: string;
+    readonly namespace?: string;
+    readonly labels?: Readonly<Record<string, string>>;
+    readonly annotations?: Readonly<Record<string, string>>;
+  };
+  readonly [field: string]: unknown;
+}
+
 /** The objects that it renders, hooks among them; an error where it doesn't. */
-export async function chartObjects(...args: readonly string[]): Promise<readonly KubeObject[]> {
+export async function chartObjects(...args: readonly string[]): Promise<readonly ChartObject[]> {
   const { code, stdout, stderr } = await template(...args);
   if (code !== 0) throw new Error(`helm template exited with ${code}: ${stderr.trim()}`);
   return parseAllDocuments(stdout)
-    .map((document) => document.toJS() as KubeObject | null)
+    .map((document) => document.toJS() as ChartObject | null)
     .filter((object) => object !== null);
 }

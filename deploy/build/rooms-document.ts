@@ -24,13 +24,15 @@ export function sentenceOf(path: string, text: string): string {
     .replace(/\.$/, '');
 }
 
-/** The files that stand in a room itself. */
+/** The files of a room and of its own folders, without those of a room inside it. */
 function filesOf({ path }: Room): string[] {
   if (/\.ts$/.test(path)) return [path];
-  return readdirSync(join(root, path))
+  const inside = [...ROOMS, ...BPF_ROOMS].filter((other) => other.path.startsWith(`${path}/`));
+  return readdirSync(join(root, path), { recursive: true, encoding: 'utf8' })
     .filter((name) => /\.(?:ts|c|h)$/.test(name))
-    .sort()
-    .map((name) => `${path}/${name}`);
+    .map((name) => `${path}/${name}`)
+    .filter((file) => !inside.some((room) => file.startsWith(`${room.path}/`)))
+    .sort();
 }
 
 function section(room: Room): string {

@@ -1,7 +1,6 @@
 /** The scene `ambient`: pods join the mesh, and leave it, by a label; the agent comes, dies and comes back. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, cgroute, startAgent } from '../stage/agent.ts';
-import type { NodeStatus } from '../../test/harness/node.ts';
 import type { Sandbox } from '../stage/sandbox.ts';
 import { type Client, type DemoNode, NODE_NAME, type Proxy, type Visit, makeDemoNode } from './demo-node.ts';
 import type { Report } from './demo-report.ts';
@@ -160,7 +159,7 @@ async function survive(
     await agent.kill9();
     await shows(web, proxy, 'no agent runs');
     await shows(cart, 'straight', 'its bypass stands, too');
-    const { agent: dead } = await agent.status<NodeStatus>();
+    const { agent: dead } = await agent.status();
     report.check(!dead.running, `status says that the agent ${dead.running ? 'is running' : 'is down'}`);
     successor = await start(sandbox, node, report);
   } finally {
@@ -196,7 +195,7 @@ async function showStatus(
   report.command('cgroute status');
   const { stdout } = await cgroute(sandbox, ['status']);
   report.text(stdout.replaceAll(`${sandbox.directory}/`, ''));
-  const status = await agent.status<NodeStatus>();
+  const status = await agent.status();
   const name = `${proxy.namespace}/${proxy.name}`;
   report.check(
     status.agent.pid === agent.running.pid &&

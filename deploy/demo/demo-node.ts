@@ -3,18 +3,15 @@
  * HAProxy pods as the node's ztunnel, a server to connect to, and the manifest
  * file that stands for the API server.
  */
-import { randomBytes, randomUUID } from 'node:crypto';
-import type { Cgroup } from '../stage/cgroup.ts';
-import { type ProxiedConnection, startHaproxy } from '../stage/haproxy.ts';
-import { type PodObject, makeManifest } from '../stage/manifest.ts';
-import { type NetworkHost, makeNetwork } from '../stage/netns.ts';
-import { type CgroupStyle, containerPath } from '../../test/harness/node.ts';
+import { randomUUID } from 'node:crypto';
+import type { ProxiedConnection } from '../stage/haproxy.ts';
+import { makeNode, type NodePod } from '../stage/node.ts';
+import type { CgroupStyle } from '../stage/pod-cgroup.ts';
 import { eventually } from '../stage/process.ts';
 import type { Sandbox } from '../stage/sandbox.ts';
-import { type Connected, SOCK, listen } from '../stage/sock.ts';
+import { type Connected, SOCK } from '../stage/sock.ts';
 
 export const NODE_NAME = 'node-a';
-const SERVER_PORT = 8080;
 
 type Labels = Readonly<Record<string, string>>;
 
@@ -27,15 +24,6 @@ export interface PodOptions {
   readonly annotations?: Labels;
 }
 
-export interface Pod {
-  readonly namespace: string;
-  readonly name: string;
-  readonly uid: string;
-  readonly host: NetworkHost;
-  /** Of its one container. */
-  readonly cgroup: Cgroup;
-}
-
 /** One connection from a pod to the server. */
 export interface Visit {
   readonly connected: Connected;
@@ -44,13 +32,13 @@ export interface Visit {
 }
 
 /** A pod whose process lives throughout and connects to the server when told. */
-export interface Client extends Pod {
+export interface Client extends NodePod {
   visit(): Promise<Visit>;
   /** Its process is still the one that was started at first. */
   isAlive(): boolean;
 }
 
-export interface Proxy extends Pod {
+export interface Proxy extends NodePod {
   /** The connection as the proxy saw it. */
   saw(visit: Visit): Promise<ProxiedConnection>;
   /** How many connections it has seen. */
@@ -68,14 +56,9 @@ export interface DemoNode {
    * Sets a label, or removes it when the value is undefined, and writes the
    * manifest. Returns the kubectl command that does the same in a cluster.
    */
-  label(object: `namespace/${string}` | Pod, key: string, value: string | undefined): string;
+  label(object: `namespace/${string}` | NodePod, key: string, value: string | undefined): string;
   /** Says in the manifest that the first pod is not ready, and that the second is. */
-  replace(old: Pod, by: Pod): void;
-}
-
-/** A container's id as containerd makes them. */
-function newContainerId(): string {
-  return randomBytes(32).toString('hex');
+  replace(old: NodePod, by: NodePod): void;
 }
 
 /** Of `10.0.0.1:80` the address. */
@@ -90,61 +73,57 @@ function withLabel(labels: Labels, key: string, value: string | undefined): Labe
 
 /** Makes the node with its server. All of it goes away with the sandbox. */
 export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
-  const network = await makeNetwork(sandbox);
-  const serverHost = await network.addHost('server', { ip4: '10.77.0.80', ip6: 'fd77::80' });
-  await listen(sandbox, { netns: serverHost.netns }, 'serve', '0.0.0.0', [SERVER_PORT]);
-  const manifest = makeManifest(sandbox.file('pods.yaml'));
+  const node = await makeNode(sandbox);
+  const { manifest, network } = node;
+  const server = await node.startServer({
+    at: { ip4: '10.77.0.80', ip6: 'fd77::80' },
+    address: '0.0.0.0',
+    flags: [],
+  });
   const namespaceLabels = new Map<string, Labels>();
   const podLabels = new Map<string, Labels>();
   let last = 1;
 
-  async function addPod(
-    { namespace, name, style, labels = {}, annotations = {} }: PodOptions,
-    fields: Partial<PodObject> = {},
-  ): Promise<Pod> {
-    const uid = randomUUID();
+  async function addPod(options: PodOptions, ready: boolean): Promise<NodePod> {
+    const { namespace, name, style, labels = {}, annotations = {} } = options;
     const number = ++last;
-    const host = await network.addHost(name, { ip4: `10.77.0.${number}`, ip6: `fd77::${number}` });
-    const cgroup = sandbox.cgroup(containerPath(style, uid, newContainerId()));
+    const pod = await node.addPod({
+      name,
+      namespace,
+      style,
+      uid: randomUUID(),
+      host: await network.addHost(name, { ip4: `10.77.0.${number}`, ip6: `fd77::${number}` }),
+      labels,
+      annotations,
+      created: `${new Date().toISOString().slice(0, -5)}Z`, // whole seconds, as the API has them
+      node: NODE_NAME,
+      phase: 'Running',
+      ready,
+    });
     if (!namespaceLabels.has(namespace)) {
       namespaceLabels.set(namespace, {});
       manifest.namespace(namespace);
     }
-    podLabels.set(uid, labels);
-    const created = `${new Date().toISOString().slice(0, -5)}Z`; // whole seconds, as the API has them
-    manifest.pod({
-      name,
-      namespace,
-      uid,
-      labels,
-      annotations,
-      created,
-      ips: [host.ip4],
-      node: NODE_NAME,
-      phase: 'Running',
-      ready: true,
-      ...fields,
-    });
-    return { namespace, name, uid, host, cgroup };
+    podLabels.set(pod.uid, labels);
+    return pod;
   }
 
   return {
-    server: `${serverHost.ip4}:${SERVER_PORT}`,
+    server: `${server.ip}:${server.port}`,
     manifest: manifest.path,
 
     async addClient(options) {
-      const pod = await addPod(options);
+      const pod = await addPod(options, true);
       const loop = 'while read -r address port; do "$0" connect --timeout 3000 "$address" "$port"; done';
       const running = sandbox.spawn({
         cmd: 'sh',
         args: ['-c', loop, SOCK],
-        cgroup: pod.cgroup,
-        netns: pod.host.netns,
+        ...pod.place,
       });
       let isAlive = true;
       void running.exit.then(() => (isAlive = false));
       const once = async (): Promise<Visit> => {
-        running.write(`${serverHost.ip4} ${SERVER_PORT}\n`);
+        running.write(`${server.ip} ${server.port}\n`);
         const connected = await running.json<Connected>();
         // The server's own words: `server LOCAL PEER`.
         const peer = connected.ok ? connected.reply.split(' ')[2] : undefined;
@@ -164,16 +143,8 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
 
     async addProxy(options) {
       // Not ready before it listens.
-      const pod = await addPod(
-        { ...options, labels: { app: 'ztunnel', ...options.labels } },
-        { ready: false },
-      );
-      const haproxy = await startHaproxy(sandbox, {
-        name: pod.name,
-        cgroup: pod.cgroup,
-        netns: pod.host.netns,
-        addresses: ['0.0.0.0'],
-      });
+      const pod = await addPod({ ...options, labels: { app: 'ztunnel', ...options.labels } }, false);
+      const haproxy = await node.startProxy(pod, { addresses: ['0.0.0.0'] });
       return {
         ...pod,
         count: () => haproxy.connections().length,

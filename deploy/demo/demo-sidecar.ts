@@ -4,7 +4,8 @@ import { cgroute, startAgent } from '../stage/agent.ts';
 import type { Sandbox } from '../stage/sandbox.ts';
 import { SIDECAR_USER, installSidecarRules, natRules, ownRules, startSidecar } from '../stage/sidecar.ts';
 import { type Connected, connect, listen } from '../stage/sock.ts';
-import { type DemoNode, NODE_NAME, type Pod, makeDemoNode } from './demo-node.ts';
+import { type DemoNode, NODE_NAME, makeDemoNode } from './demo-node.ts';
+import type { NodePod } from '../stage/node.ts';
 import type { Report } from './demo-report.ts';
 
 const MODE = 'istio.io/dataplane-mode';
@@ -19,9 +20,9 @@ const DEADLINE_MS = 5000;
 
 interface Cast {
   readonly node: DemoNode;
-  readonly web: Pod;
-  readonly client: Pod;
-  readonly ztunnel: Pod;
+  readonly web: NodePod;
+  readonly client: NodePod;
+  readonly ztunnel: NodePod;
 }
 
 /** One of web's two directions: opens a connection and tells who was between. */
@@ -103,8 +104,8 @@ async function introduce(sandbox: Sandbox, report: Report): Promise<Cast> {
   const ztunnel = await node.addProxy({ namespace: 'istio-system', name: 'ztunnel', style: 'cgroupfs' });
   node.replace(ztunnel, ztunnel);
   await installSidecarRules(web.host.netns);
-  await startSidecar(sandbox, web.host, placeOf(web));
-  await listen(sandbox, placeOf(web), 'serve', '0.0.0.0', [PORT], '--quiet');
+  await startSidecar(sandbox, web.host, web.place);
+  await listen(sandbox, web.place, 'serve', '0.0.0.0', [PORT], '--quiet');
 
   report.part('The cast: pods of one node, each in its own cgroup and network namespace');
   for (const [{ name, host }, what] of [
@@ -122,25 +123,23 @@ async function introduce(sandbox: Sandbox, report: Report): Promise<Cast> {
   return { node, web, client, ztunnel };
 }
 
-const placeOf = ({ cgroup, host }: Pod) => ({ cgroup, netns: host.netns });
-
 function directionsOf({ node, web, client, ztunnel }: Cast): readonly [Direction, Direction] {
   const [server = '', port = ''] = node.server.split(':');
   const between = (way: Way): string => (way === 'nobody' ? '' : ` → ${way}`);
   return [
     {
       text: (way) => `web${between(way)} → server`,
-      way: async () => wayOf(await connect(placeOf(web), server, Number(port)), ztunnel),
+      way: async () => wayOf(await connect(web.place, server, Number(port)), ztunnel),
     },
     {
       text: (way) => `client${between(way)} → web`,
-      way: async () => wayOf(await connect(placeOf(client), web.host.ip4, PORT), ztunnel),
+      way: async () => wayOf(await connect(client.place, web.host.ip4, PORT), ztunnel),
     },
   ];
 }
 
 /** By whom the other end was reached: the sidecar passes on from another port, or from 127.0.0.6; ztunnel from its own address. */
-function wayOf(connected: Connected, ztunnel: Pod): Way {
+function wayOf(connected: Connected, ztunnel: NodePod): Way {
   if (!connected.ok) return `${connected.step} failed with ${connected.errno}`;
   const [, , peer = ''] = connected.reply.split(' ');
   if (peer === connected.local) return 'nobody';

@@ -1,5 +1,6 @@
 /** The agent, as it is shipped: the bundle, started with a sandbox's roots. */
 import { resolve } from 'node:path';
+import type { NodeStatus } from './node-status.ts';
 import { type Exit, type Finished, type Program, type Running, run } from './process.ts';
 import type { Sandbox } from './sandbox.ts';
 import { SLOWDOWN } from './slowdown.ts';
@@ -10,7 +11,7 @@ const PROGRAM = resolve(root, 'dist/cgroute');
 export interface AgentOptions {
   /** The program of another build; default this checkout's. */
   readonly program?: string;
-  /** The manifest file with namespaces and pods; without it, the source is `kube`. */
+  /** The manifest file with namespaces and pods; without it, the source is the agent's default, the API server. */
   readonly manifest?: string;
   /** Default `node-a`. */
   readonly node?: string;
@@ -41,7 +42,7 @@ export interface Agent extends AsyncDisposable {
   /** Waits until it says that it is ready: programs attached, everything mapped. */
   ready(timeoutMs?: number): Promise<LogEntry>;
   /** What `cgroute status -o json` says; also when the agent is down. */
-  status<T>(): Promise<T>;
+  status(): Promise<NodeStatus>;
   /** Ends it with SIGTERM. */
   stop(): Promise<Exit>;
   /** Ends it with SIGKILL. */
@@ -68,6 +69,14 @@ export async function cgroute(
   return run({ cmd: options.program ?? PROGRAM, args: [verb, ...roots(sandbox, options), ...rest] });
 }
 
+/** What `cgroute status -o json` says of the agent under these roots, be there one or not. */
+export async function nodeStatus(sandbox: Sandbox, options: Partial<AgentOptions> = {}): Promise<NodeStatus> {
+  const { code, stdout, stderr } = await cgroute(sandbox, ['status', '-o', 'json'], options);
+  // 3 is "it works, but not as wanted": the agent is down, say.
+  if (code !== 0 && code !== 3) throw new Error(`cgroute status exited with ${code}\n${stderr}`);
+  return JSON.parse(stdout) as NodeStatus;
+}
+
 function parse(line: string): LogEntry[] {
   if (!line.startsWith('{')) return [];
   try {
@@ -81,8 +90,7 @@ function parse(line: string): LogEntry[] {
 export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   const args = [
     'run',
-    '--source',
-    options.manifest === undefined ? 'kube' : `file:${options.manifest}`,
+    ...(options.manifest === undefined ? [] : ['--source', `file:${options.manifest}`]),
     '--node',
     options.node ?? 'node-a',
     ...roots(sandbox, options),
@@ -122,12 +130,7 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
     log,
     logged,
     ready: (timeoutMs) => logged('ready', timeoutMs),
-    async status<T>() {
-      const { code, stdout, stderr } = await cgroute(sandbox, ['status', '-o', 'json'], options);
-      // 3 is "it works, but not as wanted": the agent is down, say.
-      if (code !== 0 && code !== 3) throw new Error(`cgroute status exited with ${code}\n${stderr}`);
-      return JSON.parse(stdout) as T;
-    },
+    status: () => nodeStatus(sandbox, options),
     stop: () => running.stop('SIGTERM'),
     kill9: () => running.stop('SIGKILL'),
     [Symbol.asyncDispose]: () => running[Symbol.asyncDispose](),

@@ -4,7 +4,7 @@ import { stringify } from 'yaml';
 
 type Texts = Readonly<Record<string, string>>;
 
-export interface NamespaceObject {
+interface NamespaceObject {
   readonly name: string;
   readonly labels?: Texts;
 }
@@ -45,7 +45,7 @@ export interface Manifest {
 }
 
 /** `v1` objects as `kubectl get -o yaml` prints them, without what nobody reads. */
-export function manifestText(namespaces: Iterable<NamespaceObject>, pods: Iterable<PodObject>): string {
+function manifestText(namespaces: Iterable<NamespaceObject>, pods: Iterable<PodObject>): string {
   const objects = [
     ...[...namespaces].map(({ name, labels }) => ({
       apiVersion: 'v1',

@@ -178,3 +178,14 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
     },
   };
 }
+
+/** Builds something in a new sandbox, which it disposes of itself; when that fails, the sandbox goes at once. */
+export async function inSandbox<T>(name: string, build: (sandbox: Sandbox) => Promise<T>): Promise<T> {
+  const sandbox = await makeSandbox(name);
+  try {
+    return await build(sandbox);
+  } catch (error) {
+    await sandbox[Symbol.asyncDispose]();
+    throw error;
+  }
+}

@@ -1,6 +1,7 @@
 /** Pods for the agent to map, without networks: cgroups as runtimes make them, and a manifest that has them. */
 import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
-import { containerId, containerPath, ENROLLED, newUid } from '../harness/node.ts';
+import { ENROLLED } from '../harness/node.ts';
+import { containerId, containerPath, newUid } from '../../deploy/stage/pod-cgroup.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 

@@ -3,20 +3,17 @@
  * all four ways over its own loopback device, its equal with iptables, and, over
  * a bridge, a server and a proxy with networks of their own.
  */
-import { statSync } from 'node:fs';
-import { relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { podAddresses } from '../../mapper/maps/pod-entry.ts';
 import { PodOptions } from '../../mapper/maps/pod-options.ts';
+import { redirectByIptables } from '../harness/iptables-redirect.ts';
 import { trafficOptions } from '../../mapper/decisions/traffic-options.ts';
-import { openDataPlane, type DataPlane } from '../../native/data-plane/data-plane.ts';
-import { infoFlag, setting } from '../../native/layout/layouts.ts';
-import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { ip, makeNetwork } from '../../deploy/stage/netns.ts';
 import { must, run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
-import { bytesOf } from '../kernel/data-plane.ts';
+import { openTestPlane } from '../kernel/data-plane.ts';
 import { TRAFFIC } from '../harness/label-names.ts';
 
 /** An address of its own on `lo`, where each pod finds a server on port 8080. */
@@ -86,16 +83,6 @@ async function serve(
   if (priority) await must({ cmd: 'chrt', args: ['-f', '-p', PRIORITY, String(running.pid)] });
 }
 
-function openPlane(sandbox: Sandbox, bpffsRoot: string): DataPlane {
-  return openDataPlane({
-    bpffsRoot,
-    root: { path: sandbox.cgroupRoot, id: statSync(sandbox.cgroupRoot, { bigint: true }).ino },
-    rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
-    maxEntries: {},
-    ports: { outbound: OUTBOUND, inbound: 15006 },
-  });
-}
-
 /** Makes it, with our programs not attached yet. */
 export async function makeBenchNode(): Promise<BenchNode> {
   const stack = new AsyncDisposableStack();
@@ -127,26 +114,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   const hasPriority = (await run({ cmd: 'chrt', args: ['-f', PRIORITY, 'true'] })).code === 0;
 
   for (const { netns } of [pod, iptables]) await ip(netns, `address add ${LOCAL}/32 dev lo`);
-  await must({
-    cmd: 'iptables',
-    args: [
-      '-t',
-      'nat',
-      '-A',
-      'OUTPUT',
-      '-d',
-      LOCAL,
-      '-p',
-      'tcp',
-      '--dport',
-      String(PORT),
-      '-j',
-      'REDIRECT',
-      '--to-ports',
-      String(OUTBOUND),
-    ],
-    netns: iptables.netns,
-  });
+  await redirectByIptables(iptables.netns, 'iptables', { ip: LOCAL, port: PORT }, OUTBOUND);
   await serve(sandbox, inPod, LOCAL, PORT, hasPriority);
   await serve(sandbox, { cgroup: proxyCgroup, netns: pod.netns }, '127.0.0.1', OUTBOUND, hasPriority);
   await serve(sandbox, inIptables, '127.0.0.1', OUTBOUND, hasPriority);
@@ -154,25 +122,17 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
   await serve(sandbox, { cgroup: proxyCgroup, netns: proxy.netns }, proxy.ip4, OUTBOUND, hasPriority);
 
   const bpffsRoot = `${sandbox.bpffs}/cgroute`;
-  const plane = stack.use(openPlane(sandbox, bpffsRoot));
-  const enrol = (cgroup: Cgroup, slot: number, isInMesh: boolean, flags: number, ip4: string): void => {
-    const addresses = podAddresses([ip4]);
-    plane.maps.cgroups.set(cgroup.id, {
-      id: cgroup.id,
-      slot,
-      isInMesh: isInMesh ? 1 : 0,
-      flags,
-      detectedFlags: flags,
-      cgroupIp: addresses.ip4,
-      cgroupIp6: addresses.ip6,
-      proxyMode: 0,
-      netns: 0n,
-    });
-  };
+  const plane = stack.use(
+    openTestPlane(sandbox, { bpffsRoot, ports: { outbound: OUTBOUND, inbound: 15006 } }),
+  );
+  const { plane: programs } = plane;
+  const { maps } = programs;
+  const enrol = (cgroup: Cgroup, slot: number, inMesh: boolean, flags: number, ip4: string): void =>
+    plane.enrol(cgroup, { slot, inMesh, flags, detectedFlags: flags, ip4 });
   enrol(appCgroup, 1, true, infoFlag.ambient, pod.ip4);
   enrol(outCgroup, 2, false, 0, pod.ip4);
   enrol(optionsCgroup, OPTIONS_SLOT, true, infoFlag.ambient | infoFlag.options, pod.ip4);
-  new PodOptions(plane.maps).set(
+  new PodOptions(maps).set(
     OPTIONS_SLOT,
     trafficOptions({
       [`${TRAFFIC}excludeOutboundIPRanges`]: Array.from(
@@ -186,21 +146,21 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
     undefined,
   );
   enrol(proxyCgroup, 3, false, infoFlag.proxy, proxy.ip4);
-  plane.maps.podTrees.set(0, { count: 1, id: [podTree.id] });
+  maps.podTrees.set(0, { count: 1, id: [podTree.id] });
 
   let attached = false;
   async function attach(wanted: boolean): Promise<void> {
     if (wanted === attached) return;
     attached = wanted;
     if (wanted) {
-      plane.attachPodTree({ path: podTree.absolute, id: podTree.id });
-      plane.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
-      plane.attachSockets();
+      programs.attachPodTree({ path: podTree.absolute, id: podTree.id });
+      programs.attachProxy({ path: proxyCgroup.absolute, id: proxyCgroup.id });
+      programs.attachSockets();
       for (const { absolute, id } of [appPod, optionsPod, sandbox.hostCgroup])
-        plane.attachHandoff({ path: absolute, id });
-      plane.attachRoot();
+        programs.attachHandoff({ path: absolute, id });
+      programs.attachRoot();
     } else {
-      plane.detachPrograms();
+      programs.detachPrograms();
     }
     // The kernel patches its own code, and lets go of programs a little later.
     await delay(20);
@@ -230,7 +190,7 @@ async function build(stack: AsyncDisposableStack): Promise<BenchNode> {
     },
     async prepare(to) {
       await attach(to.attached);
-      plane.maps.settings.set(setting.proxyIp4, { bytes: bytesOf(to.proxy) });
+      plane.setProxy({ ip4: to.proxy });
     },
     async connect(to, count) {
       const args = ['bench', String(count), to.address, String(PORT)];

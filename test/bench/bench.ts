@@ -22,6 +22,7 @@ import { benchScale } from './scale-bench.ts';
 import { connectResult, latencyResult, memoryResult, programResult, type Result } from './sections.ts';
 import { benchSidecar } from './sidecar-bench.ts';
 import { benchStorm } from './storm-bench.ts';
+import { order } from './statistics.ts';
 import { benchTurnover } from './turnover-bench.ts';
 
 const SECTIONS = [
@@ -128,7 +129,7 @@ async function main(options: Options): Promise<void> {
     cpu: cpus()[0]?.model ?? 'unknown',
     node: process.version,
   };
-  console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} x ${machine.cpu}\n`);
+  console.log(`cgroute on Linux ${machine.kernel}, ${machine.cpus} x ${machine.cpu}, SEED=${order.seed}\n`);
   const results: Result[] = [];
   for (const name of options.only) {
     if (KUBE_SECTIONS.has(name) && KUBE_MISSING !== false) {

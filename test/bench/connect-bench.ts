@@ -2,7 +2,7 @@
 import { connect } from '../../deploy/stage/sock.ts';
 import type { BenchNode, WayName } from './bench-node.ts';
 import { attachedPrograms, difference, enableStatistics } from './program-statistics.ts';
-import { median, ratio, shuffled, type Ratio } from './statistics.ts';
+import { median, order, ratio, type Ratio } from './statistics.ts';
 
 export interface ConnectFigures {
   /** Median of connect(), nanoseconds. */
@@ -52,7 +52,7 @@ export async function benchConnect(node: BenchNode, rounds: number, count: numbe
     Object.fromEntries(names.map((name) => [name, value(name)])) as Record<WayName, T>;
   const measured = of((): number[] => []);
   for (let round = 0; round < rounds; round++) {
-    for (const name of shuffled(names)) {
+    for (const name of order.shuffled(names)) {
       const way = node.ways[name];
       await node.prepare(way);
       measured[name].push(await node.connect(way, count));

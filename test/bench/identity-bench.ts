@@ -1,6 +1,6 @@
 /** What the kernel's programs add to mkdir() and rmdir() of a cgroup, by its own statistics. */
 import { mkdirSync, rmdirSync } from 'node:fs';
-import { newUid } from '../harness/node.ts';
+import { newUid } from '../../deploy/stage/pod-cgroup.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { openTestPlane } from '../kernel/data-plane.ts';
 import { attachedPrograms, difference, enableStatistics } from './program-statistics.ts';

@@ -5,15 +5,16 @@
 import { resolve } from 'node:path';
 import PQueue from 'p-queue';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
-import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import type { Agent } from '../../deploy/stage/agent.ts';
 import { type Cgroup, removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { makeServiceAccount, type ServiceAccount } from '../harness/kube-account.ts';
-import { AGENT_RULES } from '../harness/kube-mesh.ts';
+import { AGENT_RULES, kubeAgentSeat } from '../harness/kube-agent.ts';
 import { namespaceObject, type ObjectMeta, type Pod, podObject } from '../harness/kube-objects.ts';
 import type { RecordedRequest } from '../harness/kube-server.ts';
 import { type Cluster, startCluster } from '../harness/kube.ts';
 import { containerCgroupPath, podCgroupPath, qosOf } from '../harness/kubelet-cgroups.ts';
-import { containerId, ENROLLED } from '../harness/node.ts';
+import { ENROLLED } from '../harness/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { type Relay, startRelay } from './kube-relay.ts';
@@ -207,6 +208,11 @@ async function addNode(
     sandbox.file(`account-${node}`),
     { name: node, rules: AGENT_RULES },
   );
+  const seat = kubeAgentSeat(
+    sandbox,
+    { node, roots: { cgroupRoot: `${sandbox.cgroupRoot}/${node}`, bpffsRoot } },
+    () => account.kubeconfig(relay.url),
+  );
   sandbox.cgroup(`${node}/kubepods.slice`);
   const pathOf = ({ namespace, name }: Pick<ObjectMeta, 'namespace' | 'name'>): string =>
     `/api/v1/namespaces/${namespace}/pods/${name}`;
@@ -215,22 +221,16 @@ async function addNode(
     bpffsRoot,
     relay,
     async start(isAhead = false, env = {}) {
-      const agent = startAgent(sandbox, {
+      const agent = seat.launchAgent({
         ...(isAhead && {
           start: (args: readonly string[]) => ({ cmd: 'chrt', args: ['-f', PRIORITY, PROGRAM, ...args] }),
         }),
-        node,
-        bpffsRoot,
-        cgroupRoot: `${sandbox.cgroupRoot}/${node}`,
-        env: { ...env, KUBECONFIG: account.kubeconfig(relay.url) },
+        env,
       });
       await agent.ready(60_000);
       return agent;
     },
-    async cleanUp() {
-      const { code, stderr } = await cgroute(sandbox, ['cleanup'], { bpffsRoot });
-      if (code !== 0) throw new Error(`cgroute cleanup exited with ${code}\n${stderr}`);
-    },
+    cleanUp: seat.cleanUp,
     maps() {
       const maps = openPinnedMaps(bpffsRoot);
       if (maps === undefined) throw new Error(`the agent of ${node} is ready and has pinned no maps`);

@@ -3,14 +3,15 @@
  * sidecar, one whose sidecar is bypassed by its label, and one that goes through it.
  * The agent is the one that is shipped; nothing but the label tells the two apart.
  */
-import type { NetworkHost } from '../../deploy/stage/netns.ts';
-import { type NodePod, startNode, type TestNode } from '../harness/node.ts';
-import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
+import { type NetworkHost } from '../../deploy/stage/netns.ts';
+import { startNode, type TestNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { installSidecarRules, ownRules, startSidecar } from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
 import { hasPriority, PRIORITY } from './kube-pods.ts';
-import { median, ratio, shuffled, type Ratio } from './statistics.ts';
+import { median, order, ratio, type Ratio } from './statistics.ts';
+import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
 
 const PORT = 8081;
 const STATUS = { [SIDECAR_STATUS]: '{}' };
@@ -140,7 +141,7 @@ export async function benchSidecar(rounds: number, count: number): Promise<Sidec
     MOMENTS.flatMap((moment) => SIDECAR_WAYS.map((way) => ({ direction, moment, way }))),
   );
   for (let round = 0; round < rounds; round++) {
-    for (const { direction, moment, way } of shuffled(all)) {
+    for (const { direction, moment, way } of order.shuffled(all)) {
       measured[direction][moment][way].push(await measure(scene, direction, way, moment, count));
     }
   }

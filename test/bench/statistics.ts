@@ -1,4 +1,5 @@
 /** What is said about many measurements of one thing. */
+import { makeRandom } from '../harness/random.ts';
 
 /** The value below which a share `q` (0 to 1) of the values lies; NaN of none. */
 export function quantile(values: readonly number[], q: number): number {
@@ -25,10 +26,5 @@ export function ratio(values: readonly number[], base: readonly number[]): Ratio
   return { median: median(ratios), low: quantile(ratios, 0.25), high: quantile(ratios, 0.75) };
 }
 
-/** In another order each time, so that none always comes after the same other. */
-export function shuffled<T>(items: readonly T[]): T[] {
-  return items
-    .map((item) => ({ item, at: Math.random() }))
-    .sort((a, b) => a.at - b.at)
-    .map(({ item }) => item);
-}
+/** Puts the ways of each round in another order, so that none always comes after the same other; the bench prints its seed. */
+export const order = makeRandom();

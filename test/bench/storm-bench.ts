@@ -12,7 +12,7 @@ import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { SOCK } from '../../deploy/stage/sock.ts';
 import { makeAgentPods } from './agent-pods.ts';
 import { hasPriority, PRIORITY } from './kube-pods.ts';
-import { median, ratio, shuffled, type Ratio } from './statistics.ts';
+import { median, order, ratio, type Ratio } from './statistics.ts';
 
 const PER_SECOND = 5_000;
 const PODS = 50;
@@ -106,7 +106,7 @@ export async function benchStorm(rounds: number, ms: number): Promise<StormFigur
   const cpu: Record<Way, number[]> = { without: [], control: [], programs: [], agent: [] };
   const agent = { us: 0, ms: 0, execs: 0 };
   for (let round = 0; round < rounds; round++) {
-    for (const way of shuffled(WAYS)) {
+    for (const way of order.shuffled(WAYS)) {
       const result = await once(scene, way, ms);
       cpu[way].push(result.cpuUs);
       if (way !== 'agent') continue;

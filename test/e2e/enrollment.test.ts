@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { MODE } from '../harness/label-names.ts';
 
 describe('with enrollment: new-pods', () => {

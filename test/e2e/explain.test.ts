@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import type { Explanation } from '../../mapper/cli/explain.ts';
 import { cgroute } from '../../deploy/stage/agent.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { BYPASS, MODE } from '../harness/label-names.ts';
 
 describe('explain', () => {

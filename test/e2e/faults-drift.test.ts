@@ -6,10 +6,11 @@ import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
+import { MODE } from '../harness/label-names.ts';
 
 const PROGRAMS = 'programs had been detached by somebody else, and are attached again';
 const ENTRIES = 'entries of the maps had been altered by somebody else, and are as they should be again';
@@ -44,11 +45,8 @@ describe('drift:', () => {
   const reports = (message: string): readonly Readonly<Record<string, unknown>>[] =>
     node.agent.log().filter(({ msg }) => msg === message);
 
-  async function repaired(): Promise<number> {
-    const address = String((await node.agent.logged('serving'))['http']);
-    const text = await (await fetch(`http://${address}/metrics`)).text();
-    return Number(/^cgroute_drift_repaired_total (\d+)$/m.exec(text)?.[1]);
-  }
+  const repaired = async (): Promise<number> =>
+    (await node.metrics()).get('cgroute_drift_repaired_total') ?? NaN;
 
   /**
    * Does something; `isRight` is so again after two sweeps at most, which counted

@@ -4,17 +4,15 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test, type TestContext } from 'node:test';
+import { allBy, dial } from '../harness/dialler.ts';
 import { watchAgent } from '../harness/alive.ts';
 import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, containerId, startNode } from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
 import { SOCK, type Connected, connect, listen, type Place, sock } from '../../deploy/stage/sock.ts';
-
-interface Totals {
-  readonly total: number;
-  readonly proxy: number;
-}
+import { MODE } from '../harness/label-names.ts';
 
 const OUT = { [MODE]: 'none' };
 const PORT = '8080';
@@ -57,20 +55,18 @@ describe('a hostile pod', () => {
   }
   const counters = async (pod: NodePod): Promise<Readonly<Record<string, number>>> =>
     (await node.podStatus(pod)).connections;
-  const entries = async (): Promise<string[]> =>
-    (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
 
   /** While the function runs, each connection of the victim goes through the proxy, and the agent answers. */
   async function harmless<T>(t: TestContext, run: () => Promise<T>): Promise<T> {
-    const loop = tool(victim.place, 'loop', '--every', 1000, node.server.ip4, PORT, 0);
+    const loop = dial(node.sandbox, victim.place, node.server, 1000);
     // A few seconds at least, or a moment would count as much as it should not.
     const [result, vitals] = await watchAgent(
       node.agent,
       async () => (await Promise.all([run(), delay(3000)]))[0],
     );
-    await ended(loop);
-    const { total, ...rest } = JSON.parse(loop.stdout.at(-1) ?? '') as Totals;
-    assert.deepEqual(rest, { proxy: total, server: 0, other: 0, failed: 0, errors: {} });
+    const totals = await loop.end();
+    const { total } = totals;
+    assert.deepEqual(totals, allBy('proxy', total));
     assert.ok(total >= 50, `the victim made ${total} connections only`);
     t.diagnostic(
       `/healthz within ${vitals.slowestMs} ms, the agent's CPU ${vitals.cpu}, ${total} connections of the victim`,
@@ -83,7 +79,7 @@ describe('a hostile pod', () => {
   }
 
   test("that makes cgroups with other pods' names gains no identity", async (t) => {
-    const known = await entries();
+    const known = await node.knownCgroups();
     const fakes: Cgroup[] = [];
     const inside = node.sandbox.cgroup(`${hostile.cgroup.path}/inside`);
     await harmless(t, async () => {
@@ -131,7 +127,7 @@ describe('a hostile pod', () => {
         'each is counted as its own',
       );
       await delay(1100); // a sweep has seen them too
-      assert.deepEqual(await entries(), known, 'none of them has an entry');
+      assert.deepEqual(await node.knownCgroups(), known, 'none of them has an entry');
       assert.equal(await answers({ cgroup: fakes[0]!, netns: hostile.host.netns }), 'proxy');
       // Named like the proxy's, it is not answered like the proxy.
       assert.equal(await answers({ cgroup: fakes.at(-1)!, netns: hostile.host.netns }), 'proxy');
@@ -140,7 +136,7 @@ describe('a hostile pod', () => {
   });
 
   test('that makes and removes cgroups as fast as it can keeps nobody waiting', async (t) => {
-    const known = await entries();
+    const known = await node.knownCgroups();
     const script =
       'cd "$1"; mkdir churn; end=$(( $(date +%s) + 3 )); n=0; while [ $(date +%s) -lt $end ]; do mkdir -p $(seq -f "churn/%g/pod$2" 50); rmdir churn/*/pod$2 churn/[0-9]*; n=$((n + 100)); done; rmdir churn; echo $n';
     const made = await harmless(t, async () => {
@@ -162,7 +158,7 @@ describe('a hostile pod', () => {
     assert.ok(made > 500, `${made} cgroups only`);
     await eventually(
       'the entries are as before',
-      async () => (await entries()).join() === known.join(),
+      async () => (await node.knownCgroups()).join() === known.join(),
       5000,
     );
   });

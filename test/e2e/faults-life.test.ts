@@ -4,22 +4,16 @@ import { readdirSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
+import { allBy, dial, type Dialler } from '../harness/dialler.ts';
 import { cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
+import { makeRandom } from '../harness/random.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
+import { connect, listen, type Place } from '../../deploy/stage/sock.ts';
 import { MODE } from '../harness/label-names.ts';
-import { type Running, eventually, must } from '../../deploy/stage/process.ts';
-import { SOCK, connect, listen, type Place } from '../../deploy/stage/sock.ts';
-
-interface Totals {
-  readonly total: number;
-  readonly proxy: number;
-  readonly server: number;
-  readonly other: number;
-  readonly failed: number;
-  readonly errors: Readonly<Record<string, number>>;
-}
 
 /** A program, map or link, as bpftool shows it. */
 interface Shown {
@@ -31,36 +25,10 @@ interface Shown {
 
 const OUT = { [MODE]: 'none' };
 
-/** Connects all the time; {@link totals} ends it. */
-function loop(node: TestNode, place: Place): Running {
-  return node.sandbox.spawn({
-    ...place,
-    cmd: SOCK,
-    args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
-  });
-}
+/** Connects all the time. */
+const loop = (node: TestNode, place: Place): Dialler => dial(node.sandbox, place, node.server, 300);
 
-async function totals(running: Running): Promise<Totals> {
-  running.end();
-  await running.exit;
-  return JSON.parse(running.stdout.at(-1) ?? '') as Totals;
-}
-
-/** Numbers from 0 to 1, the same for the same seed: mulberry32. */
-function randomOf(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
-
-/** The ids that cgroup_info_map has, and those that it should have: each pod's own cgroup and its latest container's. */
-async function known(node: TestNode): Promise<string[]> {
-  return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
-}
+/** The ids that `cgroup_info_map` should have: each pod's own cgroup and its latest container's. */
 function wanted(node: TestNode, pods: readonly NodePod[]): string[] {
   return pods
     .flatMap(({ cgroup }) => [cgroup.id, node.sandbox.cgroup(dirname(cgroup.path)).id])
@@ -91,23 +59,22 @@ describe('in the life of an agent,', () => {
   after(() => node?.[Symbol.asyncDispose]());
 
   test('kill -9 at any moment, or SIGTERM, and nothing is let through, caught, lost or left over', async (t) => {
-    const seed = Math.floor(Math.random() * 2 ** 31);
-    t.diagnostic(`seed ${seed}`);
-    const random = randomOf(seed);
+    const random = makeRandom();
+    t.diagnostic(`SEED=${random.seed}`);
     await (await node.startAgent()).kill9();
     const loops = [loop(node, pod.place), loop(node, outside.place)];
     const comers: NodePod[] = [];
     for (let round = 0; round < 24; round++) {
       const agent = startAgent(node.sandbox, { manifest: node.manifest.path });
-      const life = Math.floor(random() * 350);
-      const change = Math.floor(random() * life);
+      const life = Math.floor(random.next() * 350);
+      const change = Math.floor(random.next() * life);
       await delay(change);
       // In the middle of a pod that comes, of one that goes, of one that changes, or of nothing.
       const what = round % 4;
       if (what === 0) comers.push(await node.addPod({ name: `comer-${round}`, host: pod.host }));
       const [last] = comers.slice(-1);
       if (what === 1 && last !== undefined)
-        node.manifest.change(last.uid, { labels: random() < 0.5 ? OUT : {} });
+        node.manifest.change(last.uid, { labels: random.next() < 0.5 ? OUT : {} });
       if (what === 2 && last !== undefined) {
         comers.pop();
         removeCgroup(dirname(last.cgroup.absolute));
@@ -115,22 +82,15 @@ describe('in the life of an agent,', () => {
       }
       node.manifest.write();
       await delay(life - change);
-      await agent.running.stop(random() < 0.2 ? 'SIGTERM' : 'SIGKILL');
+      await agent.running.stop(random.next() < 0.2 ? 'SIGTERM' : 'SIGKILL');
     }
     await node.startAgent();
-    const [inMesh, out] = [await totals(loops[0]!), await totals(loops[1]!)];
+    const [inMesh, out] = [await loops[0]!.end(), await loops[1]!.end()];
     t.diagnostic(`${inMesh.total} and ${out.total} connections`);
     assert.ok(inMesh.total > 500, `only ${inMesh.total} connections were made`);
-    assert.deepEqual(inMesh, {
-      total: inMesh.total,
-      proxy: inMesh.total,
-      server: 0,
-      other: 0,
-      failed: 0,
-      errors: {},
-    });
-    assert.deepEqual(out, { total: out.total, proxy: 0, server: out.total, other: 0, failed: 0, errors: {} });
-    assert.deepEqual(await known(node), wanted(node, [node.proxyPod, pod, outside, ...comers]));
+    assert.deepEqual(inMesh, allBy('proxy', inMesh.total));
+    assert.deepEqual(out, allBy('server', out.total));
+    assert.deepEqual(await node.knownCgroups(), wanted(node, [node.proxyPod, pod, outside, ...comers]));
     assert.deepEqual(
       (await node.status()).pods.map(({ uid }) => uid).toSorted(),
       [node.proxyPod, pod, outside, ...comers].map(({ uid }) => uid).toSorted(),
@@ -178,7 +138,7 @@ describe('in the life of an agent,', () => {
       },
       5000,
     );
-    const { total, proxy, server, other, failed } = await totals(held);
+    const { total, proxy, server, other, failed } = await held.end();
     assert.deepEqual([proxy + server, other, failed], [total, 0, 0], 'no connection fails by it');
     const direct = await connect(pod.place, node.server.ip4, 8080);
     assert.ok(direct.ok && direct.reply.startsWith('server '));
@@ -245,7 +205,7 @@ describe('in the life of an agent,', () => {
     }
     await eventually(
       'all are known, and nothing else',
-      async () => (await known(node)).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
+      async () => (await node.knownCgroups()).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
       3000,
     );
     assert.equal((await node.podStatus(pod)).connections['redirected'], 1, 'counted from the reboot on');
@@ -283,8 +243,7 @@ test('ztunnel down and back: what cannot be redirected is refused, and nothing g
     );
   }
   await delay(50);
-  clients.end();
-  await clients.exit;
+  await clients.end();
   const peers = new Set(
     node.server.listener
       .accepted()

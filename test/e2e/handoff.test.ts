@@ -4,7 +4,8 @@ import { globSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { listen, type Place } from '../../deploy/stage/sock.ts';
 

@@ -4,10 +4,11 @@ import { mkdirSync, readFileSync, renameSync, symlinkSync, unlinkSync, writeFile
 import { join } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { replaceFile } from '../../deploy/stage/manifest.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { BYPASS, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { SOCK, listen } from '../../deploy/stage/sock.ts';
+import { BYPASS, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 
 const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 

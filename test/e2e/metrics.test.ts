@@ -6,31 +6,13 @@ import { test } from 'node:test';
 import { branch } from '../../native/layout/layouts.ts';
 import { metricsReference } from '../../mapper/reports/metrics.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
+import { ENROLLED, startNode } from '../harness/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
-
-async function addressOf(node: TestNode): Promise<string> {
-  return String((await node.agent.logged('serving'))['http']);
-}
-
-/** The values by name and labels, as they stand in the text. */
-async function scrape(node: TestNode): Promise<Map<string, number>> {
-  const response = await fetch(`http://${await addressOf(node)}/metrics`);
-  assert.equal(response.status, 200);
-  assert.match(response.headers.get('content-type') ?? '', /^text\/plain; version=0\.0\.4/);
-  const lines = (await response.text()).split('\n').filter((line) => line !== '' && !line.startsWith('#'));
-  return new Map(
-    lines.map((line) => [
-      line.slice(0, line.lastIndexOf(' ')),
-      Number(line.slice(line.lastIndexOf(' ') + 1)),
-    ]),
-  );
-}
+import { MODE } from '../harness/label-names.ts';
 
 test('an agent serves what is documented, and nothing else', async () => {
   await using node = await startNode('metrics-names');
-  const text = await (await fetch(`http://${await addressOf(node)}/metrics`)).text();
+  const { text } = await node.http('metrics');
   assert.deepEqual(
     [...text.matchAll(/^# TYPE (\w+) (\w+)/gm)].map(([, name, type]) => ({ name, type })),
     metricsReference.map(({ name, type }) => ({ name, type })),
@@ -42,7 +24,7 @@ test('metrics tell of pods, maps, sources and connections', async () => {
   const pod = await node.addPod({ name: 'secret-name' });
   await node.addPod({ name: 'waiting', running: false });
   await node.apply();
-  const before = await scrape(node);
+  const before = await node.metrics();
   const is = (values: ReadonlyMap<string, number>, wanted: Readonly<Record<string, number>>): void =>
     assert.deepEqual(Object.fromEntries(Object.keys(wanted).map((name) => [name, values.get(name)])), wanted);
   // The harness's marker pod is listed and does not run.
@@ -73,7 +55,8 @@ test('metrics tell of pods, maps, sources and connections', async () => {
   );
 
   assert.equal(await node.travel(pod.place), 'redirected');
-  is(await scrape(node), { 'cgroute_connections_total{branch="redirected"}': 1 });
+  is(await node.metrics(), { 'cgroute_connections_total{branch="redirected"}': 1 });
+
   const branches = Object.keys(branch).filter((name) => name !== 'count');
   assert.deepEqual(Object.keys((await node.podStatus(pod)).connections), branches, 'and no others');
   assert.deepEqual(
@@ -81,15 +64,15 @@ test('metrics tell of pods, maps, sources and connections', async () => {
     branches.map((name) => `cgroute_connections_total{branch="${name}"}`),
   );
 
-  const told = (await scrape(node)).get('cgroute_enrolment_latency_seconds_count') ?? NaN;
+  const told = (await node.metrics()).get('cgroute_enrolment_latency_seconds_count') ?? NaN;
   node.manifest.change(pod.uid, { labels: { [MODE]: 'none' } });
   await node.apply();
   await eventually(
     'the change is in the metrics',
-    async () => (await scrape(node)).get('cgroute_pods_mapped{verdict="out"}') === 2,
+    async () => (await node.metrics()).get('cgroute_pods_mapped{verdict="out"}') === 2,
     2000,
   );
-  is(await scrape(node), {
+  is(await node.metrics(), {
     cgroute_enrolment_latency_seconds_count: told + 1,
     'cgroute_pods_intended{verdict="in"}': 1,
   });
@@ -97,19 +80,19 @@ test('metrics tell of pods, maps, sources and connections', async () => {
   node.sandbox.cgroup('kubepods/burstable/pod99999999-9999-4999-8999-999999999999');
   await eventually(
     'a pod that nobody knows is counted',
-    async () => (await scrape(node)).get('cgroute_cgroups_unresolved') === 1,
+    async () => (await node.metrics()).get('cgroute_cgroups_unresolved') === 1,
     5000,
   );
   const age = await eventually(
     'and for how long',
-    async () => (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') || undefined,
+    async () => (await node.metrics()).get('cgroute_cgroups_unresolved_age_seconds') || undefined,
     2000,
   );
   assert.ok(age < 10);
   const older = await eventually(
     'which grows',
     async () => {
-      const now = (await scrape(node)).get('cgroute_cgroups_unresolved_age_seconds') ?? NaN;
+      const now = (await node.metrics()).get('cgroute_cgroups_unresolved_age_seconds') ?? NaN;
       return now > age ? now : undefined;
     },
     2000,
@@ -125,9 +108,9 @@ test('what cannot be written is counted by errno, for pods and for the proxy', a
   for (let n = 0; n < 16; n++) await node.addPod({ name: `many-${n}`, host });
   node.manifest.write();
   const errors = async (errno: string): Promise<number> =>
-    (await scrape(node)).get(`cgroute_map_errors_total{errno="${errno}"}`) ?? NaN;
+    (await node.metrics()).get(`cgroute_map_errors_total{errno="${errno}"}`) ?? NaN;
   await eventually('the map is full', async () => (await errors('E2BIG')) > 0, 5000);
-  const values = await scrape(node);
+  const values = await node.metrics();
   assert.equal(values.get('cgroute_map_entries{map="pod_info_map"}'), 16);
   // The proxy and the first are mapped, too.
   assert.deepEqual(
@@ -154,13 +137,12 @@ test('connections of a pod that is gone still count, also when another has its p
   const second = await node.addPod({ name: 'second', labels: ENROLLED });
   await node.apply();
   assert.equal(await node.travel(second.place), 'redirected');
-  assert.equal((await scrape(node)).get('cgroute_connections_total{branch="redirected"}'), 2);
+  assert.equal((await node.metrics()).get('cgroute_connections_total{branch="redirected"}'), 2);
 });
 
 test('explain answers this host, by its address too', async () => {
   await using node = await startNode('metrics-http', { proxy: false });
-  const http = await addressOf(node);
-  assert.equal((await fetch(`http://${http}/explain?pod=mesh/ztunnel`)).status, 200);
-  assert.equal((await fetch(`http://${http}/explain?pod=mesh/nobody`)).status, 404);
-  assert.equal((await fetch(`http://${http}/nothing`)).status, 404);
+  assert.equal((await node.http('explain?pod=mesh/ztunnel')).status, 200);
+  assert.equal((await node.http('explain?pod=mesh/nobody')).status, 404);
+  assert.equal((await node.http('nothing')).status, 404);
 });

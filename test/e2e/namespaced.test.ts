@@ -7,16 +7,12 @@ import type { Agent, AgentOptions } from '../../deploy/stage/agent.ts';
 import { cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { bootNode, type NamespacedNode } from '../harness/namespaced.ts';
-import {
-  containerId,
-  newUid,
-  startNode,
-  type NodePod,
-  type NodeStatus,
-  type TestNode,
-} from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
+import { startNode, type TestNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
+import { containerId, newUid } from '../../deploy/stage/pod-cgroup.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { eventually, type Finished, must, type Program, run } from '../../deploy/stage/process.ts';
+import { MODE } from '../harness/label-names.ts';
 
 const PROGRAM = resolve(import.meta.dirname, '../../dist/cgroute');
 

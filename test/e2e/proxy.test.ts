@@ -4,9 +4,10 @@ import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { BYPASS } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
+import { BYPASS } from '../harness/label-names.ts';
 
 describe('what a host process sends', () => {
   let node: TestNode;

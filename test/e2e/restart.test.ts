@@ -4,24 +4,17 @@ import { mkdirSync, readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
+import { allBy, dial, type Dialler } from '../harness/dialler.ts';
 import { isLocked } from '../../native/boundary/lock.ts';
 import { lockPinDirectory } from '../../native/pins/pin-directory.ts';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { BYPASS } from '../harness/label-names.ts';
-import { type Running, eventually, must, spawnIn } from '../../deploy/stage/process.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
+import { eventually, must, spawnIn } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
-
-interface Totals {
-  readonly total: number;
-  readonly proxy: number;
-  readonly server: number;
-  readonly other: number;
-  readonly failed: number;
-  readonly errors: Readonly<Record<string, number>>;
-}
+import { BYPASS } from '../harness/label-names.ts';
 
 /** Programs that are attached anywhere below a node's root. */
 async function attached(node: TestNode): Promise<unknown[]> {
@@ -32,11 +25,6 @@ async function attached(node: TestNode): Promise<unknown[]> {
 
 const pins = (node: TestNode): string[] =>
   readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug'));
-
-/** The ids in cgroup_info_map, and those that belong there: each pod's own cgroup and its containers'. */
-async function knownCgroups(node: TestNode): Promise<string[]> {
-  return (await node.entries('cgroup_info_map')).map(({ key }) => String(key)).toSorted();
-}
 
 describe('an agent that comes and goes', () => {
   let node: TestNode;
@@ -54,18 +42,7 @@ describe('an agent that comes and goes', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  function loop(from: NodePod): Running {
-    return node.sandbox.spawn({
-      ...from.place,
-      cmd: SOCK,
-      args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
-    });
-  }
-  async function totals(running: Running): Promise<Totals> {
-    running.end();
-    await running.exit;
-    return JSON.parse(running.stdout.at(-1) ?? '') as Totals;
-  }
+  const loop = (from: NodePod): Dialler => dial(node.sandbox, from.place, node.server, 300);
   /** Who answered: `proxy` or `server`. */
   async function answers(from: NodePod): Promise<string> {
     const line = await must({ ...from.place, cmd: SOCK, args: ['connect', node.server.ip4, '8080'] });
@@ -111,16 +88,10 @@ describe('an agent that comes and goes', () => {
         await node.startAgent();
       }
       await delay(50);
-      const [inMesh, outside] = [await totals(redirected), await totals(untouched)];
+      const [inMesh, outside] = [await redirected.end(), await untouched.end()];
       assert.ok(inMesh.total > 100, `only ${inMesh.total} connections were made`);
-      assert.deepEqual(
-        { ...inMesh, total: 0, proxy: 0 },
-        { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} },
-      );
-      assert.deepEqual(
-        { ...outside, total: 0, server: 0 },
-        { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} },
-      );
+      assert.deepEqual(inMesh, allBy('proxy', inMesh.total));
+      assert.deepEqual(outside, allBy('server', outside.total));
     });
   }
 
@@ -158,7 +129,7 @@ describe('an agent that comes and goes', () => {
       const parent = node.sandbox.cgroup(dirname(cgroup.path));
       return [String(cgroup.id), String(parent.id)];
     });
-    assert.deepEqual(await knownCgroups(node), wanted.toSorted());
+    assert.deepEqual(await node.knownCgroups(), wanted.toSorted());
 
     node.manifest.change(pod.uid, { labels: {} });
     node.manifest.namespace('plain');

@@ -4,7 +4,8 @@ import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { must } from '../../deploy/stage/process.ts';
 
 const root = resolve(import.meta.dirname, '../..');

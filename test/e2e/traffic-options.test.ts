@@ -5,10 +5,11 @@ import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { MODE, SIDECAR_STATUS, TRAFFIC } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
+import { MODE, SIDECAR_STATUS, TRAFFIC } from '../harness/label-names.ts';
 
 describe('traffic annotations', () => {
   let node: TestNode;

@@ -6,8 +6,12 @@ import assert from 'node:assert/strict';
 import { globSync, readdirSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
+import { allBy, dial, type Dialler } from '../harness/dialler.ts';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
+import { plain } from '../harness/travel.ts';
+import { makeRandom } from '../harness/random.ts';
 import { buildOther } from '../harness/other-build.ts';
 import { BYPASS } from '../harness/label-names.ts';
 import { eventually, must, type Running } from '../../deploy/stage/process.ts';
@@ -23,22 +27,11 @@ import { freeze } from '../kernel/mesh.ts';
 import { PIN_VERSION as OWN } from '../../native/pins/pin-directory.ts';
 import { LAYOUTS, OTHER_VERSION as OTHER } from './other-layouts.ts';
 
-interface Totals {
-  readonly total: number;
-  readonly proxy: number;
-  readonly server: number;
-  readonly other: number;
-  readonly failed: number;
-  readonly errors: Readonly<Record<string, number>>;
-}
-
 interface Held {
   readonly asked: string;
   readonly local: string;
   readonly running: Running;
 }
-
-const plain = (address: string): string => address.replace(/^\[::ffff:([\d.]+)\]/, '$1');
 
 describe('another version with other layouts', () => {
   let node: TestNode;
@@ -107,8 +100,7 @@ describe('another version with other layouts', () => {
 
   /** New connections of all kinds go on meanwhile, each as it should. */
   async function whileDialling<T>(run: () => Promise<T>): Promise<T> {
-    const loop = (place: Place, ip: string): Running =>
-      node.sandbox.spawn({ ...place, cmd: SOCK, args: ['loop', '--every', '300', ip, '8080', '0'] });
+    const loop = (place: Place, ip: string): Dialler => dial(node.sandbox, place, { ip, port: 8080 }, 300);
     const loops = [
       ['proxy', loop(pod.place, node.server.ip4)],
       ['proxy', loop(pod.place, node.server.ip6)],
@@ -117,18 +109,8 @@ describe('another version with other layouts', () => {
     ] as const;
     const result = await run();
     for (const [to, running] of loops) {
-      running.end();
-      await running.exit;
-      const totals = JSON.parse(running.stdout.at(-1) ?? '') as Totals;
-      assert.deepEqual(totals, {
-        total: totals.total,
-        proxy: 0,
-        server: 0,
-        other: 0,
-        failed: 0,
-        errors: {},
-        [to]: totals.total,
-      });
+      const totals = await running.end();
+      assert.deepEqual(totals, allBy(to, totals.total));
       assert.ok(totals.total > 20, JSON.stringify(totals));
     }
     return result;
@@ -289,14 +271,14 @@ describe('another version with other layouts', () => {
 
   test('the new agent may be killed at any point of the handover, and the old one may come back', async () => {
     const agents: string[] = [];
-    const random = mulberry(4711);
+    const random = makeRandom(4711);
     const held = [await hold(pod.place, node.server.ip4), await hold(node.hostPlace, pod.host.ip4)];
     await whileDialling(async () => {
       await node.agent.kill9();
       for (let i = 0; i < 20; i++) {
-        const version = random() < 0.7 ? OWN : OTHER;
+        const version = random.next() < 0.7 ? OWN : OTHER;
         const agent = startAgent(node.sandbox, { manifest: node.manifest.path, ...options(version) });
-        const ms = Math.round(60 + random() * 900);
+        const ms = Math.round(60 + random.next() * 900);
         await delay(ms);
         await agent.kill9();
         agents.push(
@@ -370,14 +352,3 @@ describe('another version with other layouts', () => {
     await eventually('nothing is attached', async () => (await attached()) === 0);
   });
 });
-
-/** A generator of the same numbers each time: mulberry32. */
-function mulberry(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}

@@ -5,15 +5,17 @@ import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { BYPASS, MODE } from '../harness/label-names.ts';
+import { addressOf, ask } from '../harness/agent-http.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 
 /** Status code and text of an answer. */
 async function get(address: string, path: string): Promise<readonly [number, string]> {
-  const response = await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(2000) });
-  return [response.status, await response.text()];
+  const { status, text } = await ask(address, path);
+  return [status, text];
 }
 
 describe('an agent with a short sweep', () => {
@@ -31,10 +33,10 @@ describe('an agent with a short sweep', () => {
   const pinned = (): string[] => readdirSync(links()).toSorted();
 
   test('answers over HTTP: alive, ready, its sources, and nothing else', async () => {
-    const address = String((await node.agent.logged('serving'))['http']);
-    assert.deepEqual(await get(address, '/healthz'), [200, 'ok\n']);
-    assert.deepEqual(await get(address, '/readyz'), [200, 'ok\n']);
-    const [code, text] = await get(address, '/status');
+    const address = await addressOf(node.agent);
+    assert.deepEqual(await get(address, 'healthz'), [200, 'ok\n']);
+    assert.deepEqual(await get(address, 'readyz'), [200, 'ok\n']);
+    const [code, text] = await get(address, 'status');
     const status = JSON.parse(text) as {
       readonly ready: boolean;
       readonly sources: readonly { readonly name: string; readonly state: string }[];
@@ -44,7 +46,7 @@ describe('an agent with a short sweep', () => {
       status.sources.map(({ name, state }) => `${name} ${state}`),
       ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars ok'],
     );
-    assert.equal((await get(address, '/nothing'))[0], 404);
+    assert.equal((await get(address, 'nothing'))[0], 404);
   });
 
   test('removes the links of a proxy, of a pod tree and of a branch of host processes that are gone', async () => {
@@ -180,11 +182,8 @@ test('a pod that no map has room for is said, counted, treated as unknown, and t
     5000,
   );
   assert.equal(report['podUid'], late.uid);
-  const [, metrics] = await get(String((await node.agent.logged('serving'))['http']), '/metrics');
-  assert.ok(
-    Number(/^cgroute_map_errors_total\{errno="E2BIG"\} (\d+)$/m.exec(metrics)?.[1]) >= 1,
-    'it is counted',
-  );
+  const refused = (await node.metrics()).get('cgroute_map_errors_total{errno="E2BIG"}') ?? NaN;
+  assert.ok(refused >= 1, 'it is counted');
   assert.ok(
     (await node.status()).unknown.some(({ id }) => id === String(late.cgroup.id)),
     'it is in status',
@@ -215,7 +214,7 @@ test('is alive and not ready while it starts', async () => {
   const agent = startAgent(node.sandbox, { manifest: node.manifest.path, http });
   const seen = new Set<string>();
   await eventually('it is ready', async () => {
-    const [health, ready] = await Promise.all([get(http, '/healthz'), get(http, '/readyz')]).catch(() => [
+    const [health, ready] = await Promise.all([get(http, 'healthz'), get(http, 'readyz')]).catch(() => [
       undefined,
       undefined,
     ]);
@@ -225,5 +224,5 @@ test('is alive and not ready while it starts', async () => {
   });
   assert.deepEqual([...seen], ['healthz 200, readyz 503', 'healthz 200, readyz 200']);
   await agent.stop();
-  await assert.rejects(get(http, '/healthz'));
+  await assert.rejects(get(http, 'healthz'));
 });

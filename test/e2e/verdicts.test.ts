@@ -2,14 +2,9 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { cgroute } from '../../deploy/stage/agent.ts';
-import {
-  ENROLLED,
-  type NodePod,
-  type NodeStatus,
-  type PodOptions,
-  type TestNode,
-  startNode,
-} from '../harness/node.ts';
+import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { listen } from '../../deploy/stage/sock.ts';
 import { BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { type Expected, REASONS, expected } from '../harness/verdict-oracle.ts';

@@ -2,72 +2,37 @@
  * Nodes of a real API server on one machine: each with its kubelet, its agent,
  * and its HAProxy as the container of a ztunnel pod, all on one network.
  */
-import { once } from 'node:events';
-import { globSync, readFileSync, writeFileSync } from 'node:fs';
-import { type IncomingMessage, get } from 'node:http';
-import { type Agent, type AgentOptions, cgroute, startAgent } from '../../deploy/stage/agent.ts';
+import { readFileSync, writeFileSync } from 'node:fs';
+import type { Agent } from '../../deploy/stage/agent.ts';
 import { HAPROXY_PORTS, haproxyCommand, proxiedConnections } from '../../deploy/stage/haproxy.ts';
+import type { Network } from '../../deploy/stage/netns.ts';
+import { makeNode, type Server, SERVER_PORT, type Target } from '../../deploy/stage/node.ts';
+import { eventually, listeningPorts } from '../../deploy/stage/process.ts';
+import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { connect, type Place } from '../../deploy/stage/sock.ts';
+import type { AgentSeat } from './agent-seat.ts';
+import { AGENT_RULES, type KubeAgentOptions, kubeAgentSeat } from './kube-agent.ts';
 import { type Cluster, startCluster } from './kube.ts';
 import type { ServiceAccount } from './kube-account.ts';
-import { type Pod, namespaceObject, podObject } from './kube-objects.ts';
+import { namespaceObject, type Pod, podObject } from './kube-objects.ts';
 import type { ServerOptions } from './kube-server.ts';
 import type { CgroupDriver } from './kubelet-cgroups.ts';
 import { type Kubelet, type KubeletOptions, startKubelet } from './kubelet.ts';
 import type { PodOnNode } from './kubelet-view.ts';
-import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
-import { type MapEntry, type NodeStatus, type Travel, travelOf } from './node.ts';
-import { eventually, listeningPorts, must } from '../../deploy/stage/process.ts';
-import { type Sandbox, makeSandbox } from '../../deploy/stage/sandbox.ts';
-import { type Connected, type Listener, type Place, connect, listen } from '../../deploy/stage/sock.ts';
+import { type Travel, travelOf } from './travel.ts';
 
-/** What the agent's DaemonSet may do. */
-export const AGENT_RULES = [
-  { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] },
-  { apiGroups: [''], resources: ['pods/status'], verbs: ['patch'] },
-  { apiGroups: [''], resources: ['events'], verbs: ['create'] },
-];
-
-/** On this port the server listens, and so does every pod of {@link servingPod}. */
-export const SERVER_PORT = 8080;
 const PROXY_NAMESPACE = 'istio-system';
 
-export interface Target {
-  readonly ip: string;
-  readonly port: number;
-}
-
-export interface MeshAgentOptions extends Partial<AgentOptions> {
-  /** The text of its configuration file. */
-  readonly config?: string;
-  /** Default: one of the mesh's service account, straight to the API server. */
-  readonly kubeconfig?: string;
-}
-
-export interface MeshNode {
+export interface MeshNode extends AgentSeat<KubeAgentOptions> {
   readonly name: string;
   readonly kubelet: Kubelet;
   readonly agent: Agent;
   /** A process of the host, in the node's network. */
   readonly hostPlace: Place;
-  /** Starts the agent and waits until it is ready. */
-  startAgent(options?: MeshAgentOptions): Promise<Agent>;
-  /** Starts the agent and waits for nothing. */
-  launchAgent(options?: MeshAgentOptions): Agent;
-  /** `cgroute cleanup`: nothing is pinned any more. */
-  cleanUp(): Promise<void>;
   /** Runs a ztunnel pod of that name on the node, and waits until it is ready. */
   startProxy(name: string): Promise<PodOnNode>;
   /** Plays the readiness probe of a ztunnel pod: ready as soon as it listens. */
   probe(proxy: PodOnNode): Promise<void>;
-  status(): Promise<NodeStatus>;
-  /** Waits until the status is so. */
-  until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
-  /** What a pinned map of the kernel holds, as bpftool reads it by the map's own BTF. */
-  entries(map: string): Promise<readonly MapEntry[]>;
-  /** The agent's HTTP: `healthz`, `readyz`, `metrics`. */
-  http(path: string): Promise<{ readonly status: number; readonly text: string }>;
-  /** The values by name and labels, as they stand in the text of `/metrics`. */
-  metrics(): Promise<ReadonlyMap<string, number>>;
   /** Connects and tells how the connection travelled, by this node's proxy or without. Default: to the server. */
   travel(from: Place, to?: Target): Promise<Travel>;
 }
@@ -77,8 +42,8 @@ export interface Mesh extends AsyncDisposable {
   readonly cluster: Cluster;
   readonly network: Network;
   readonly account: ServiceAccount;
-  /** Outside the mesh, on {@link SERVER_PORT}. */
-  readonly server: NetworkHost & Target & { readonly listener: Listener };
+  /** Outside the mesh. */
+  readonly server: Server;
   addNode(options: MeshNodeOptions): Promise<MeshNode>;
 }
 
@@ -86,7 +51,7 @@ export interface MeshNodeOptions extends Pick<KubeletOptions, 'range' | 'reuse' 
   readonly name: string;
   readonly driver?: CgroupDriver;
   /** False: the test starts the agent itself. */
-  readonly agent?: false | MeshAgentOptions;
+  readonly agent?: false | KubeAgentOptions;
   /** False: no ztunnel runs yet. Default: `ztunnel-NODE` does. */
   readonly proxy?: false;
 }
@@ -104,19 +69,11 @@ export async function startMesh(name: string, options: ServerOptions = {}): Prom
   const stack = new AsyncDisposableStack();
   try {
     const sandbox = stack.use(await makeSandbox(name));
-    const [cluster, network] = await Promise.all([startCluster(sandbox, options), makeNetwork(sandbox)]);
+    const [cluster, base] = await Promise.all([startCluster(sandbox, options), makeNode(sandbox)]);
     stack.use(cluster);
     const account = await cluster.serviceAccount({ name: 'agent', rules: AGENT_RULES });
     await cluster.apply(namespaceObject(PROXY_NAMESPACE));
-    const host = await network.addHost('server');
-    const listener = await listen(sandbox, { netns: host.netns }, 'serve', '*', [SERVER_PORT], '--dual');
-    const mesh = {
-      sandbox,
-      cluster,
-      network,
-      account,
-      server: { ...host, ip: host.ip4, port: SERVER_PORT, listener },
-    };
+    const mesh = { sandbox, cluster, network: base.network, account, server: await base.startServer() };
     return {
       ...mesh,
       addNode: (of) => addNode(mesh, of, stack),
@@ -147,34 +104,10 @@ async function addNode(
         labels['runtime'] === 'runc' || labels['runtime'] === 'none' ? labels['runtime'] : 'process',
     }),
   );
-  const roots = { cgroupRoot: `${sandbox.cgroupRoot}/${name}`, bpffsRoot: `${sandbox.bpffs}/${name}` };
   const proxyLog = sandbox.file(`${name}-haproxy.log`);
   writeFileSync(proxyLog, '');
-  let agent: Agent | undefined;
-  let configs = 0;
-
-  function launchAgent({
-    config,
-    kubeconfig = mesh.account.kubeconfig(),
-    args = [],
-    ...more
-  }: MeshAgentOptions = {}): Agent {
-    const file = sandbox.file(`${name}-${++configs}.yaml`);
-    if (config !== undefined) writeFileSync(file, config);
-    return (agent = startAgent(sandbox, {
-      ...roots,
-      node: name,
-      ...more,
-      args: [...(config === undefined ? [] : ['--config', file]), ...args],
-      env: { KUBECONFIG: kubeconfig, ...more.env },
-    }));
-  }
-
-  async function startOne(more?: MeshAgentOptions): Promise<Agent> {
-    const started = launchAgent(more);
-    await started.ready(30_000);
-    return started;
-  }
+  const roots = { cgroupRoot: `${sandbox.cgroupRoot}/${name}`, bpffsRoot: `${sandbox.bpffs}/${name}` };
+  const seat = kubeAgentSeat(sandbox, { node: name, roots }, () => mesh.account.kubeconfig());
 
   async function probe(pod: PodOnNode): Promise<void> {
     await eventually(`${pod.name} listens`, () => {
@@ -213,84 +146,20 @@ async function addNode(
     return kubelet.running(PROXY_NAMESPACE, proxyName);
   }
 
-  async function status(): Promise<NodeStatus> {
-    const { code, stdout, stderr } = await cgroute(sandbox, ['status', '-o', 'json'], roots);
-    if (code !== 0 && code !== 3) throw new Error(`cgroute status exited with ${code}\n${stderr}`);
-    return JSON.parse(stdout) as NodeStatus;
-  }
-
-  async function entries(map: string): Promise<readonly MapEntry[]> {
-    const pin = globSync(`${roots.bpffsRoot}/*/maps/${map}`)[0] ?? `${roots.bpffsRoot}/${map}`;
-    const dump = JSON.parse(
-      await must({ cmd: 'bpftool', args: ['-j', 'map', 'dump', 'pinned', pin] }),
-    ) as readonly { readonly formatted: MapEntry }[];
-    return dump.map(({ formatted }) => formatted);
-  }
-
-  const running = (): Agent => {
-    if (agent === undefined) throw new Error(`${name} has no agent yet`);
-    return agent;
-  };
-
-  async function http(path: string): Promise<{ readonly status: number; readonly text: string }> {
-    const address = String((await running().logged('serving'))['http']);
-    // A connection of its own each time: a kept one may end in the moment that it is used.
-    const request = get(`http://${address}/${path}`, { agent: false, timeout: 5000 });
-    request.once('timeout', () => request.destroy(new Error(`no answer from /${path} within 5 s`)));
-    const [response] = (await once(request, 'response')) as [IncomingMessage];
-    return { status: response.statusCode ?? 0, text: (await response.toArray()).join('') };
-  }
-
-  if (wanted !== false) await startOne(wanted);
+  if (wanted !== false) await seat.startAgent(wanted);
   if (proxy !== false) await startProxy(`ztunnel-${name}`);
   return {
+    ...seat,
     name,
     kubelet,
     startProxy,
     probe,
-    status,
-    entries,
-    http,
-    launchAgent,
-    async cleanUp() {
-      const { code, stderr } = await cgroute(sandbox, ['cleanup'], { bpffsRoot: roots.bpffsRoot });
-      if (code !== 0) throw new Error(`cgroute cleanup exited with ${code}\n${stderr}`);
-    },
-    startAgent: startOne,
     get agent() {
-      return running();
+      return seat.latest();
     },
     hostPlace: { cgroup: sandbox.cgroup(`${name}/host`), netns: host.netns },
-    async until(what, check, timeoutMs = 10_000) {
-      let now = await status();
-      await eventually(
-        `${name}: ${what}`,
-        async () => check(now) || check((now = await status())),
-        timeoutMs,
-      ).catch((error: unknown) => {
-        const text = JSON.stringify(
-          { ...now, capabilities: undefined, host: undefined },
-          (key, value: unknown) => (key === 'connections' ? undefined : value),
-          1,
-        );
-        throw new Error(`${String(error)}\n${text}\n${running().running.stdout.slice(-10).join('\n')}`);
-      });
-      return now;
-    },
-    async metrics() {
-      const lines = (await http('metrics')).text
-        .split('\n')
-        .filter((line) => line !== '' && !line.startsWith('#'));
-      return new Map(
-        lines.map((line) => [
-          line.slice(0, line.lastIndexOf(' ')),
-          Number(line.slice(line.lastIndexOf(' ') + 1)),
-        ]),
-      );
-    },
     async travel(from, to = server) {
-      const connected: Connected = await connect(from, to.ip, to.port);
-      return travelOf(connected, to, {
+      return travelOf(await connect(from, to.ip, to.port), to, {
         connections: () => proxiedConnections(readFileSync(proxyLog, 'utf8').split('\n')),
       });
     },

@@ -9,13 +9,14 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cluster } from './kube.ts';
-import { KubeApiError, type ObjectList, makeKubeApi } from './kube-api.ts';
+import { type ObjectList, makeKubeApi } from './kube-api.ts';
 import type { KubeObject, Pod } from './kube-objects.ts';
 import { type CgroupDriver, podTrees } from './kubelet-cgroups.ts';
 import { nodeObject } from './kubelet-node.ts';
 import { type PodOnNode, podOnNode } from './kubelet-view.ts';
 import { type PodWorker, startPodWorker } from './kubelet-pod.ts';
 import { type PoolOptions, type Runtime, makePodNetwork } from './kubelet-runtime.ts';
+import { kubeletRequests } from './kubelet-requests.ts';
 import { isRunning } from './kubelet-status.ts';
 import { staticPod } from './kubelet-static.ts';
 import { type Network, type NetworkHost, makeNetwork } from '../../deploy/stage/netns.ts';
@@ -69,10 +70,6 @@ interface Entry {
   ending: Promise<void> | undefined;
 }
 
-function isStatus(error: unknown, ...codes: readonly number[]): boolean {
-  return error instanceof KubeApiError && codes.includes(error.status);
-}
-
 /** Starts a kubelet. When it is disposed of, its containers run on until the sandbox ends. */
 export async function startKubelet(
   cluster: Cluster,
@@ -95,48 +92,10 @@ export async function startKubelet(
   for (const tree of podTrees(driver)) sandbox.cgroup(root + tree);
   const self = await api.request<KubeObject>('POST', '/api/v1/nodes', nodeObject(node, host));
 
-  const pathOf = ({ metadata }: Pod): string =>
-    `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
   const problem = (what: string, error: unknown): void =>
     void (closed.aborted || problems.push(`${what}: ${String(error)}`));
 
-  /** Whether this node has this very pod no more. Asked by a list: a pod may not be read once its name is another node's, and for a moment none may be when the server has just started. */
-  async function isGone({ metadata: { namespace, uid } }: Pod): Promise<boolean> {
-    try {
-      const { items } = await api.get<{ readonly items: readonly Pod[] }>(
-        `/api/v1/namespaces/${namespace}/pods?fieldSelector=spec.nodeName%3D${node}`,
-      );
-      return !items.some(({ metadata }) => metadata.uid === uid);
-    } catch {
-      return false;
-    }
-  }
-
-  /**
-   * Repeats a request until the API server has answered it, be it by an answer in
-   * `codes`, which means that it is done too. About a pod that is there such an
-   * answer may be wrong: what the server remembers of a name can be a moment old.
-   */
-  async function persist<T>(
-    what: string,
-    codes: readonly number[],
-    request: () => Promise<T>,
-    about?: Pod,
-  ): Promise<T | undefined> {
-    for (let tries = 1; ; tries++) {
-      if (closed.aborted) return undefined;
-      try {
-        return await request();
-      } catch (error) {
-        if (isStatus(error, ...codes)) {
-          if (about === undefined || (tries > 3 && (await isGone(about)))) return undefined;
-        } else {
-          problem(what, error);
-        }
-        await delay(about === undefined || tries > 3 ? 500 : 100, undefined, { ref: false });
-      }
-    }
-  }
+  const requests = kubeletRequests(api, node, closed, problem);
 
   function start(pod: Pod, cgroupUid: string, staticHash?: string): Entry {
     const place = {
@@ -187,30 +146,8 @@ export async function startKubelet(
     if (object?.metadata.uid === undefined) return;
     entry.dirty = false;
     const status = entry.worker.status(entry.reported ?? object.status);
-    const body = { metadata: { uid: object.metadata.uid }, status };
-    // 404: deleted meanwhile. The others: another pod of that name, here or on another node.
-    await persist(
-      `status of ${object.metadata.name}`,
-      [403, 404, 409, 422],
-      () => api.patch(`${pathOf(object)}/status`, 'strategic-merge-patch+json', body),
-      object,
-    );
+    await requests.patchStatus(object, status);
     entry.reported = status;
-  }
-
-  function deleteObject(pod: Pod): Promise<unknown> {
-    const body = {
-      kind: 'DeleteOptions',
-      apiVersion: 'v1',
-      gracePeriodSeconds: 0,
-      preconditions: { uid: pod.metadata.uid },
-    };
-    return persist(
-      `deletion of ${pod.metadata.name}`,
-      [403, 404, 409],
-      () => api.request('DELETE', pathOf(pod), body),
-      pod,
-    );
   }
 
   /** Containers first, then the last report, then the cgroup, then the API's object. */
@@ -221,7 +158,7 @@ export async function startKubelet(
         clearTimeout(entry.timer);
         if (statusDelay !== Infinity) await report(entry);
         entry.worker.removeCgroup();
-        if (entry.object !== undefined) await deleteObject(entry.object);
+        if (entry.object !== undefined) await requests.deletePod(entry.object);
         entries.delete(entry.worker.cgroupUid);
       })
       .catch((error: unknown) => problem(`end of ${entry.worker.name}`, error)));
@@ -235,7 +172,7 @@ export async function startKubelet(
     const known = entries.get(uid);
     const isOver = pod.status?.phase === 'Succeeded' || pod.status?.phase === 'Failed';
     if (known === undefined && (isOver || deletionTimestamp !== undefined)) {
-      if (deletionTimestamp !== undefined) void deleteObject(pod);
+      if (deletionTimestamp !== undefined) void requests.deletePod(pod);
       return;
     }
     const entry = known ?? start(pod, uid);
@@ -247,7 +184,7 @@ export async function startKubelet(
   function seeMirror(mirror: Pod, hash: string): void {
     const entry = entries.get(hash);
     if (entry === undefined || entry.ending !== undefined || mirror.metadata.deletionTimestamp !== undefined)
-      return void deleteObject(mirror);
+      return void requests.deletePod(mirror);
     if (entry.object?.metadata.uid !== mirror.metadata.uid) markDirty(entry);
     entry.object = mirror;
   }
@@ -267,7 +204,7 @@ export async function startKubelet(
     const mirror = mirrors.get(entry);
     if (mirror === undefined) return;
     const path = `/api/v1/namespaces/${mirror.metadata.namespace}/pods`;
-    const made = await persist(`mirror pod ${mirror.metadata.name}`, [409], () =>
+    const made = await requests.persist(`mirror pod ${mirror.metadata.name}`, [409], () =>
       api.request<Pod>('POST', path, mirror),
     );
     if (made !== undefined && entry.object === undefined) seeMirror(made, entry.worker.cgroupUid);

@@ -13,8 +13,9 @@ import {
 } from '../../native/netns/iptables-rules.ts';
 import { openPodNetns } from '../../native/netns/pod-netns.ts';
 import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
+import { makeNode, SERVER_PORT } from '../../deploy/stage/node.ts';
 import { must } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { inSandbox, makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import {
   installSidecarRules,
   natRules,
@@ -23,9 +24,9 @@ import {
   type Backend,
 } from '../../deploy/stage/sidecar.ts';
 import { connect, listen, type Place } from '../../deploy/stage/sock.ts';
+import { plain } from '../harness/travel.ts';
 import { bytesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 
-const PORT = 8080;
 const BOTH = bypassDirection.outbound | bypassDirection.inbound;
 
 interface Scene extends AsyncDisposable {
@@ -45,29 +46,23 @@ interface Scene extends AsyncDisposable {
   inbound6(): Promise<string>;
 }
 
-async function makeScene(name: string, backend: Backend): Promise<Scene> {
-  const sandbox = await makeSandbox(name);
-  try {
-    const network = await makeNetwork(sandbox);
-    const host = await network.addHost('pod');
-    const server = await network.addHost('server');
-    const place = { cgroup: sandbox.cgroup('kubepods/pod'), netns: host.netns };
+function makeScene(name: string, backend: Backend): Promise<Scene> {
+  return inSandbox(name, async (sandbox) => {
+    const base = await makeNode(sandbox);
+    const { host, place } = await base.addPod({ name: 'pod' });
     const plane = openTestPlane(sandbox);
     const filter = plane.plane.pinBypass();
     await installSidecarRules(host.netns, backend);
-    const sidecar = await startSidecar(sandbox, host, place);
+    await startSidecar(sandbox, host, place);
     // It asks for the original destination on IPv4 alone, so IPv6 has a sidecar that answers by itself.
     await listen(sandbox, place, 'proxy', '::', [15001, 15006], '-6');
-    const app = await listen(sandbox, place, 'serve', '*', [PORT], '--dual', '--quiet');
-    await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--quiet');
+    const app = await listen(sandbox, place, 'serve', '*', [SERVER_PORT], '--dual', '--quiet');
+    const server = await base.startServer({ flags: ['--dual', '--quiet'] });
     const travel = async (from: Place, to: string): Promise<string> => {
-      const result = await connect(from, to, PORT, '--timeout', 3000);
+      const result = await connect(from, to, SERVER_PORT, '--timeout', 3000);
       if (!result.ok) return result.errno;
       const [who, , peer = ''] = result.reply.split(' ');
-      if (who === 'proxy') return 'sidecar';
-      return peer.replace('[::ffff:', '').replace(']', '') === result.local || peer === result.local
-        ? 'direct'
-        : 'sidecar';
+      return who === 'server' && plain(peer) === result.local ? 'direct' : 'sidecar';
     };
     return {
       sandbox,
@@ -95,15 +90,11 @@ async function makeScene(name: string, backend: Backend): Promise<Scene> {
       outbound6: () => travel(place, server.ip6),
       inbound6: () => travel({ netns: server.netns }, host.ip6),
       async [Symbol.asyncDispose]() {
-        void sidecar;
         plane[Symbol.dispose]();
         await sandbox[Symbol.asyncDispose]();
       },
     };
-  } catch (error) {
-    await sandbox[Symbol.asyncDispose]();
-    throw error;
-  }
+  });
 }
 
 const all = async (scene: Scene): Promise<string[]> => [
@@ -256,7 +247,7 @@ test('a pod without a sidecar gets no rules, and no legacy table', async () => {
   await using sandbox = await makeSandbox('none');
   const network = await makeNetwork(sandbox);
   const plain = await network.addHost('plain');
-  const app = await listen(sandbox, { netns: plain.netns }, 'serve', '*', [PORT], '--quiet');
+  const app = await listen(sandbox, { netns: plain.netns }, 'serve', '*', [SERVER_PORT], '--quiet');
   using netns = openPodNetns(app.running.pid);
   assert.ok(netns !== undefined);
   const { tables } = await readNat(netns, app.running.pid);

@@ -12,9 +12,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, type Confinement, PROJECT, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER, POD } from '../harness/daemon-set.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { MODE } from '../harness/label-names.ts';
 
 /** Bits of capabilities(7), <linux/capability.h>. */
 const BITS: Readonly<Record<string, bigint>> = { NET_ADMIN: 12n, SYS_PTRACE: 19n, PERFMON: 38n, BPF: 39n };

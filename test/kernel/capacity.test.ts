@@ -4,18 +4,8 @@ import { test } from 'node:test';
 import { sysctl } from '../../deploy/stage/netns.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, listen, type Place, SOCK } from '../../deploy/stage/sock.ts';
-import {
-  assertFailed,
-  assertRedirected,
-  at,
-  freeze,
-  hold,
-  makeMesh,
-  type Mesh,
-  plain,
-  PORT,
-  seen,
-} from './mesh.ts';
+import { assertFailed, assertRedirected, freeze, hold, makeMesh, type Mesh, PORT, seen } from './mesh.ts';
+import { at, plain } from '../harness/travel.ts';
 
 interface Many {
   readonly ok: number;

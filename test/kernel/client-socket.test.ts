@@ -6,18 +6,8 @@ import { infoFlag } from '../../native/layout/layouts.ts';
 import { ip, sysctl } from '../../deploy/stage/netns.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { connect, listen, sock, SOCK } from '../../deploy/stage/sock.ts';
-import {
-  assertFailed,
-  assertRedirected,
-  at,
-  connectAll,
-  freeze,
-  hold,
-  makeMesh,
-  plain,
-  PORT,
-  seen,
-} from './mesh.ts';
+import { assertFailed, assertRedirected, connectAll, freeze, hold, makeMesh, PORT, seen } from './mesh.ts';
+import { at, plain } from '../harness/travel.ts';
 
 /** A counter of TcpExt in a namespace; format of /proc/net/netstat: a line of names, then one of values. */
 async function tcpCounter(netns: string, name: string): Promise<number> {

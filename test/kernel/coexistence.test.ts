@@ -6,7 +6,8 @@ import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
-import { assertDirect, assertFailed, assertRedirected, at, hold, makeMesh, PORT } from './mesh.ts';
+import { assertDirect, assertFailed, assertRedirected, hold, makeMesh, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 import { loadRival } from './rival.ts';
 
 const mesh = await makeMesh('rivals');

@@ -5,7 +5,8 @@ import { after, afterEach, test } from 'node:test';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { must, run } from '../../deploy/stage/process.ts';
 import { connect, type Connected, listen, type Place, SOCK, sock } from '../../deploy/stage/sock.ts';
-import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
+import { assertDirect, assertFailed, assertRedirected, makeMesh, type Pod, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('connect');
 const { plane, app, proxy, server } = mesh;

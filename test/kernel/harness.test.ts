@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { cgroup2Mount, processesBelow } from '../../deploy/stage/cgroup.ts';
+import { redirectByIptables } from '../harness/iptables-redirect.ts';
 import { makeNetwork } from '../../deploy/stage/netns.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
@@ -156,23 +157,8 @@ async function redirected(
   sandbox: Awaited<ReturnType<typeof makeSandbox>>,
 ): Promise<{ netns: string; ip4: string; ip6: string }> {
   const host = await (await makeNetwork(sandbox)).addHost('pod');
-  for (const tables of ['iptables', 'ip6tables']) {
-    const rule = [
-      '-t',
-      'nat',
-      '-A',
-      'OUTPUT',
-      '-p',
-      'tcp',
-      '--dport',
-      '80',
-      '-j',
-      'REDIRECT',
-      '--to-ports',
-      '15001',
-    ];
-    await must({ cmd: tables, args: rule, netns: host.netns });
-  }
+  for (const tool of ['iptables', 'ip6tables'] as const)
+    await redirectByIptables(host.netns, tool, { port: 80 }, 15001);
   return host;
 }
 

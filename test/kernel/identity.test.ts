@@ -3,11 +3,13 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, test } from 'node:test';
+import { dial } from '../harness/dialler.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
-import { connect, type Connected, sock, SOCK } from '../../deploy/stage/sock.ts';
-import { assertDirect, assertFailed, assertRedirected, at, makeMesh, type Pod, PORT } from './mesh.ts';
+import { connect, type Connected, sock } from '../../deploy/stage/sock.ts';
+import { assertDirect, assertFailed, assertRedirected, makeMesh, type Pod, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('identity');
 const { plane, app, server, sandbox } = mesh;
@@ -116,20 +118,9 @@ test("a container whose entry is gone is its pod's; without the pod's entry nobo
 
 test('a verdict that flips counts from the next connect of a running process on', async () => {
   const pod = await mesh.addPod('flipping');
-  await using running = sandbox.spawn({
-    ...pod,
-    cmd: SOCK,
-    args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'],
-  });
-  const totals = async (): Promise<{
-    proxy: number;
-    server: number;
-    failed: number;
-    errors: Readonly<Record<string, number>>;
-  }> => {
-    running.kill('SIGUSR1');
-    return running.json();
-  };
+  const loop = dial(sandbox, pod, { ip: server.ip4, port: PORT }, 1000);
+  await using running = loop.running;
+  const totals = loop.soFar;
   await eventually('it is redirected', () => (plane.counters(pod.slot).redirected ?? 0) > 5);
   for (const [inMesh, on, off] of [
     [false, 'server', 'proxy'],
@@ -151,11 +142,8 @@ test('a verdict that flips counts from the next connect of a running process on'
 });
 
 test('a process moved between cgroups is treated as one of the new one from its next connect on', async () => {
-  await using running = sandbox.spawn({
-    ...app,
-    cmd: SOCK,
-    args: ['loop', '--every', '1000', server.ip4, String(PORT), '0'],
-  });
+  const loop = dial(sandbox, app, { ip: server.ip4, port: PORT }, 1000);
+  await using running = loop.running;
   const below = sandbox.cgroup(`${app.cgroup.path}/moved`);
   const soFar = plane.counters(app.slot).redirected ?? 0;
   await eventually('it connects', () => (plane.counters(app.slot).redirected ?? 0) > soFar);
@@ -167,8 +155,7 @@ test('a process moved between cgroups is treated as one of the new one from its 
     [app.podCgroup, app, 'redirected'],
   ] as const) {
     writeFileSync(join(cgroup.absolute, 'cgroup.procs'), String(running.pid));
-    running.kill('SIGUSR1');
-    await running.line(); // the connection that was under way is over
+    await loop.soFar(); // the connection that was under way is over
     const before = plane.counters(pod?.slot ?? 0)[branch] ?? 0;
     const [, counts] = await mesh.counted(() =>
       eventually('it has connected', () => (plane.counters(pod?.slot ?? 0)[branch] ?? 0) > before + 5),

@@ -12,8 +12,8 @@ import { CAPABILITIES, type PodSpec } from '../harness/daemon-set.ts';
 import { HELM_MISSING, chartObjects } from '../../deploy/build/helm.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must, run } from '../../deploy/stage/process.ts';
 import {
   type Backend,
@@ -23,6 +23,7 @@ import {
   ownRules,
 } from '../../deploy/stage/sidecar.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
+import { BYPASS, SIDECAR_STATUS } from '../harness/label-names.ts';
 
 const PORT = 8080;
 const BACKENDS = ['nft', 'legacy'] as const;

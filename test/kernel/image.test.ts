@@ -7,7 +7,8 @@ import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, confine } from '../harness/confined.ts';
 import { CAPABILITIES, CONTAINER } from '../harness/daemon-set.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
-import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
+import { type TestNode, startNode } from '../harness/node.ts';
+import type { NodePod } from '../../deploy/stage/node.ts';
 import { type Finished, must, run } from '../../deploy/stage/process.ts';
 
 const project = resolve(import.meta.dirname, '../..');

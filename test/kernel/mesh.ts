@@ -4,12 +4,13 @@
  */
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../deploy/stage/cgroup.ts';
-import { makeNetwork, type Network, type NetworkHost } from '../../deploy/stage/netns.ts';
+import type { Network, NetworkHost } from '../../deploy/stage/netns.ts';
+import { makeNode, type Server, SERVER_PORT } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { inSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import {
   type Accepted,
   type Connected,
@@ -18,6 +19,7 @@ import {
   type Place,
   SOCK,
 } from '../../deploy/stage/sock.ts';
+import { at, plain } from '../harness/travel.ts';
 import {
   attachAll,
   type Counts,
@@ -28,7 +30,7 @@ import {
 } from './data-plane.ts';
 
 /** The server's port. */
-export const PORT = 8080;
+export const PORT = SERVER_PORT;
 
 /** What `sock proxy --level both` prints: both levels of SO_ORIGINAL_DST, and the second line of `--again`. */
 export interface Proxied extends Accepted {
@@ -54,7 +56,7 @@ export interface Mesh extends AsyncDisposable {
   readonly network: Network;
   readonly plane: TestPlane;
   readonly podTree: Cgroup;
-  readonly server: NetworkHost;
+  readonly server: Server;
   readonly serving: Listener;
   readonly proxy: Pod;
   readonly proxying: Listener;
@@ -78,42 +80,35 @@ export interface MeshOptions extends PlaneOptions {
 const uid = (slot: number): string => `2c48913c-b29f-11e7-9350-${slot.toString(16).padStart(12, '0')}`;
 
 /** Makes it, with a server, a dual-stack proxy on 15001 and 15006, and one enrolled pod. */
-export async function makeMesh(name: string, options: MeshOptions = {}): Promise<Mesh> {
-  const sandbox = await makeSandbox(name);
-  const network = await makeNetwork(sandbox);
+export function makeMesh(name: string, options: MeshOptions = {}): Promise<Mesh> {
+  return inSandbox(name, (sandbox) => makeMeshIn(sandbox, options));
+}
+
+async function makeMeshIn(sandbox: Sandbox, options: MeshOptions): Promise<Mesh> {
+  const base = await makeNode(sandbox);
+  const { network } = base;
   const plane = openTestPlane(sandbox, options);
   const podTree = sandbox.cgroup('kubepods');
   const pods: Pod[] = [];
 
   async function addPod(podName: string, enrolment: Partial<Enrolment> = {}): Promise<Pod> {
     const slot = enrolment.slot ?? pods.length + 1;
-    const host = await network.addHost(podName);
-    const podCgroup = sandbox.cgroup(`kubepods/burstable/pod${uid(slot)}`);
-    const cgroup = sandbox.cgroup(`${podCgroup.path}/${slot.toString(16).repeat(64).slice(0, 64)}`);
-    const entry = { ip4: host.ip4, ip6: host.ip6, ...enrolment, slot };
-    for (const each of [podCgroup, cgroup]) plane.enrol(each, entry);
-    const pod: Pod = {
-      name: podName,
-      slot,
-      host,
-      ip4: host.ip4,
-      ip6: host.ip6,
-      podCgroup,
-      cgroup,
-      netns: host.netns,
-    };
+    const { host, cgroup } = await base.addPod({ name: podName, uid: uid(slot) });
+    const { ip4, ip6, netns } = host;
+    const podCgroup = sandbox.cgroup(dirname(cgroup.path));
+    for (const each of [podCgroup, cgroup]) plane.enrol(each, { ip4, ip6, ...enrolment, slot });
+    const pod: Pod = { name: podName, slot, host, ip4, ip6, podCgroup, cgroup, netns };
     pods.push(pod);
     return pod;
   }
 
-  const server = await network.addHost('server');
+  const server = await base.startServer({ flags: ['--dual', '--tfo'] });
   const node = await network.addHost('node');
   const proxy = await addPod('proxy', { inMesh: false, flags: infoFlag.proxy });
   const app = await addPod('app');
   options.beforeAttach?.({ absolute: sandbox.cgroupRoot });
   attachAll(plane, podTree, proxy.podCgroup);
   plane.setProxy(proxy);
-  const serving = await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--tfo');
   const proxying = await listen(
     sandbox,
     proxy,
@@ -138,7 +133,7 @@ export async function makeMesh(name: string, options: MeshOptions = {}): Promise
     plane,
     podTree,
     server,
-    serving,
+    serving: server.listener,
     proxy,
     proxying,
     app,
@@ -161,16 +156,6 @@ export async function makeMesh(name: string, options: MeshOptions = {}): Promise
       await sandbox[Symbol.asyncDispose]();
     },
   };
-}
-
-/** `10.0.0.1:80`, `[fd77::1]:80`. */
-export function at(address: string, port: number): string {
-  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
-}
-
-/** `[::ffff:10.0.0.1]:80` as `10.0.0.1:80`; the rest as it is. */
-export function plain(address: string): string {
-  return address.replace(/^\[::ffff:([\d.]+)\]/, '$1');
 }
 
 export function portOf(address: string): number {

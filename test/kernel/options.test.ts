@@ -6,7 +6,8 @@ import { trafficOptions } from '../../mapper/decisions/traffic-options.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
 import { bytesOf } from './data-plane.ts';
-import { assertDirect, assertRedirected, at, makeMesh, PORT } from './mesh.ts';
+import { assertDirect, assertRedirected, makeMesh, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 import { TRAFFIC } from '../harness/label-names.ts';
 
 const mesh = await makeMesh('options');

@@ -2,24 +2,24 @@
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
 import { infoFlag } from '../../native/layout/layouts.ts';
+import { redirectByIptables } from '../harness/iptables-redirect.ts';
 import { sysctl } from '../../deploy/stage/netns.ts';
-import { eventually, must, run } from '../../deploy/stage/process.ts';
+import { eventually, run } from '../../deploy/stage/process.ts';
 import { connect, listen, type Listener } from '../../deploy/stage/sock.ts';
 import {
   assertDirect,
   assertFailed,
   assertRedirected,
-  at,
   connectAll,
   hold,
   makeMesh,
   NO_ORIGINAL,
-  plain,
   type Pod,
   PORT,
   type Proxied,
   seen,
 } from './mesh.ts';
+import { at, plain } from '../harness/travel.ts';
 
 type Lengths = Readonly<Record<string, string | number>>;
 
@@ -137,23 +137,8 @@ test("a connection that nobody redirected gets the kernel's own answer", async (
 
 test("where iptables redirected, conntrack's answer comes through; where cgroute did, its own", async () => {
   const nat = await addProxy('nat');
-  for (const tables of ['iptables', 'ip6tables']) {
-    const rule = [
-      '-t',
-      'nat',
-      '-A',
-      'OUTPUT',
-      '-p',
-      'tcp',
-      '--dport',
-      '80',
-      '-j',
-      'REDIRECT',
-      '--to-ports',
-      '15001',
-    ];
-    await must({ cmd: tables, args: rule, netns: nat.netns });
-  }
+  for (const tool of ['iptables', 'ip6tables'] as const)
+    await redirectByIptables(nat.netns, tool, { port: 80 }, 15001);
   const listener = await listen(mesh.sandbox, nat, 'proxy', '*', [15001], '--dual', '--level', 'both');
   const here = mesh.hostProcess(nat.netns);
   const redirected4 = await connect(here, '192.0.2.7', 80);

@@ -9,10 +9,12 @@ import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { heldMaps, settlePin, type WantedMap } from '../../native/pins/pinned-map.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
-import { connect, SOCK } from '../../deploy/stage/sock.ts';
+import { connect } from '../../deploy/stage/sock.ts';
+import { allBy, dial } from '../harness/dialler.ts';
 import { attachAll, notesOf, openTestPlane, type TestPlane } from './data-plane.ts';
 import { loadRival } from './rival.ts';
-import { assertRedirected, at, hold, makeMesh, PORT, seen, type Mesh, type Proxied } from './mesh.ts';
+import { assertRedirected, hold, makeMesh, PORT, seen, type Mesh, type Proxied } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const bpftool = (...args: readonly string[]): Promise<string> =>
   must({ cmd: 'bpftool', args: ['-j', ...args] });
@@ -39,19 +41,11 @@ const makeMap = (pin: string, value = 4): Promise<string> =>
 
 /** Dials again and again meanwhile; each connection must go through the proxy. */
 async function whileDialling<T>({ sandbox, app, server }: Mesh, run: () => Promise<T>): Promise<T> {
-  const loops = [server.ip4, server.ip6].map((ip) =>
-    sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', ip, String(PORT), '0'] }),
-  );
+  const loops = [server.ip4, server.ip6].map((ip) => dial(sandbox, app, { ip, port: PORT }));
   const result = await run();
-  for (const running of loops) {
-    running.end();
-    const totals = await running.json<{ total: number; proxy: number; server: number; failed: number }>();
-    await running.exit;
-    assert.deepEqual(
-      { ...totals, total: 0, proxy: 0 },
-      { total: 0, proxy: 0, server: 0, other: 0, failed: 0, errors: {} },
-      JSON.stringify(totals),
-    );
+  for (const loop of loops) {
+    const totals = await loop.end();
+    assert.deepEqual(totals, allBy('proxy', totals.total));
     assert.ok(totals.total > 20, JSON.stringify(totals));
   }
   return result;

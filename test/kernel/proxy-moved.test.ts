@@ -1,10 +1,12 @@
 /** The node's proxy changes its address or its cgroup while connections are open. */
 import assert from 'node:assert/strict';
 import { after, afterEach, test } from 'node:test';
+import { allBy, dial } from '../harness/dialler.ts';
 import { infoFlag } from '../../native/layout/layouts.ts';
 import { eventually } from '../../deploy/stage/process.ts';
-import { connect, listen, SOCK } from '../../deploy/stage/sock.ts';
-import { assertFailed, assertRedirected, at, hold, makeMesh, type Pod, PORT } from './mesh.ts';
+import { connect, listen } from '../../deploy/stage/sock.ts';
+import { assertFailed, assertRedirected, hold, makeMesh, type Pod, PORT } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 const mesh = await makeMesh('moved');
 const { plane, app, proxy, server, sandbox } = mesh;
@@ -96,24 +98,13 @@ test('a proxy that is made again in another cgroup, at the old address, is serve
 test('a client that connects all the time sees no unredirected connection while the proxy moves to and fro', async () => {
   const next = await addProxy('to-and-fro');
   await listen(sandbox, next, 'proxy', '*', [15001], '--dual', '--quiet');
-  const loop = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', server.ip4, String(PORT), '0'] });
+  const loop = dial(sandbox, app, { ip: server.ip4, port: PORT });
   const connections = (): number => plane.counters(app.slot).redirected ?? 0;
   for (let i = 0; i < 20; i++) {
     plane.setProxy(i % 2 === 0 ? next : proxy);
     const before = connections();
     await eventually('it goes on', () => connections() > before + 20);
   }
-  loop.end();
-  const totals = await loop.json<{
-    total: number;
-    proxy: number;
-    server: number;
-    other: number;
-    failed: number;
-  }>();
-  assert.deepEqual(
-    { ...totals, errors: undefined },
-    { total: totals.total, proxy: totals.total, server: 0, other: 0, failed: 0, errors: undefined },
-  );
-  await loop.exit;
+  const totals = await loop.end();
+  assert.deepEqual({ ...totals, errors: {} }, allBy('proxy', totals.total));
 });

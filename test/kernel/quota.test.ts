@@ -4,7 +4,8 @@ import { test } from 'node:test';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, SOCK, type Place } from '../../deploy/stage/sock.ts';
 import { openTestPlane } from './data-plane.ts';
-import { assertRedirected, at, freeze, hold, makeMesh, type Mesh, PORT, seen } from './mesh.ts';
+import { assertRedirected, freeze, hold, makeMesh, type Mesh, PORT, seen } from './mesh.ts';
+import { at } from '../harness/travel.ts';
 
 /** Sockets whose connect() fails once all programs have seen it: they take entries, and neither ports nor packets. */
 function grab(mesh: Mesh, place: Place, count: number) {

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
+import { servingPod, startMesh } from '../harness/kube-mesh.ts';
+import { SERVER_PORT } from '../../deploy/stage/node.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { MODE } from '../harness/label-names.ts';

@@ -1,7 +1,5 @@
 /** The annotation and the Events on pods, with the agent and a real API server, and no more rights than it needs. */
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
-import { resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pino } from 'pino';
@@ -9,21 +7,16 @@ import { kubeAccess } from '../../mapper/kube/kube-access.ts';
 import { openKubeClient } from '../../mapper/kube/kube-client.ts';
 import { podOf, type Pod } from '../../mapper/objects/pod.ts';
 import { makePodAnnotator } from '../../mapper/reports/pod-annotator.ts';
+import type { Agent } from '../../deploy/stage/agent.ts';
+import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
 import type { ServiceAccount } from '../harness/kube-account.ts';
+import { AGENT_RULES, type KubeAgentOptions } from '../harness/kube-agent.ts';
 import { namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import type { Cluster } from '../harness/kube.ts';
 import { startKubelet } from '../harness/kubelet.ts';
+import { eventually } from '../../deploy/stage/process.ts';
 import { BYPASS, MODE, REDIRECTION } from '../harness/label-names.ts';
-import { eventually, type Running } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
-
-const RULES = [
-  { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] },
-  { apiGroups: [''], resources: ['pods/status'], verbs: ['patch'] },
-  { apiGroups: [''], resources: ['events'], verbs: ['create'] },
-];
 
 interface EventObject {
   readonly reason: string;
@@ -34,22 +27,21 @@ interface EventObject {
 }
 
 describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () => {
-  let sandbox: Sandbox;
+  let node: ClusterNode;
   let cluster: Cluster;
   let account: ServiceAccount;
-  const program = resolve(import.meta.dirname, '../../dist/cgroute');
 
   before(async () => {
-    sandbox = await makeSandbox('kube-annotation');
-    cluster = await startCluster(sandbox, { audit: true });
-    account = await cluster.serviceAccount({ name: 'agent', rules: RULES });
+    node = await startClusterNode('kube-annotation', { audit: true });
+    ({ cluster } = node);
+    account = await cluster.serviceAccount({ name: 'agent', rules: AGENT_RULES });
     await cluster.apply(
       namespaceObject('shop', { [MODE]: 'ambient' }),
       podObject('web', { node: 'node-a', namespace: 'shop' }),
     );
-    sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('web')}/${containerId('web')}`);
+    await node.startPod('shop', 'web');
   });
-  after(() => sandbox?.[Symbol.asyncDispose]());
+  after(() => node?.[Symbol.asyncDispose]());
 
   const uidOf = async (name: string): Promise<string> =>
     (await cluster.pod('shop', name))?.metadata.uid ?? '';
@@ -73,31 +65,8 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what.split('/'), ...labels);
   const patches = (): number =>
     cluster.requests().filter(({ verb, uri }) => verb === 'patch' && uri.includes('/status')).length;
-  const start = async (...more: string[]): Promise<Running> => {
-    const agent = sandbox.spawn({
-      cmd: program,
-      args: [
-        'run',
-        '--source',
-        'kube',
-        '--cgroup-root',
-        sandbox.cgroupRoot,
-        '--bpffs-root',
-        `${sandbox.bpffs}/cgroute`,
-        '--http',
-        '127.0.0.1:0',
-        ...(more.includes('--node') ? [] : ['--node', 'node-a']),
-        ...more,
-      ],
-      env: { KUBECONFIG: account.kubeconfig() },
-    });
-    await eventually(
-      'it is ready',
-      () => [...agent.stdout, ...agent.stderr].some((line) => line.includes('"msg":"ready"')),
-      10_000,
-    );
-    return agent;
-  };
+  const start = (options: KubeAgentOptions = {}): Promise<Agent> =>
+    node.startAgent({ kubeconfig: account.kubeconfig(), ...options });
 
   test('annotates who is redirected and takes it off who leaves, with an Event each', async () => {
     await using agent = await start();
@@ -114,7 +83,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await label('pod/web', `${MODE}-`);
     await becomes('web', 'enabled');
     assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('annotates a pod only when it has a cgroup', async () => {
@@ -122,15 +91,15 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await cluster.apply(podObject('late', { node: 'node-a', namespace: 'shop' }));
     await delay(1000);
     assert.equal(await annotationOf('late'), undefined);
-    sandbox.cgroup(`/kubepods/burstable/pod${await uidOf('late')}/${containerId('late')}`);
+    await node.startPod('shop', 'late');
     await becomes('late', 'enabled');
     assert.deepEqual(await reasons('late'), ['MeshEnrolled']);
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('keeps what the kubelet writes at the same time, and follows a pod that is made again', async () => {
-    await using kubelet = await startKubelet(cluster, sandbox, { node: 'node-k', statusDelayMs: 20 });
-    await using agent = await start('--node', 'node-k');
+    await using kubelet = await startKubelet(cluster, node.sandbox, { node: 'node-k', statusDelayMs: 20 });
+    await using agent = await start({ node: 'node-k' });
     const live = podObject('live', { node: 'node-k', namespace: 'shop' });
     const uids = new Set<string>();
     for (let round = 0; round < 2; round++) {
@@ -149,7 +118,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
       said.map(({ reason, involvedObject }) => `${reason} ${involvedObject.uid}`).sort(),
       [...uids].map((uid) => `MeshEnrolled ${uid}`).sort(),
     );
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('writes nothing again when it starts again', async () => {
@@ -159,13 +128,11 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await delay(1000);
     assert.equal(patches(), before);
     assert.deepEqual(await reasons('web'), ['MeshEnrolled', 'MeshRemoved']);
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('says what it refuses and does not understand', async () => {
-    const config = sandbox.file('never.yaml');
-    writeFileSync(config, 'bypass: {allowed: never}\n');
-    await using agent = await start('--config', config);
+    await using agent = await start({ config: 'bypass: {allowed: never}\n' });
     await label('pod/web', `${BYPASS}=enabled`);
     await hasEvent('web', 'BypassRefused');
     await label('pod/web', `${BYPASS}=sideways`, `${MODE}=abmient`);
@@ -176,47 +143,45 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     );
     assert.equal(await annotationOf('web'), 'enabled');
     await label('pod/web', `${BYPASS}-`, `${MODE}-`);
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('goes on when it may not write, and writes when it may', async () => {
     await account.revoke();
     await account.grant();
     const role = `/apis/rbac.authorization.k8s.io/v1/clusterroles/test:kube-system:agent`;
-    await cluster.api.patch(role, 'merge-patch+json', { rules: RULES.slice(0, 1) });
+    await cluster.api.patch(role, 'merge-patch+json', { rules: AGENT_RULES.slice(0, 1) });
     await using agent = await start();
     await label('pod/web', `${MODE}=none`);
     await eventually(
       'it says that it may not',
       () =>
-        [...agent.stdout, ...agent.stderr].some((line) =>
-          /annotation of pod shop\/web could not be written.*403/.test(line),
-        ),
+        agent
+          .log()
+          .some((line) => /annotation of pod shop\/web could not be written.*403/.test(JSON.stringify(line))),
       10_000,
     );
     assert.equal(await annotationOf('web'), 'enabled');
-    await cluster.api.patch(role, 'merge-patch+json', { rules: RULES });
+    await cluster.api.patch(role, 'merge-patch+json', { rules: AGENT_RULES });
     await becomes('web', undefined);
     await label('pod/web', `${MODE}-`);
     await becomes('web', 'enabled');
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test('takes all annotations off when it detaches', async () => {
-    await using agent = await start('--on-exit', 'detach');
+    await using agent = await start({ args: ['--on-exit', 'detach'] });
     await becomes('web', 'enabled');
-    await agent.stop('SIGTERM');
+    await agent.stop();
     assert.deepEqual([await annotationOf('web'), await annotationOf('late')], [undefined, undefined]);
   });
 
   test('writes nothing when it is told not to', async () => {
-    const config = sandbox.file('off.yaml');
-    writeFileSync(config, 'annotate: false\nevents: false\n');
     const before = patches();
-    await using agent = await start('--config', config);
+    await using agent = await start({ config: 'annotate: false\nevents: false\n' });
     await delay(500);
     assert.equal(patches(), before);
-    await agent.stop('SIGTERM');
+    await agent.stop();
   });
 
   test("never annotates a namesake, and stops when the pod isn't there", async () => {

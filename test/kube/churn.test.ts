@@ -1,17 +1,17 @@
 /** 500 pods with random labels come, change and go on two nodes; in the end the API, the maps, `status` and connections agree. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { dial } from '../harness/dialler.ts';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
 import { KubeApiError } from '../harness/kube-api.ts';
-import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
+import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject, type Pod, type Texts } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
-import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree, annotationsAgree, podsOn, strayConnections } from './agreement.ts';
-import { makeRandom } from './random.ts';
+import { makeRandom } from '../harness/random.ts';
 
 const PODS = 500;
 /** So many of them live at one time, on both nodes together. */
@@ -246,11 +246,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
       await cluster.apply(servingPod(`steady-${node.name}`, { node: node.name, namespace: 'steady' }));
       const pod = await node.kubelet.running('steady', `steady-${node.name}`);
       await agree(mesh, node);
-      return mesh.sandbox.spawn({
-        ...pod.place(),
-        cmd: SOCK,
-        args: ['loop', '--every', '5000', mesh.server.ip, String(SERVER_PORT), '0'],
-      });
+      return dial(mesh.sandbox, pod.place(), mesh.server, 5000);
     }),
   );
 
@@ -315,8 +311,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
     assert.ok(made > 40, String(made));
   }
   for (const loop of loops) {
-    loop.end();
-    const totals = await loop.json<{ total: number; failed: number; errors: unknown }>();
+    const totals = await loop.end();
     assert.equal(totals.failed, 0, JSON.stringify(totals));
     assert.ok(totals.total > 1000);
   }

@@ -7,10 +7,10 @@ import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube
 import { type PodSpec, namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
-import type { NodeStatus } from '../harness/node.ts';
-import { MODE, REDIRECTION } from '../harness/label-names.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, SOCK } from '../../deploy/stage/sock.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 
 describe('with new-pods and reset, on a node of a real API server', { skip: KUBE_MISSING }, () => {
   let mesh: Mesh;

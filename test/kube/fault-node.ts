@@ -4,15 +4,9 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { makeClock } from './clock.ts';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
-import {
-  type MeshAgentOptions,
-  type Mesh,
-  type MeshNode,
-  AGENT_RULES,
-  servingPod,
-  startMesh,
-} from '../harness/kube-mesh.ts';
-import type { ServiceAccount } from '../harness/kube-account.ts';
+import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
+import { type KubeAgentOptions, AGENT_RULES } from '../harness/kube-agent.ts';
+import { type ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
 import { BYPASS, MODE } from '../harness/label-names.ts';
@@ -36,8 +30,8 @@ export interface FaultNode extends AsyncDisposable {
   /** Time passes for the agent alone, by all its clocks; it is there when this settles, and has answered. */
   pass(milliseconds: number): Promise<void>;
   /** Starts the agent with a kubeconfig that names the account's files, and waits for nothing. */
-  launch(options?: MeshAgentOptions): void;
-  start(options?: MeshAgentOptions): Promise<void>;
+  launch(options?: KubeAgentOptions): void;
+  start(options?: KubeAgentOptions): Promise<void>;
   /** Makes a long wait before another try pass at once. */
   hurry(): Promise<void>;
   /** Connections of pods that no fault touches travel as ever, and the agent is healthy and ready. */
@@ -75,7 +69,7 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
         users: [{ name: 'test', user: { tokenFile: 'token' } }],
       }),
     );
-    const withFaults = (more: MeshAgentOptions = {}): MeshAgentOptions => ({
+    const withFaults = (more: KubeAgentOptions = {}): KubeAgentOptions => ({
       kubeconfig,
       env: clock.env,
       ...more,

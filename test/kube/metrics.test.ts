@@ -1,16 +1,13 @@
 /** `/metrics` of an agent that follows a real API server, as Prometheus reads it. */
 import assert from 'node:assert/strict';
-import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { metricsReference } from '../../mapper/reports/metrics.ts';
+import { startClusterNode } from '../harness/cluster-node.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
 import { eventually, run } from '../../deploy/stage/process.ts';
 import { promtool } from '../harness/promtool.ts';
 import { MODE } from '../harness/label-names.ts';
-import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 
 const namespace = (name: string, labels: Readonly<Record<string, string>>): KubeObject => ({
   apiVersion: 'v1',
@@ -27,12 +24,10 @@ const pod = (name: string): KubeObject => ({
 test('metrics tell how the API server is followed, and are as Prometheus wants them', {
   skip: KUBE_MISSING,
 }, async () => {
-  await using sandbox = await makeSandbox('kube-metrics');
-  await using cluster = await startCluster(sandbox);
+  await using node = await startClusterNode('kube-metrics');
+  const { cluster } = node;
   await cluster.apply(namespace('shop', { [MODE]: 'ambient' }), pod('web'), pod('lost'));
-  sandbox.cgroup(
-    `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
-  );
+  await node.startPod('shop', 'web');
   for (const name of ['web', 'lost'])
     await cluster.kubectl(
       '-n',
@@ -45,32 +40,9 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
       '-p',
       '{"status":{"phase":"Running"}}',
     );
-  await using agent = sandbox.spawn({
-    cmd: resolve(import.meta.dirname, '../../dist/cgroute'),
-    args: [
-      'run',
-      '--source',
-      'kube',
-      '--node',
-      'node-a',
-      '--cgroup-root',
-      sandbox.cgroupRoot,
-      '--bpffs-root',
-      `${sandbox.bpffs}/cgroute`,
-      '--http',
-      '127.0.0.1:0',
-    ],
-    env: { KUBECONFIG: cluster.kubeconfig },
-  });
-  const { http } = JSON.parse(await agent.line(/"msg":"serving"/)) as { readonly http: string };
-  const text = async (): Promise<string> => (await fetch(`http://${http}/metrics`)).text();
-  const value = async (series: string): Promise<number> =>
-    Number(
-      (await text())
-        .split('\n')
-        .find((line) => line.startsWith(`${series} `))
-        ?.slice(series.length + 1) ?? NaN,
-    );
+  await node.startAgent();
+  const text = async (): Promise<string> => (await node.http('metrics')).text;
+  const value = async (series: string): Promise<number> => (await node.metrics()).get(series) ?? NaN;
   await eventually('it is ready', async () => (await value('cgroute_ready')) === 1, 10_000);
 
   const all = await text();

@@ -18,16 +18,17 @@ import {
   type Texts,
 } from '../harness/kube-objects.ts';
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
-import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
+import type { Cluster } from '../harness/kube.ts';
+import { type Finished, run } from '../../deploy/stage/process.ts';
+import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 import { MODE } from '../harness/label-names.ts';
-import { eventually, type Finished, run } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const program = join(root, 'dist/cgroute');
 
 describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
+  let node: ClusterNode;
   let sandbox: Sandbox;
   let cluster: Cluster;
   let kubectl: string;
@@ -35,8 +36,8 @@ describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
   let labels: Texts;
 
   before(async () => {
-    sandbox = await makeSandbox('kube-plugin');
-    cluster = await startCluster(sandbox);
+    node = await startClusterNode('kube-plugin');
+    ({ sandbox, cluster } = node);
     kubectl = (await kubeTools()).kubectl;
     const { spec } = (await chartObjects()).find(({ kind }) => kind === 'DaemonSet') as KubeObject & {
       spec: { template: Pod };
@@ -49,23 +50,8 @@ describe('kubectl cgroute', { skip: HELM_MISSING || KUBE_MISSING }, () => {
       podObject('nowhere', { node: '', namespace: 'shop' }),
     );
     await addAgent('agent-a', 'node-a', 'Running');
-    sandbox.cgroup(
-      `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
-    );
-    const agent = sandbox.spawn({
-      cmd: program,
-      args: [
-        'run',
-        '--node=node-a',
-        '--http=127.0.0.1:0',
-        '--cgroup-root',
-        sandbox.cgroupRoot,
-        '--bpffs-root',
-        `${sandbox.bpffs}/cgroute`,
-      ],
-      env: { KUBECONFIG: cluster.kubeconfig },
-    });
-    await eventually('the agent serves', () => agent.stdout.some((line) => line.includes('"msg":"serving"')));
+    await node.startPod('shop', 'web');
+    await node.launchAgent().logged('serving');
 
     const directory = sandbox.file('bin');
     mkdirSync(directory);
@@ -87,7 +73,7 @@ shift
     chmodSync(wrapper, 0o755);
     path = `${directory}:${process.env['PATH'] ?? ''}`;
   });
-  after(() => sandbox?.[Symbol.asyncDispose]());
+  after(() => node?.[Symbol.asyncDispose]());
 
   async function addAgent(name: string, node: string, phase: string, namespace = 'mesh'): Promise<void> {
     await cluster.apply(

@@ -8,11 +8,11 @@ import type { PolicyRule, ServiceAccount } from '../harness/kube-account.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { makeKubeApi } from '../harness/kube-api.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
-import { MODE, REDIRECTION } from '../harness/label-names.ts';
+import type { Cluster } from '../harness/kube.ts';
 import { eventually, type Running } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 
 /** One verb on one resource, `patch pods/status`; with `apps/` before those of that group. */
 type Right = string;
@@ -53,6 +53,7 @@ function usedBy({ verb, uri }: { readonly verb: string; readonly uri: string }):
 
 describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUBE_MISSING }, () => {
   const program = resolve(import.meta.dirname, '../../dist/cgroute');
+  let node: ClusterNode;
   let sandbox: Sandbox;
   let cluster: Cluster;
   let account: ServiceAccount;
@@ -60,8 +61,8 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
   let args: readonly string[];
 
   before(async () => {
-    sandbox = await makeSandbox('kube-rbac');
-    cluster = await startCluster(sandbox, { audit: true });
+    node = await startClusterNode('kube-rbac', { audit: true });
+    ({ sandbox, cluster } = node);
     const objects = (await chartObjects()).filter(
       ({ metadata }) => metadata.annotations?.['helm.sh/hook'] === undefined,
     );
@@ -85,7 +86,7 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     );
     await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
   });
-  after(() => sandbox?.[Symbol.asyncDispose]());
+  after(() => node?.[Symbol.asyncDispose]());
 
   /** As the kubelet of that node gives it to the agent's pod. Without rules: the account is the chart's, and so are its rights. */
   async function accountOn(node: string): Promise<ServiceAccount> {
@@ -114,9 +115,7 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
   /** A pod of its own for each test, with a cgroup, so that what was said before is not in the way. */
   const addPod = async (name: string): Promise<void> => {
     await cluster.apply(podObject(name, { node: 'node-a', namespace: 'shop' }));
-    sandbox.cgroup(
-      `/kubepods/burstable/pod${(await cluster.pod('shop', name))?.metadata.uid}/${containerId(name)}`,
-    );
+    await node.startPod('shop', name);
   };
   const removePods = async (...names: string[]): Promise<void> =>
     void (await cluster.kubectl('-n', 'shop', 'delete', 'pod', '--grace-period=0', '--force', ...names));

@@ -10,15 +10,17 @@ import { defaultTiming, type KubeTiming } from '../../mapper/kube/kube-resource.
 import { kubeSource } from '../../mapper/object-sources/kube-source.ts';
 import type { ObjectSource } from '../../mapper/object-sources/object-source.ts';
 import { createInventory, type Inventory } from '../../mapper/inventory/inventory.ts';
-import { cgroute } from '../../deploy/stage/agent.ts';
+import type { Agent } from '../../deploy/stage/agent.ts';
+import { askAgent } from '../harness/agent-http.ts';
+import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
 import type { ServiceAccount } from '../harness/kube-account.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId, type NodeStatus } from '../harness/node.ts';
+import type { Cluster } from '../harness/kube.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
+import { eventually } from '../../deploy/stage/process.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 import { BYPASS, MODE } from '../harness/label-names.ts';
-import { eventually, type Running } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 const RULES = [{ apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['list', 'watch'] }];
 
@@ -35,17 +37,18 @@ const pod = (name: string, inNamespace = 'shop', node = 'node-a'): KubeObject =>
 });
 
 describe('against a real API server, the source', { skip: KUBE_MISSING }, () => {
+  let node: ClusterNode;
   let sandbox: Sandbox;
   let cluster: Cluster;
   let account: ServiceAccount;
 
   before(async () => {
-    sandbox = await makeSandbox('kube-source');
-    cluster = await startCluster(sandbox);
+    node = await startClusterNode('kube-source');
+    ({ sandbox, cluster } = node);
     account = await cluster.serviceAccount({ name: 'source', rules: RULES });
     await cluster.apply(namespace('shop', { [MODE]: 'ambient' }), pod('first'));
   });
-  after(() => sandbox?.[Symbol.asyncDispose]());
+  after(() => node?.[Symbol.asyncDispose]());
 
   interface Followed extends AsyncDisposable {
     readonly source: ObjectSource;
@@ -263,53 +266,21 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
   describe('of the agent', () => {
     const program = resolve(import.meta.dirname, '../../dist/cgroute');
-    const uidOf = async (name: string): Promise<string> =>
-      (await cluster.pod('shop', name))?.metadata.uid ?? '';
-    const start = (kubeconfig = account.kubeconfig()): Running =>
-      sandbox.spawn({
-        cmd: program,
-        args: [
-          'run',
-          '--source',
-          'kube',
-          '--node',
-          'node-a',
-          '--cgroup-root',
-          sandbox.cgroupRoot,
-          '--bpffs-root',
-          `${sandbox.bpffs}/cgroute`,
-          '--http',
-          '127.0.0.1:0',
-        ],
-        env: { KUBECONFIG: kubeconfig },
-      });
-    const said = (agent: Running, message: string): boolean =>
-      [...agent.stdout, ...agent.stderr].some((line) => line.includes(`"msg":"${message}`));
-    const status = async (): Promise<
-      NodeStatus & {
-        readonly agent: { readonly ready: boolean };
-        readonly unknown: readonly unknown[];
-        readonly sources: readonly { name: string; state: string; detail: string }[];
-      }
-    > => JSON.parse((await cgroute(sandbox, ['status', '-o', 'json'])).stdout);
+    const start = (kubeconfig = account.kubeconfig()): Agent => node.launchAgent({ kubeconfig });
+    const said = (agent: Agent, message: string): boolean =>
+      agent.log().some(({ msg }) => msg?.startsWith(message) === true);
+    const status = (): Promise<NodeStatus> => node.status();
     const verdictOf = async (name: string): Promise<string | undefined> =>
       (await status()).pods.find((each) => each.name === name)?.reason;
     const becomes = (name: string, reason: string) =>
       eventually(`${name} is ${reason}`, async () => (await verdictOf(name)) === reason, 10_000);
     /** `/healthz` and `/readyz`. */
-    const health = async (agent: Running): Promise<number[]> => {
-      const line =
-        [...agent.stdout, ...agent.stderr].find((each) => each.includes('"msg":"serving"')) ?? '{}';
-      const { http } = JSON.parse(line) as { http?: string };
-      return Promise.all(
-        ['healthz', 'readyz'].map(async (path) => (await fetch(`http://${http}/${path}`)).status),
-      );
-    };
+    const health = async (agent: Agent): Promise<number[]> =>
+      Promise.all(['healthz', 'readyz'].map(async (path) => (await askAgent(agent, path)).status));
 
     before(async () => {
       await cluster.apply(pod('web'), pod('db'));
-      for (const name of ['web', 'db'])
-        sandbox.cgroup(`/kubepods/burstable/pod${await uidOf(name)}/${containerId(name)}`);
+      for (const name of ['web', 'db']) await node.startPod('shop', name);
     });
 
     test('follows labels of namespaces and pods', async () => {
@@ -328,7 +299,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
         (await status()).sources.slice(0, 2).map(({ name, state }) => `${name} ${state}`),
         ['namespaces ok', 'pods ok'],
       );
-      await agent.stop('SIGTERM');
+      await agent.stop();
     });
 
     test('API server down at start, in the middle, at exit: keeps every verdict, and says that it is not ready', async () => {
@@ -369,7 +340,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       assert.deepEqual(await health(agent), [200, 200]);
       assert.equal(await verdictOf('web'), 'bypass-outbound');
       const leaves = performance.now();
-      assert.deepEqual(await agent.stop('SIGTERM'), { code: 0, signal: null });
+      assert.deepEqual(await agent.stop(), { code: 0, signal: null });
       assert.ok(performance.now() - leaves < 5000, 'it does not wait for the server');
       assert.equal(await verdictOf('web'), 'bypass-outbound', 'what it knew is still there to be acted on');
     });

@@ -11,11 +11,11 @@ import { after, before, beforeEach, describe, test } from 'node:test';
 import { CHART, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import { type KubeObject, namespaceObject, podObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
-import { type Cluster, startCluster } from '../harness/kube.ts';
-import { containerId } from '../harness/node.ts';
-import { MODE, REDIRECTION } from '../harness/label-names.ts';
+import type { Cluster } from '../harness/kube.ts';
 import { eventually, type Finished, type Running } from '../../deploy/stage/process.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
+import type { Sandbox } from '../../deploy/stage/sandbox.ts';
+import { MODE, REDIRECTION } from '../harness/label-names.ts';
 
 type Workload = KubeObject & {
   readonly spec: {
@@ -33,22 +33,21 @@ const JOB = '/apis/batch/v1/namespaces/kube-system/jobs/cgroute-uninstall';
 
 describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
   const program = resolve(import.meta.dirname, '../../dist/cgroute');
+  let node: ClusterNode;
   let sandbox: Sandbox;
   let cluster: Cluster;
   let agent: Running;
 
   before(async () => {
-    sandbox = await makeSandbox('kube-uninstall');
-    cluster = await startCluster(sandbox);
+    node = await startClusterNode('kube-uninstall');
+    ({ sandbox, cluster } = node);
     await cluster.apply(
       namespaceObject('shop', { [MODE]: 'ambient' }),
       podObject('web', { node: 'node-a', namespace: 'shop' }),
     );
-    sandbox.cgroup(
-      `/kubepods/burstable/pod${(await cluster.pod('shop', 'web'))?.metadata.uid}/${containerId('web')}`,
-    );
+    await node.startPod('shop', 'web');
   });
-  after(() => sandbox?.[Symbol.asyncDispose]());
+  after(() => node?.[Symbol.asyncDispose]());
 
   const runHelm = (...args: readonly string[]): Promise<Finished> =>
     helm([...args, '--namespace', 'kube-system'], {

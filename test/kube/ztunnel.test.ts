@@ -1,25 +1,17 @@
 /** The node's ztunnel pod, followed through everything that happens to a DaemonSet's pod, under connections all the while. */
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
+import { dial, type Totals } from '../harness/dialler.ts';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type Mesh, type MeshNode, SERVER_PORT, servingPod, startMesh } from '../harness/kube-mesh.ts';
+import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { namespaceObject } from '../harness/kube-objects.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import type { PodOnNode } from '../harness/kubelet-view.ts';
 import { MODE } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
-import { SOCK } from '../../deploy/stage/sock.ts';
 import { agree } from './agreement.ts';
 
 const NAMESPACE = 'istio-system';
-
-interface Totals {
-  readonly total: number;
-  readonly server: number;
-  readonly failed: number;
-  /** By errno. */
-  readonly errors: Readonly<Record<string, number>>;
-}
 
 describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   let mesh: Mesh;
@@ -59,16 +51,11 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   async function connecting(node: MeshNode, during: () => Promise<void>): Promise<Totals> {
     const before = mesh.server.listener.accepted().length;
     const client = clientOf(node);
-    const loop = mesh.sandbox.spawn({
-      ...client.place(),
-      cmd: SOCK,
-      args: ['loop', '--every', '2000', mesh.server.ip, String(SERVER_PORT), '0'],
-    });
+    const loop = dial(mesh.sandbox, client.place(), mesh.server, 2000);
     await delay(200);
     await during();
     await delay(200);
-    loop.end();
-    const totals = await loop.json<Totals>();
+    const totals = await loop.end();
     assert.ok(totals.server > 10, JSON.stringify(totals));
     const peers = mesh.server.listener
       .accepted()

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Running } from '../../deploy/stage/process.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
-import type { Random } from './random.ts';
+import type { Random } from '../harness/random.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const READY = /"msg":"ready"/;
@@ -114,16 +114,16 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
   /** One life: until it is ready and some seconds more, or killed before. */
   async function live(signal: AbortSignal, isPatient: boolean, onReady: () => void): Promise<void> {
     const agent = start();
-    const isShort = !isPatient && random() < 0.25;
+    const isShort = !isPatient && random.next() < 0.25;
     const untilKilled = (ms: number): Promise<unknown> =>
       delay(ms, undefined, { signal }).catch(() => undefined);
     if (isShort) {
-      await untilKilled(random() * 600 * SLOWDOWN);
+      await untilKilled(random.next() * 600 * SLOWDOWN);
     } else {
       await Promise.race([agent.line(READY, START_MS), untilKilled(START_MS * SLOWDOWN)]);
       if (breaks !== 'takeover') breakParts();
       onReady();
-      await Promise.race([untilKilled(1000 + random() * 2500), agent.exit]);
+      await Promise.race([untilKilled(1000 + random.next() * 2500), agent.exit]);
     }
     const { code, signal: by } = await agent.stop('SIGKILL');
     if (by !== 'SIGKILL')
@@ -134,9 +134,9 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
   }
 
   async function churn({ signal }: AbortController, onReady: () => void): Promise<void> {
-    for (let isPatient = true; !signal.aborted; isPatient = random() < 0.5) {
+    for (let isPatient = true; !signal.aborted; isPatient = random.next() < 0.5) {
       await live(signal, isPatient, onReady);
-      if (!signal.aborted) await delay(random() * 300);
+      if (!signal.aborted) await delay(random.next() * 300);
     }
   }
 

@@ -12,7 +12,7 @@ import { isClean } from './account.ts';
 import { BREAKS, type Break, churnAgent, NEXT_VERSION } from './agent-churn.ts';
 import { CASE_NAMES, type CaseName } from './connection.ts';
 import { startLeakNode } from './node.ts';
-import { seeded } from './random.ts';
+import { anySeed, makeRandom } from '../harness/random.ts';
 import { figures, type Run, tableText, verdictText } from './report.ts';
 import { resumeWhileDialled, runRound } from './round.ts';
 
@@ -72,14 +72,14 @@ function parseOptions(args: readonly string[]): Options {
     breaks,
     only: new Set(only),
     count: whole('--count', values.count ?? '10000', 1),
-    seed: whole('--seed', values.seed ?? String(Math.floor(Math.random() * 1e9)), 0),
+    seed: whole('--seed', values.seed ?? String(anySeed()), 0),
     json: values.json,
   };
 }
 
 async function run({ count, only, seed, breaks }: Options): Promise<Run> {
   const started = performance.now();
-  const random = seeded(seed);
+  const random = makeRandom(seed);
   let fresh = 0;
   await using node = await startLeakNode(only, () => void fresh++);
   const homes = Array.from({ length: HOMES }, () => node.pods.make());

@@ -1,17 +1,18 @@
 /** The node of the leak test: a proxy and servers that write down everything, and the maps of the kernel. */
+import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
-import { makeManifest, type Manifest } from '../../deploy/stage/manifest.ts';
-import { containerId, containerPath } from '../harness/node.ts';
-import { MODE } from '../harness/label-names.ts';
-import { ip, makeNetwork, sysctl } from '../../deploy/stage/netns.ts';
-import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
+import type { Manifest } from '../../deploy/stage/manifest.ts';
+import { makeNode } from '../../deploy/stage/node.ts';
+import { ip, sysctl } from '../../deploy/stage/netns.ts';
+import { inSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { type Account, account } from './account.ts';
 import { startBurst, startServer } from './burst.ts';
 import type { Attempt, CaseName, ClientLine, Job } from './connection.ts';
 import { cgroupId, type LeakPod, NAMESPACES, type PodFactory, podFactory, type Verdict } from './pods.ts';
 import { PORTS, startProxy } from './proxy.ts';
+import { MODE } from '../harness/label-names.ts';
 
 /** Processes at a time. */
 const PARALLEL = 8;
@@ -47,14 +48,8 @@ export interface LeakNode extends AsyncDisposable {
 }
 
 /** @param onFresh for each cgroup that is going to be made for a process */
-export async function startLeakNode(only: ReadonlySet<CaseName>, onFresh: () => void): Promise<LeakNode> {
-  const sandbox = await makeSandbox('leak');
-  try {
-    return await startIn(sandbox, only, onFresh);
-  } catch (error) {
-    await sandbox[Symbol.asyncDispose]();
-    throw error;
-  }
+export function startLeakNode(only: ReadonlySet<CaseName>, onFresh: () => void): Promise<LeakNode> {
+  return inSandbox('leak', (sandbox) => startIn(sandbox, only, onFresh));
 }
 
 async function startIn(
@@ -63,12 +58,16 @@ async function startIn(
   onFresh: () => void,
 ): Promise<LeakNode> {
   for (const place of PLACES) sandbox.cgroup(place);
-  const network = await makeNetwork(sandbox);
-  const [proxyHost, serverHost, podHost] = [
-    await network.addHost('proxy'),
-    await network.addHost('server'),
-    await network.addHost('pods'),
-  ];
+  const base = await makeNode(sandbox);
+  const { network, manifest } = base;
+  const proxyPod = await base.addPod({
+    name: 'ztunnel',
+    namespace: 'istio-system',
+    uid: 'fafafafa-0000-4000-8000-000000000001',
+    labels: { app: 'ztunnel' },
+  });
+  const proxyHost = proxyPod.host;
+  const [serverHost, podHost] = [await network.addHost('server'), await network.addHost('pods')];
   // Each pod has an address, and each connection a destination of its own.
   await ip(
     network.gateway.netns,
@@ -81,9 +80,7 @@ async function startIn(
   for (const { netns } of [network.gateway, podHost, proxyHost])
     await sysctl(netns, 'ipv4.ip_local_port_range=10000 65000', 'ipv4.tcp_syn_retries=3');
 
-  const proxyUid = 'fafafafa-0000-4000-8000-000000000001';
-  const proxyCgroup = sandbox.cgroup(containerPath('cgroupfs', proxyUid, containerId('proxy')));
-  const proxy = await startProxy(sandbox, { cgroup: proxyCgroup, netns: proxyHost.netns });
+  const proxy = await startProxy(sandbox, proxyPod.place);
   const servers = [
     await startServer(sandbox, { netns: serverHost.netns }, 'server', SERVER_PORTS),
     await startServer(sandbox, { netns: podHost.netns }, 'pods', [POD_PORT]),
@@ -92,17 +89,9 @@ async function startIn(
     pods: await startBurst(sandbox, { netns: podHost.netns }, PARALLEL),
     host: await startBurst(sandbox, { netns: network.gateway.netns }, PARALLEL),
   };
-  const manifest = makeManifest(sandbox.file('pods.yaml'));
   manifest.namespace(NAMESPACES.mesh, { [MODE]: 'ambient' });
   manifest.namespace(NAMESPACES.plain);
   manifest.namespace(NAMESPACES.flipping, { [MODE]: 'ambient' });
-  manifest.pod({
-    name: 'ztunnel',
-    namespace: 'istio-system',
-    uid: proxyUid,
-    labels: { app: 'ztunnel' },
-    ips: [proxyHost.ip4],
-  });
   manifest.write();
 
   const attempts: Attempt[] = [];
@@ -140,7 +129,7 @@ async function startIn(
     manifest,
     wants: (cases) => cases.some((name) => only.has(name)),
     pods: podFactory(sandbox.cgroupRoot),
-    proxyPod: { directory: `${sandbox.cgroupRoot}/kubepods/burstable/pod${proxyUid}` },
+    proxyPod: { directory: dirname(proxyPod.cgroup.absolute) },
     get agentVersion() {
       return pinned().agent.get(0)?.version;
     },

@@ -4,7 +4,12 @@ import { statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { Manifest, PodObject } from '../../deploy/stage/manifest.ts';
-import { CGROUP_STYLES, type CgroupStyle, containerId, containerPath } from '../harness/node.ts';
+import {
+  CGROUP_STYLES,
+  type CgroupStyle,
+  containerId,
+  containerPath,
+} from '../../deploy/stage/pod-cgroup.ts';
 import { CONFIG_HASH, CONFIG_MIRROR } from '../harness/label-names.ts';
 
 export type Verdict = 'in' | 'out' | 'bypass';

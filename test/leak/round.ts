@@ -2,13 +2,13 @@
 import { existsSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
-import { containerId } from '../harness/node.ts';
-import { BYPASS, MODE } from '../harness/label-names.ts';
+import { containerId } from '../../deploy/stage/pod-cgroup.ts';
 import type { AgentChurn } from './agent-churn.ts';
 import type { CaseName, Job, Way } from './connection.ts';
 import { type LeakNode, POD_PORT } from './node.ts';
 import { type LeakPod, NAMESPACES, removePod, type Verdict } from './pods.ts';
-import { type Random, shuffled } from './random.ts';
+import type { Random } from '../harness/random.ts';
+import { BYPASS, MODE } from '../harness/label-names.ts';
 
 export interface RoundOptions {
   readonly node: LeakNode;
@@ -34,7 +34,7 @@ export async function runRound(options: RoundOptions): Promise<void> {
   const times = <T>(count: number, make: (index: number) => T): T[] =>
     Array.from({ length: many(count) }, (_, index) => make(index));
   const pick = <T>(items: readonly T[]): T => {
-    const item = items[Math.floor(random() * items.length)];
+    const item = random.pick(items);
     if (item === undefined) throw new Error('there is nothing to pick from');
     return item;
   };
@@ -52,8 +52,8 @@ export async function runRound(options: RoundOptions): Promise<void> {
     case: name,
     directory,
     isNew: true,
-    isExec: random() < 0.5,
-    isMapped: random() < 0.2,
+    isExec: random.next() < 0.5,
+    isMapped: random.next() < 0.2,
     from: 'pods',
     allowed: typeof ways === 'function' ? ways : always(ways),
     ...more,
@@ -63,7 +63,7 @@ export async function runRound(options: RoundOptions): Promise<void> {
     stray.push(directory);
     return job(name, directory, [way], { isExec: false, from: 'host', ...more, directory });
   };
-  const connect = (jobs: readonly Job[]): Promise<void> => node.connect(shuffled(jobs, random));
+  const connect = (jobs: readonly Job[]): Promise<void> => node.connect(random.shuffled(jobs));
   const nest = (outer: string, uid: string): string =>
     `${outer}/kubepods/burstable/pod${uid}/${containerId(`${outer} ${uid}`)}`;
 
@@ -113,12 +113,12 @@ export async function runRound(options: RoundOptions): Promise<void> {
       job('nested', nest(home().newContainer(), pick([...out, ...known, ...bypassed]).uid), PROXIED),
     ),
     ...times(3, () =>
-      job('proxy_pod', `${node.proxyPod.directory}/${containerId(`proxy ${random()}`)}`, DIRECT),
+      job('proxy_pod', `${node.proxyPod.directory}/${containerId(`proxy ${random.next()}`)}`, DIRECT),
     ),
     ...times(15, () => host('host', 'direct')),
     ...times(5, () =>
       host('host', 'direct', {
-        directory: `user.slice/kubepods/burstable/pod${home().uid}/${containerId(String(random()))}`,
+        directory: `user.slice/kubepods/burstable/pod${home().uid}/${containerId(String(random.next()))}`,
       }),
     ),
     ...times(15, () => dial('host_inbound', 'inbound')),
@@ -181,7 +181,7 @@ export async function resumeWhileDialled({
   const dial = async (): Promise<void> => {
     while (!isReady && node.wants(['taken_over'])) {
       const jobs = [true, false].map((isNew): Job => {
-        const home = homes[Math.floor(random() * homes.length)];
+        const home = random.pick(homes);
         const directory = isNew ? home?.newContainer() : home?.containers[0];
         if (directory === undefined) throw new Error('there is no pod to connect from');
         return {
@@ -189,7 +189,7 @@ export async function resumeWhileDialled({
           directory,
           isNew,
           isExec: false,
-          isMapped: random() < 0.2,
+          isMapped: random.next() < 0.2,
           from: 'pods',
           allowed: always(PROXIED),
         };
@@ -252,7 +252,7 @@ async function connectEarly(
             ),
           ),
       );
-      await delay(random() * 60);
+      await delay(random.next() * 60);
     }
   })();
   await node.known(same, 'in', ({ uid }) => void knownAt.set(uid, process.hrtime.bigint()));

@@ -62,6 +62,8 @@ int read_line(int fd, char *line, size_t size);
 bool connect_and_print(const struct client *client);
 int cmd_connect(int argc, char **argv);
 int cmd_first(int argc, char **argv);
+
+/* udp.c */
 int cmd_udp(int argc, char **argv);
 
 /* uring.c */

@@ -16,11 +16,12 @@ import {
   namespaceObject,
   podObject,
 } from '../../harness/kube-objects.ts';
-import { type NodeStatus, type Travel, travelOf } from '../../harness/node.ts';
-import { MODE } from '../../harness/label-names.ts';
+import { type Travel, travelOf } from '../../harness/travel.ts';
+import type { NodeStatus } from '../../../deploy/stage/node-status.ts';
 import type { Connected } from '../../../deploy/stage/sock.ts';
 import { NODE, type RealNode } from './node.ts';
 import { POD_IMAGE } from './root.ts';
+import { MODE } from '../../harness/label-names.ts';
 
 export const ENROLLED: Texts = { [MODE]: 'ambient' };
 /** The namespace of the clients; a check labels it. */
@@ -183,22 +184,7 @@ export async function startMesh(node: RealNode): Promise<NodeMesh> {
     return started;
   }
 
-  const host: NodeMesh['host'] = (...command) =>
-    node.exec(
-      TOOLBOX.namespace,
-      TOOLBOX.name,
-      'main',
-      'nsenter',
-      '-t',
-      '1',
-      '-m',
-      '-n',
-      'systemd-run',
-      '--quiet',
-      '--pipe',
-      '--wait',
-      ...command,
-    );
+  const host: NodeMesh['host'] = (...command) => asService(node, ['--pipe', '--wait'], ...command);
   const proxied: NodeMesh['proxied'] = async () =>
     proxiedConnections((await node.logs(PROXY.namespace, PROXY.name, 'main')).split('\n'));
 
@@ -301,6 +287,12 @@ export async function startMesh(node: RealNode): Promise<NodeMesh> {
   };
 }
 
+/** Runs a command on the host as a service of systemd, out of the toolbox's namespaces and cgroup. */
+function asService(node: RealNode, flags: readonly string[], ...command: readonly string[]): Promise<string> {
+  const start = ['nsenter', '-t', '1', '-m', '-n', 'systemd-run', '--quiet', ...flags];
+  return node.exec(TOOLBOX.namespace, TOOLBOX.name, 'main', ...start, ...command);
+}
+
 /** Takes all pods off the node, and gives it the other cgroup driver; it is the same boot. */
 export async function switchDriver({ node }: NodeMesh, driver: 'cgroupfs' | 'systemd'): Promise<void> {
   const { cluster } = node;
@@ -311,22 +303,7 @@ export async function switchDriver({ node }: NodeMesh, driver: 'cgroupfs' | 'sys
   const isToolbox = ({ namespace, name }: Place): boolean =>
     namespace === TOOLBOX.namespace && name === TOOLBOX.name;
   await node.remove(...(await list()).filter((place) => !isToolbox(place)));
-  await node.exec(
-    TOOLBOX.namespace,
-    TOOLBOX.name,
-    'main',
-    'nsenter',
-    '-t',
-    '1',
-    '-m',
-    '-n',
-    'systemd-run',
-    '--quiet',
-    '--no-block',
-    '/usr/local/sbin/cgroup-driver',
-    driver,
-    'switch',
-  );
+  await asService(node, ['--no-block'], '/usr/local/sbin/cgroup-driver', driver, 'switch');
   await node.until('the kubelet stops', async () => (await node.driver()) === undefined);
   await cluster.api.request(
     'DELETE',

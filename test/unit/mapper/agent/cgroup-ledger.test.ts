@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CgroupLedger } from '../../../../mapper/agent/cgroup-ledger.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
+import { CONFIG_HASH, CONFIG_MIRROR } from '../../../harness/label-names.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const HASH = 'c0ffee00c0ffee00c0ffee00c0ffee00';
@@ -59,14 +60,11 @@ test('an id at another path is another cgroup', () => {
 test("a static pod is known by its configuration's hash, unless its own UID names a cgroup", () => {
   const podWith = (annotations: Record<string, string>): Pod =>
     podOf({ metadata: { name: 'p', namespace: 'n', uid: UID, annotations } }) as Pod;
-  const claims = podWith({ 'kubernetes.io/config.hash': HASH });
+  const claims = podWith({ [CONFIG_HASH]: HASH });
   const ledger = new CgroupLedger();
   assert.equal(ledger.homeOf(podWith({})), UID);
   assert.equal(ledger.homeOf(claims), UID, 'no cgroup has the hash, and no mirror says so');
-  assert.equal(
-    ledger.homeOf(podWith({ 'kubernetes.io/config.hash': HASH, 'kubernetes.io/config.mirror': HASH })),
-    HASH,
-  );
+  assert.equal(ledger.homeOf(podWith({ [CONFIG_HASH]: HASH, [CONFIG_MIRROR]: HASH })), HASH);
   ledger.appeared({ id: 20n, path: `/kubepods/pod${HASH}`, parent: 2n });
   assert.equal(ledger.homeOf(claims), HASH);
   ledger.appeared(POD);

@@ -1,4 +1,7 @@
-/** Random choices that can be made again: the seed is printed, and `SEED=... npm test` gives the same. */
+/**
+ * Random choices that can be made again: whoever takes a generator prints its
+ * seed, and `SEED=... npm test` makes the same choices.
+ */
 export interface Random {
   readonly seed: number;
   /** From 0 to below 1. */
@@ -6,10 +9,17 @@ export interface Random {
   pick<T>(values: readonly T[]): T;
   /** By weight. */
   weighted<T extends string>(weights: Readonly<Record<T, number>>): T;
+  /** The same items in another order. */
+  shuffled<T>(items: readonly T[]): T[];
 }
 
-/** Mulberry32, by Tommy Ettinger; in the public domain. */
-export function makeRandom(seed = Number(process.env['SEED'] ?? Date.now() % 1_000_000_000)): Random {
+/** Another one each time, unless `SEED` says which. */
+export function anySeed(): number {
+  return Number(process.env['SEED'] ?? Math.floor(Math.random() * 1e9));
+}
+
+/** Mulberry32, by Tommy Ettinger; in the public domain: https://gist.github.com/tommyettinger/46a874533244883189143505d203312c */
+export function makeRandom(seed = anySeed()): Random {
   let state = seed >>> 0;
   const next = (): number => {
     state = (state + 0x6d2b79f5) >>> 0;
@@ -27,5 +37,10 @@ export function makeRandom(seed = Number(process.env['SEED'] ?? Date.now() % 1_0
       for (const [name, weight] of entries) if ((rest -= weight) < 0) return name;
       return (entries.at(-1) as [T, number])[0];
     },
+    shuffled: <T>(items: readonly T[]): T[] =>
+      items
+        .map((item) => ({ item, at: next() }))
+        .sort((a, b) => a.at - b.at)
+        .map(({ item }) => item),
   };
 }

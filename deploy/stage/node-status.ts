@@ -1,0 +1,27 @@
+/** What `cgroute status -o json` prints, as far as the demo and the tests read it. */
+
+export interface NodeStatus {
+  readonly node: string | null;
+  readonly agent: {
+    readonly running: boolean;
+    readonly ready: boolean;
+    readonly pid: number | null;
+    readonly version: string | null;
+  };
+  readonly proxy: { readonly address: string | null; readonly pod: string | null; readonly ready: boolean };
+  readonly sources: readonly { readonly name: string; readonly state: string; readonly detail: string }[];
+  readonly pods: readonly PodStatus[];
+  readonly unknown: readonly { readonly id: string; readonly path: string | null }[];
+  readonly host: Readonly<Record<string, number>>;
+}
+
+export interface PodStatus {
+  readonly namespace: string;
+  readonly name: string;
+  readonly uid: string;
+  readonly verdict: string;
+  readonly reason: string;
+  readonly ips: readonly string[];
+  readonly cgroups: readonly { readonly id: string; readonly path: string | null }[];
+  readonly connections: Readonly<Record<string, number>>;
+}
