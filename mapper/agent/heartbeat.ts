@@ -51,7 +51,8 @@ export class Heartbeat implements Disposable {
     try {
       lock.renew();
     } catch (error) {
-      return failed(error);
+      failed(error);
+      return;
     }
     const links = dataPlane.repairLinks(failed);
     this.#driftRepaired += links.length;

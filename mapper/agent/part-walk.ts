@@ -140,7 +140,10 @@ export class PartWalk implements Disposable {
     const holders = this.#parts.filter(({ holdBack }) => holdBack !== undefined);
     const handOn = (at: number, changed: readonly string[]): void => {
       const holder = holders[at];
-      if (holder === undefined) return this.#each(EVENT, (part) => part.podsChanged?.(changed));
+      if (holder === undefined) {
+        this.#each(EVENT, (part) => part.podsChanged?.(changed));
+        return;
+      }
       const thrown = this.#attempt(holder, EVENT, () =>
         holder.holdBack?.(changed, (some) => handOn(at + 1, [...some])),
       );

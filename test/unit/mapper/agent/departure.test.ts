@@ -7,11 +7,15 @@ import { leave, takeMarksOff, withdraw, type Departing } from '../../../../mappe
 function departing(given: { thrown?: unknown[]; left?: string[] } = {}) {
   const steps: string[] = [];
   const { thrown = [], left = [] } = given;
+  const noted = <T>(step: string, result: T): T => {
+    steps.push(step);
+    return result;
+  };
   const agent: Departing = {
     walk: {
-      leave: () => (steps.push('leave'), thrown),
-      withdraw: async () => (steps.push('withdraw'), thrown),
-      clear: async () => (steps.push('clear'), left),
+      leave: () => noted('leave', thrown),
+      withdraw: async () => noted('withdraw', thrown),
+      clear: async () => noted('clear', left),
     },
     dataPlane: {
       stopRedirecting: () => void steps.push('stop redirecting'),
@@ -46,7 +50,12 @@ test('what a part has thrown keeps nothing from going, and is thrown at the end'
 
 test('the annotations have some time to go, and no more', { timeout: 10_000 }, async () => {
   let isAsked = false;
-  const never = { takeOff: () => ((isAsked = true), new Promise<void>(() => {})) };
+  const never = {
+    takeOff() {
+      isAsked = true;
+      return new Promise<void>(() => {});
+    },
+  };
   const alive = setTimeout(() => {}, 10_000);
   await takeMarksOff(never, 5);
   clearTimeout(alive);

@@ -9,9 +9,17 @@ function setUp(given: { entries?: number; links?: string[]; lost?: boolean } = {
     everyMs: 1000,
     walk: {
       look: () => void steps.push('look'),
-      repair: () => (steps.push('repair'), given.entries ?? 0),
+      repair() {
+        steps.push('repair');
+        return given.entries ?? 0;
+      },
     },
-    dataPlane: { repairLinks: () => (steps.push('links'), given.links ?? []) },
+    dataPlane: {
+      repairLinks() {
+        steps.push('links');
+        return given.links ?? [];
+      },
+    },
     lock: {
       renew() {
         steps.push('lock');

@@ -37,7 +37,10 @@ function noting(name: string, steps: string[]): AgentPart {
     repairs: [() => steps.push(`${name} repairs`) && 3],
     leave: note('leaves'),
     withdraw: note('withdraws'),
-    clear: async () => (steps.push(`${name} clears`), [`of ${name}`]),
+    async clear() {
+      steps.push(`${name} clears`);
+      return [`of ${name}`];
+    },
     cgroupAppeared: note('sees a cgroup'),
     cgroupGone: note('sees one go'),
     processSeen: note('sees a process'),

@@ -17,7 +17,10 @@ function setUp() {
   const book = new PodAddressBook({
     host: {
       isOwnAddress: (ip) => ip === '192.0.2.1',
-      addressesIn: (paths) => (asked.push([...paths]), host.found),
+      addressesIn(paths) {
+        asked.push([...paths]);
+        return host.found;
+      },
     },
     pathsOf: (key) => [`/${key}`],
   });
