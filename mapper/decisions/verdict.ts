@@ -52,6 +52,10 @@ const NOT_ENROLLED = out('not-enrolled');
 
 const NO_ANNOTATIONS: TrafficAnnotations = { options: undefined, problems: [] };
 
+/**
+ * A new row has its reason in decision.ts and in docs/operations.md, and is stated
+ * a second time in test/harness/verdict-oracle.ts.
+ */
 const RULES: readonly Rule[] = [
   {
     number: 1,
