@@ -178,10 +178,8 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
         ...pod,
         count: () => haproxy.connections().length,
         saw: ({ connected }) =>
-          eventually(
-            `${pod.name} has logged the connection`,
-            () => haproxy.connections().findLast(({ client }) => connected.ok && client === connected.local),
-            2000,
+          eventually(`${pod.name} has logged the connection`, () =>
+            haproxy.connections().findLast(({ client }) => connected.ok && client === connected.local),
           ),
       };
     },

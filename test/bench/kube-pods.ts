@@ -224,7 +224,7 @@ async function addNode(
         cgroupRoot: `${sandbox.cgroupRoot}/${node}`,
         env: { ...env, KUBECONFIG: account.kubeconfig(relay.url) },
       });
-      await agent.ready(60_000);
+      await agent.ready();
       return agent;
     },
     async cleanUp() {

@@ -72,7 +72,7 @@ async function once(scene: Scene, way: Way, ms: number): Promise<Storm & { reado
   }
   const agent = startAgent(sandbox, { manifest, cgroup: agentCgroup });
   try {
-    await agent.ready(30_000);
+    await agent.ready();
     if (way === 'programs') await agent.kill9();
     // What the start leaves to do is not the storm's.
     else await delay(SETTLE_MS);

@@ -36,7 +36,7 @@ describe('a pod is known', () => {
     node.travel(node.hostPlace, { to: { ip: pod.host.ip4, port: 80 } });
   /** Waits until the agent has an entry for the latest cgroup of the pod. */
   const seen = (pod: NodePod): Promise<unknown> =>
-    eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id), 5000);
+    eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(pod.cgroup.id));
   const hasEntry = async (id: bigint): Promise<boolean> =>
     (await node.entries('cgroup_info_map')).some(({ key }) => String(key) === String(id));
 
@@ -339,7 +339,7 @@ describe('a pod is known', () => {
         const cgroup = node.sandbox.cgroup(
           `${slices}/kubelet-kubepods-burstable-pod${uid}.slice/cri-containerd-${containerId(uid)}.scope`,
         );
-        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(cgroup.id), 1500);
+        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(cgroup.id));
       }
     }
   });

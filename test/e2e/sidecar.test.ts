@@ -78,16 +78,12 @@ const toPod = (node: TestNode, from: NodePod, pod: SidecarPod): Promise<string[]
 
 /** Waits until a pod's rules are of one kind, or none. */
 const rulesAre = (pod: NodePod, kind: 'bypass' | 'short-circuit' | 'none'): Promise<unknown> =>
-  eventually(
-    `the rules of ${pod.name} are: ${kind}`,
-    async () => {
-      const rules = await ownRules(pod.host.netns);
-      return kind === 'none'
-        ? rules.length === 0
-        : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
-    },
-    5000,
-  );
+  eventually(`the rules of ${pod.name} are: ${kind}`, async () => {
+    const rules = await ownRules(pod.host.netns);
+    return kind === 'none'
+      ? rules.length === 0
+      : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
+  });
 
 const label = async (
   node: TestNode,
@@ -233,17 +229,13 @@ describe('bypass of a pod with a sidecar', () => {
     const before = await drift(node);
     await iptables('-D', 'OUTPUT', '1');
     await iptables('-I', 'PREROUTING', '1', ...foreign);
-    await eventually(
-      'they are first again',
-      async () => {
-        const firsts = await Promise.all(
-          ['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''),
-        );
-        return firsts.every((rule) => rule.includes('cgroute:bypass'));
-      },
-      6000,
-    );
-    await eventually('it is counted', async () => (await drift(node)) > before, 6000);
+    await eventually('they are first again', async () => {
+      const firsts = await Promise.all(
+        ['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''),
+      );
+      return firsts.every((rule) => rule.includes('cgroute:bypass'));
+    });
+    await eventually('it is counted', async () => (await drift(node)) > before);
     assert.match((await natRules(other.host.netns, 'PREROUTING'))[1] ?? '', /not of cgroute/);
     assert.deepEqual(await out(node, other), []);
 
@@ -292,7 +284,7 @@ describe('bypass of a pod with a sidecar', () => {
     await holder.line(/held/);
     const agent = await node.startAgent({ env: { XTABLES_LOCKFILE: lock } });
     const locked = /iptables-legacy failed with exit code 4: another program has held its lock for 5 s/;
-    await eventually('it is said', () => agent.log().some(({ msg = '' }) => locked.test(msg)), 9000);
+    await eventually('it is said', () => agent.log().some(({ msg = '' }) => locked.test(msg)));
     assert.match(await notes(node, pod), locked);
     assert.equal((await source(node))?.state, 'degraded');
     assert.deepEqual(
@@ -314,7 +306,7 @@ describe('bypass of a pod with a sidecar', () => {
       start: wrapped('unshare', '-m', 'sh', '-c', 'mount -t tmpfs none /usr/sbin && exec "$@"', 'sh'),
     });
     const missing = /iptables-nft is not installed|iptables-nft-save is not installed/;
-    await eventually('it is said', () => without.log().some(({ msg = '' }) => missing.test(msg)), 5000);
+    await eventually('it is said', () => without.log().some(({ msg = '' }) => missing.test(msg)));
     await delay(1500);
     assert.equal(
       without
@@ -324,7 +316,7 @@ describe('bypass of a pod with a sidecar', () => {
       1,
     );
     await must({ cmd: 'nsenter', args: ['-m', '-t', String(without.running.pid), 'umount', '/usr/sbin'] });
-    await eventually('it is tried again', async () => (await out(node, pod)).length === 0, 10_000);
+    await eventually('it is tried again', async () => (await out(node, pod)).length === 0);
   });
 });
 
@@ -344,11 +336,7 @@ describe('two data planes on one pod', () => {
     const young = await addSidecarPod(node, { name: 'young' });
     await node.apply();
     await rulesAre(young, 'short-circuit');
-    await eventually(
-      'it is redirected',
-      async () => (await out(node, young))[0] === "the node's proxy",
-      3000,
-    );
+    await eventually('it is redirected', async () => (await out(node, young))[0] === "the node's proxy");
     const own = await connect(young.place, node.server.ip4, PORT, '--uid', SIDECAR_USER);
     assert.ok(
       own.ok && own.reply.endsWith(own.local.replace(/.*:/, ':')),
@@ -397,7 +385,7 @@ describe('two data planes on one pod', () => {
     assert.equal(called('iptables-nft'), other, 'the other family is not touched for that');
     rmSync(trouble);
     await rulesAre(pod, 'short-circuit');
-    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy");
 
     writeFileSync(trouble, 'iptables-nft\nip6tables-nft\n');
     node.manifest.namespace('demo');
@@ -452,7 +440,7 @@ describe('two data planes on one pod', () => {
     await node.apply();
     await rulesAre(pod, 'short-circuit');
     await rulesAre(bypassed, 'bypass');
-    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy");
     await node.agent.stop();
     const file = node.sandbox.file('config.yaml');
     writeFileSync(file, 'sidecars: false\n');

@@ -92,13 +92,10 @@ describe('another version with other layouts', () => {
     const last = await running.json<{ alive: boolean; peer: string }>();
     await running.exit;
     assert.deepEqual({ alive: last.alive, peer: last.peer }, { alive: true, peer: asked });
-    const { again } = await eventually(
-      `the proxy has asked again about ${local}`,
-      () =>
-        (proxying.accepted() as (Accepted & { again?: string })[]).findLast(
-          (line) => plain(line.peer) === local && line.again !== undefined,
-        ),
-      3000,
+    const { again } = await eventually(`the proxy has asked again about ${local}`, () =>
+      (proxying.accepted() as (Accepted & { again?: string })[]).findLast(
+        (line) => plain(line.peer) === local && line.again !== undefined,
+      ),
     );
     assert.equal(again, asked);
   }
@@ -148,13 +145,9 @@ describe('another version with other layouts', () => {
       assert.equal(places.filter((name) => name.startsWith(`${program}@`)).length, 1, places.join(' '));
     }
     const pinned = now.filter((name) => !name.endsWith('@0')).length;
-    await eventually(
-      'nothing is attached that is not pinned',
-      async () => (await attached()) === pinned,
-      2000,
-    );
+    await eventually('nothing is attached that is not pinned', async () => (await attached()) === pinned);
     for (const map of ['connection_map', 'connection_overflow_map', 'original_dst_map']) {
-      await eventually(`${map} is empty`, async () => (await node.entries(map)).length === 0, 3000);
+      await eventually(`${map} is empty`, async () => (await node.entries(map)).length === 0);
     }
   }
 
@@ -232,7 +225,7 @@ describe('another version with other layouts', () => {
       cmd: SOCK,
       args: ['many', '4500', '198.51.0.1', '8080'],
     });
-    const result = await many.json<{ ok: number; failed: number }>(30_000);
+    const result = await many.json<{ ok: number; failed: number }>();
     assert.deepEqual([result.ok, result.failed], [4500, 0]);
     await node.agent.stop();
     const agent = await start('v2');

@@ -61,7 +61,11 @@ export interface MeshNode {
   probe(proxy: PodOnNode): Promise<void>;
   status(): Promise<NodeStatus>;
   /** Waits until the status is so. */
-  until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
+  until(
+    what: string,
+    check: (status: NodeStatus) => unknown,
+    options?: { readonly ownMs?: number },
+  ): Promise<NodeStatus>;
   /** What a pinned map of the kernel holds, as bpftool reads it by the map's own BTF. */
   entries(map: string): Promise<readonly MapEntry[]>;
   /** The agent's HTTP: `healthz`, `readyz`, `metrics`. */
@@ -172,7 +176,7 @@ async function addNode(
 
   async function startOne(more?: MeshAgentOptions): Promise<Agent> {
     const started = launchAgent(more);
-    await started.ready(30_000);
+    await started.ready();
     return started;
   }
 
@@ -261,12 +265,12 @@ async function addNode(
       return running();
     },
     hostPlace: { cgroup: sandbox.cgroup(`${name}/host`), netns: host.netns },
-    async until(what, check, timeoutMs = 10_000) {
+    async until(what, check, options) {
       let now = await status();
       await eventually(
         `${name}: ${what}`,
         async () => check(now) || check((now = await status())),
-        timeoutMs,
+        options,
       ).catch((error: unknown) => {
         const text = JSON.stringify(
           { ...now, capabilities: undefined, host: undefined },

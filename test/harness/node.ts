@@ -133,7 +133,7 @@ export interface TestNode extends AsyncDisposable {
   /** The status of one pod; an error when there is none. */
   podStatus(pod: { readonly uid: string }): Promise<PodStatus>;
   /** Waits until the status is so. */
-  until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
+  until(what: string, check: (status: NodeStatus) => unknown): Promise<NodeStatus>;
   /** Connects and tells how the connection travelled, as client, proxy and server saw it. Default: to the server. */
   travel(
     place: Place,
@@ -243,9 +243,9 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     return { ...now, pods: now.pods.filter(({ namespace }) => namespace !== MARKER) };
   }
 
-  const until: TestNode['until'] = async (what, check, timeoutMs = 5000) => {
+  const until: TestNode['until'] = async (what, check) => {
     let now = await shownStatus();
-    await eventually(what, async () => check(now) || check((now = await shownStatus())), timeoutMs).catch(
+    await eventually(what, async () => check(now) || check((now = await shownStatus()))).catch(
       (error: unknown) => {
         throw new Error(
           `${String(error)}\n${JSON.stringify({ ...now, host: undefined }, (key, value: unknown) => (key === 'connections' ? undefined : value), 1)}`,
@@ -282,17 +282,15 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     manifest.remove(`ffffffff-ffff-4fff-8fff-${(revision - 1).toString(16).padStart(12, '0')}`);
     manifest.pod({ name: `${MARKER}-${revision}`, namespace: MARKER, uid });
     manifest.write();
-    await eventually('the agent has acted on the manifest', () => knows(uid), 5000).catch(
-      (error: unknown) => {
-        throw new Error(
-          `${String(error)}\n${agent
-            ?.log()
-            .slice(-10)
-            .map((line) => JSON.stringify(line))
-            .join('\n')}`,
-        );
-      },
-    );
+    await eventually('the agent has acted on the manifest', () => knows(uid)).catch((error: unknown) => {
+      throw new Error(
+        `${String(error)}\n${agent
+          ?.log()
+          .slice(-10)
+          .map((line) => JSON.stringify(line))
+          .join('\n')}`,
+      );
+    });
   }
 
   async function startProxy(pod: NodePod = proxyPod): Promise<Haproxy> {
@@ -367,10 +365,8 @@ export async function travelOf(
   if (plain(result.peer) !== asked)
     throw new Error(`getpeername says ${result.peer} for a connection to ${asked}`);
   if (plain(peer) === plain(result.local)) return 'direct';
-  const seen = await eventually(
-    `the proxy has seen ${result.local} on its way to ${asked}`,
-    () => proxy?.connections().find(({ client }) => client === plain(result.local)),
-    2000,
+  const seen = await eventually(`the proxy has seen ${result.local} on its way to ${asked}`, () =>
+    proxy?.connections().find(({ client }) => client === plain(result.local)),
   );
   if (seen.destination !== asked)
     throw new Error(

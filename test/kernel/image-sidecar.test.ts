@@ -159,15 +159,12 @@ describe('pods with a sidecar, in the image', () => {
     eventually(
       `connections are ${wanted.join()}`,
       async () => (await ways(backend)).join() === wanted.join(),
-      8000,
     );
 
   /** What the agent says of a pod that should be bypassed and is not. */
   const says = (inside: Confined, backend: Backend, sentence: RegExp): Promise<unknown> =>
-    eventually(
-      `explain says ${sentence.source}`,
-      async () => sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout),
-      8000,
+    eventually(`explain says ${sentence.source}`, async () =>
+      sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout),
     );
 
   test('the chart gives two capabilities more for them', possible, () => {

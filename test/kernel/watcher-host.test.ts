@@ -247,7 +247,7 @@ test('a subscription that takes long, as there are very many cgroups, is not mad
     1,
     `made anew after ${begun.map((at) => Math.round(at - (begun[0] ?? 0))).join(', ')} ms`,
   );
-  await eventually('it is made anew in the end', () => begun.length === 2, 4000);
+  await eventually('it is made anew in the end', () => begun.length === 2);
 });
 
 test('a handler that throws is survived by every witness', async () => {
@@ -408,7 +408,7 @@ test('without file descriptors to list a cgroup with, that is said once, and wha
     limit.end();
     await limit.line(/high/);
   }
-  await eventually('it is found', () => cgroups.has('/new') && source('sweep').state === 'ok', 3000);
+  await eventually('it is found', () => cgroups.has('/new') && source('sweep').state === 'ok');
   const about = said.filter((text) => /listed/.test(text));
   assert.equal(about.length, 2, about.join());
   assert.match(about[0] ?? '', /could not be listed.*raise the limit/);

@@ -166,7 +166,6 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
         await eventually(
           `both are cut off: ${why}`,
           async () => (now = await api()).length === 2 && now.every(isSo),
-          20_000,
         ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         const metrics = await node.metrics();
         for (const source of ['namespaces', 'pods'])
@@ -183,7 +182,7 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
             if (passed < 60) passed += await hurry(now);
             return now.length === 2 && now.every(({ state }) => state === 'ok');
           },
-          40_000,
+          { ownMs: 30_000 },
         ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         await agree(mesh, node);
         await annotationsAgree(mesh, node);

@@ -70,7 +70,7 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
         .find((line) => line.startsWith(`${series} `))
         ?.slice(series.length + 1) ?? NaN,
     );
-  await eventually('it is ready', async () => (await value('cgroute_ready')) === 1, 10_000);
+  await eventually('it is ready', async () => (await value('cgroute_ready')) === 1);
 
   const all = await text();
   assert.deepEqual(

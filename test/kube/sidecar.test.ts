@@ -60,8 +60,7 @@ describe('a pod with a sidecar', { skip: KUBE_MISSING }, () => {
     if (!result.ok) return result.errno;
     return result.reply.endsWith(result.local.replace(/.*:/, ':')) ? 'direct' : 'sidecar';
   };
-  const becomes = (way: string) =>
-    eventually(`connections are ${way}`, async () => (await travel()) === way, 5000);
+  const becomes = (way: string) => eventually(`connections are ${way}`, async () => (await travel()) === way);
 
   test('is bypassed when kubectl labels it, and no longer when the label goes', async () => {
     assert.equal(await travel(), 'sidecar');
