@@ -8,7 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { type Agent, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { type NodePod, type TestNode, startNode } from '../harness/node.ts';
-import { buildOther } from '../harness/other-build.ts';
+import { otherBuild } from '../harness/other-build.ts';
 import { eventually, must, type Running } from '../../deploy/stage/process.ts';
 import {
   SOCK,
@@ -48,7 +48,7 @@ describe('another version with other layouts', () => {
 
   before(async () => {
     node = await startNode('upgrade', { proxy: false, agent: false });
-    programs.v2 = await buildOther(node.sandbox.file('other'), LAYOUTS);
+    programs.v2 = await otherBuild(LAYOUTS);
     proxying = await listen(
       node.sandbox,
       node.proxyPod.place,

@@ -62,7 +62,7 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
     const { sandbox, cluster } = mesh;
     const proxy = await cluster.proxied();
     const account = await cluster.serviceAccount({ name: 'faulty', rules: AGENT_RULES });
-    const clock = await makeClock(sandbox);
+    const clock = makeClock(sandbox);
     const node = await mesh.addNode({ name: 'node-a', agent: false, statusDelayMs: 50 });
     const kubeconfig = join(account.directory, 'kubeconfig-files');
     writeFileSync(

@@ -32,7 +32,7 @@ const USAGE = `usage: npm run test:matrix -- [--only KERNEL,...] [--from FILE,..
   --write        writes docs/kernels.md`;
 
 const GUESTS_AT_ONCE = 2;
-const GUEST = { memoryMib: 2048, cpus: 2, timeoutMs: 30 * 60_000 };
+const GUEST = { memoryMib: 2048, cpus: 2, timeoutMs: 60 * 60_000 };
 
 // Node's word on stripping types, which image.ts asks it to do.
 process.removeAllListeners('warning');
