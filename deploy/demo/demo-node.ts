@@ -134,7 +134,7 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
 
     async addClient(options) {
       const pod = await addPod(options);
-      const loop = 'while read -r address port; do "$0" connect --timeout 3000 "$address" "$port"; done';
+      const loop = 'while read -r address port; do "$0" connect "$address" "$port"; done';
       const running = sandbox.spawn({
         cmd: 'sh',
         args: ['-c', loop, SOCK],

@@ -24,6 +24,9 @@ export function stretch(load = wouldRun(), processors = availableParallelism()):
   return SLOWDOWN * Math.max(1, load / processors);
 }
 
+/** The same for what takes a number: {@link PATIENCE_MS}, as things are right now. */
+export const patienceMs = (): number => Math.round(PATIENCE_MS * stretch());
+
 export interface Wait {
   /** Whether the time is up; looks at the machine's load each time that it is asked. */
   isOver(): boolean;

@@ -79,7 +79,7 @@ defaults
   # A line when the server is reached, not when the session ends.
   option logasap
   retries 0
-  timeout connect 5s
+  timeout connect 20s
   timeout client 1h
   timeout server 1h
 ${frontends.join('\n')}

@@ -56,7 +56,7 @@ async function handlers(
   from: NodePod,
   to: { readonly ip: string; readonly sidecar?: Haproxy },
 ): Promise<string[]> {
-  const result = await connect(from.place, to.ip, PORT, '--timeout', 4000);
+  const result = await connect(from.place, to.ip, PORT);
   if (!result.ok) return [result.errno];
   const [, , seen = ''] = result.reply.split(' ');
   const port = (address: string): string => address.slice(address.lastIndexOf(':') + 1);

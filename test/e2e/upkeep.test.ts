@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { globSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { patienceMs } from '../../deploy/stage/deadline.ts';
 import { startAgent } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import { ENROLLED, type NodePod, type TestNode, startNode } from '../harness/node.ts';
@@ -11,7 +12,7 @@ import { connect } from '../../deploy/stage/sock.ts';
 
 /** Status code and text of an answer. */
 async function get(address: string, path: string): Promise<readonly [number, string]> {
-  const response = await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(2000) });
+  const response = await fetch(`http://${address}${path}`, { signal: AbortSignal.timeout(patienceMs()) });
   return [response.status, await response.text()];
 }
 

@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import { globSync, readFileSync, writeFileSync } from 'node:fs';
 import { type IncomingMessage, get } from 'node:http';
+import { patienceMs } from '../../deploy/stage/deadline.ts';
 import { type Agent, type AgentOptions, cgroute, startAgent } from '../../deploy/stage/agent.ts';
 import { HAPROXY_PORTS, haproxyCommand, proxiedConnections } from '../../deploy/stage/haproxy.ts';
 import { type Cluster, startCluster } from './kube.ts';
@@ -239,8 +240,8 @@ async function addNode(
   async function http(path: string): Promise<{ readonly status: number; readonly text: string }> {
     const address = String((await running().logged('serving'))['http']);
     // A connection of its own each time: a kept one may end in the moment that it is used.
-    const request = get(`http://${address}/${path}`, { agent: false, timeout: 5000 });
-    request.once('timeout', () => request.destroy(new Error(`no answer from /${path} within 5 s`)));
+    const request = get(`http://${address}/${path}`, { agent: false, timeout: patienceMs() });
+    request.once('timeout', () => request.destroy(new Error(`no answer from /${path}`)));
     const [response] = (await once(request, 'response')) as [IncomingMessage];
     return { status: response.statusCode ?? 0, text: (await response.toArray()).join('') };
   }

@@ -61,7 +61,7 @@ async function makeScene(name: string, backend: Backend): Promise<Scene> {
     const app = await listen(sandbox, place, 'serve', '*', [PORT], '--dual', '--quiet');
     await listen(sandbox, { netns: server.netns }, 'serve', '*', [PORT], '--dual', '--quiet');
     const travel = async (from: Place, to: string): Promise<string> => {
-      const result = await connect(from, to, PORT, '--timeout', 3000);
+      const result = await connect(from, to, PORT);
       if (!result.ok) return result.errno;
       const [who, , peer = ''] = result.reply.split(' ');
       if (who === 'proxy') return 'sidecar';

@@ -144,7 +144,7 @@ describe('pods with a sidecar, in the image', () => {
   async function ways(backend: Backend): Promise<Ways> {
     const pod = podOf(backend);
     const by = async (from: NodePod, to: string): Promise<string> => {
-      const result = await connect(from.place, to, PORT, '--timeout', 3000);
+      const result = await connect(from.place, to, PORT);
       return result.ok ? (result.reply.split(' ')[0] ?? '') : result.errno;
     };
     return Promise.all([

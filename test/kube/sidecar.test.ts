@@ -56,7 +56,7 @@ describe('a pod with a sidecar', { skip: KUBE_MISSING }, () => {
     mesh.cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what, text);
   /** `direct`, or by somebody: the server sees another port than the client has. */
   const travel = async (): Promise<string> => {
-    const result = await connect(pod.place(), mesh.server.ip, mesh.server.port, '--timeout', 3000);
+    const result = await connect(pod.place(), mesh.server.ip, mesh.server.port);
     if (!result.ok) return result.errno;
     return result.reply.endsWith(result.local.replace(/.*:/, ':')) ? 'direct' : 'sidecar';
   };

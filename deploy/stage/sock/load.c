@@ -132,7 +132,7 @@ static void open_range(struct many *many)
 
 		while (many->next < many->end && many->connecting < MAX_CONNECTING)
 			open_one(many, many->next++);
-		n = epoll_wait(many->epoll, events, 256, many->connecting ? 30000 : 0);
+		n = epoll_wait(many->epoll, events, 256, many->connecting ? PATIENCE_MS : 0);
 		if (n == 0 && many->connecting) {
 			many->result.failed += many->left;
 			many->result.last_error = ETIMEDOUT;
@@ -243,7 +243,7 @@ static void count_error(struct totals *totals, int error)
 
 static int ask(const union address *to, char *line, size_t size)
 {
-	struct timeval timeout = { .tv_sec = 5 };
+	struct timeval timeout = { .tv_sec = PATIENCE_MS / 1000 };
 	int fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), error = 0;
 
 	if (fd < 0)
