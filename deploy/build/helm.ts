@@ -1,4 +1,4 @@
-/** The real Helm: $HELM, else built from test/kube/helm. */
+/** The real Helm: $HELM, else built from helm/. */
 import { join, resolve } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { goPrograms, hasGo, requiredVersion, type Say } from './go-programs.ts';
@@ -6,7 +6,7 @@ import type { KubeObject } from '../../test/harness/kube-objects.ts';
 import { type Finished, run } from '../stage/process.ts';
 
 const root = resolve(import.meta.dirname, '../..');
-const MODULE = join(root, 'test/kube/helm');
+const MODULE = join(root, 'deploy/build/helm');
 export const CHART = join(root, 'deploy/chart');
 
 const GIVEN = process.env['HELM'] ?? '';

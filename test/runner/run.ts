@@ -32,10 +32,10 @@ async function within<T>(limitMs: number, mark: string, work: Promise<T>): Promi
 }
 
 /** Makes what files need. Gives why a file cannot be run, where something could not be made for it. */
-async function prepare(files: readonly string[], options: RunOptions): Promise<ReadonlyMap<string, string>> {
+async function prepare(wanted: readonly Wanted[], options: RunOptions): Promise<ReadonlyMap<string, string>> {
   const { print, cwd, preparations = PREPARATIONS, preparationMs = PREPARATION_MS } = options;
   const unfit = new Map<string, string>();
-  for (const { preparation, files: needing } of neededBy(files, preparations)) {
+  for (const { preparation, files: needing } of neededBy(wanted, preparations)) {
     const { name, missing } = preparation;
     if (missing !== false) {
       print(`\n!!! ${name}: SKIPPED: ${missing} !!!\n`);
@@ -95,10 +95,7 @@ async function runPart(
 /** Runs all that is wanted to its end. */
 export async function runTests(wanted: readonly Wanted[], options: RunOptions): Promise<Sums> {
   const sums = new Sums();
-  const unfit = await prepare(
-    wanted.flatMap(({ files }) => files),
-    options,
-  );
+  const unfit = await prepare(wanted, options);
   for (const each of wanted) await runPart(each, unfit, options, sums);
   return sums;
 }

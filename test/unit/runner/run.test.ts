@@ -8,7 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, test } from 'node:test';
 import { importsOf } from '../../runner/imports.ts';
 import { makeOutlets } from '../../runner/outlet.ts';
-import { type Part, wantedFiles } from '../../runner/parts.ts';
+import { PARTS, type Part, wantedFiles } from '../../runner/parts.ts';
 import { PREPARATIONS, type Preparation, neededBy } from '../../runner/preparation.ts';
 import { runTests } from '../../runner/run.ts';
 
@@ -44,7 +44,15 @@ async function runOf(
   const preparations: Preparation[] =
     make === undefined
       ? []
-      : [{ name: 'the thing', module: relative(root, pathOf('a')), missing: missing ?? false, make }];
+      : [
+          {
+            name: 'the thing',
+            module: relative(root, pathOf('a')),
+            parts: [part.name],
+            missing: missing ?? false,
+            make,
+          },
+        ];
   const sums = await runTests(wantedFiles([], [part], cwd), { cwd, print, preparations, preparationMs });
   return { printed, text: sums.text(false), failed: sums.failed };
 }
@@ -156,16 +164,11 @@ test('words choose parts and files; what a file imports, also through others, te
   assert.ok(paths('connect').includes('test/kernel/connect.test.ts'));
   assert.deepEqual(paths('kernel', 'image-sidecar'), ['test/kernel/image-sidecar.test.ts']);
   assert.deepEqual(paths('no-such-file'), []);
-  const needs = (path: string): string[] =>
-    neededBy([join(root, path)]).map(({ preparation: { name } }) => name);
-  assert.deepEqual(needs('test/kernel/image-sidecar.test.ts'), ['Helm', 'the container image']);
-  assert.deepEqual(needs('test/kernel/connect.test.ts'), []);
-  const all = neededBy(wantedFiles([]).flatMap(({ files }) => files));
-  assert.deepEqual(
-    all.map(({ preparation: { name } }) => name),
-    PREPARATIONS.map(({ name }) => name),
-    'each is needed by some file, so that each of their modules is there',
-  );
+  const needs = (...words: readonly string[]): string[] =>
+    neededBy(wantedFiles(words)).map(({ preparation: { name } }) => name);
+  assert.deepEqual(needs('kernel', 'image-sidecar'), ['Helm', 'the container image']);
+  assert.deepEqual(needs('kernel', 'connect.test'), []);
+  assert.deepEqual(needs('unit'), ['promtool']);
   assert.ok(importsOf('test/run.ts').has('deploy/build/go-programs.ts'));
 });
 
@@ -176,4 +179,19 @@ test('a run of nothing is no success', () => {
   });
   assert.deepEqual([status, stdout.trim()], [1, '0 passed, 0 failed, 0 skipped']);
   assert.match(stderr, /no test ran; parts are unit, kernel, kube, e2e/);
+});
+
+test('each preparation is for the parts that have files which import its module, and for no others', () => {
+  for (const { name, module, parts } of PREPARATIONS) {
+    const importing = PARTS.filter(({ name: part }) =>
+      wantedFiles([part]).some(({ files }) => files.some((file) => importsOf(file).has(module))),
+    ).map((part) => part.name);
+    assert.ok(parts.length > 0 && parts.every((part) => importing.includes(part)), name);
+    // Files of test/unit test what others do with it.
+    assert.deepEqual(
+      importing.filter((part) => part !== 'unit' && !parts.includes(part)),
+      [],
+      name,
+    );
+  }
 });
