@@ -34,7 +34,7 @@ function loop(node: TestNode, place: Place): Running {
   return node.sandbox.spawn({
     ...place,
     cmd: SOCK,
-    args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
+    args: ['loop', '--every', '300', '--least', '501', node.server.ip4, '8080', '0'],
   });
 }
 

@@ -57,7 +57,7 @@ describe('an agent that comes and goes', () => {
     return node.sandbox.spawn({
       ...from.place,
       cmd: SOCK,
-      args: ['loop', '--every', '300', node.server.ip4, '8080', '0'],
+      args: ['loop', '--every', '300', '--least', '101', node.server.ip4, '8080', '0'],
     });
   }
   async function totals(running: Running): Promise<Totals> {

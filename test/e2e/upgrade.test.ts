@@ -103,7 +103,11 @@ describe('another version with other layouts', () => {
   /** New connections of all kinds go on meanwhile, each as it should. */
   async function whileDialling<T>(run: () => Promise<T>): Promise<T> {
     const loop = (place: Place, ip: string): Running =>
-      node.sandbox.spawn({ ...place, cmd: SOCK, args: ['loop', '--every', '300', ip, '8080', '0'] });
+      node.sandbox.spawn({
+        ...place,
+        cmd: SOCK,
+        args: ['loop', '--every', '300', '--least', '21', ip, '8080', '0'],
+      });
     const loops = [
       ['proxy', loop(pod.place, node.server.ip4)],
       ['proxy', loop(pod.place, node.server.ip6)],

@@ -38,7 +38,7 @@ const makeMap = (pin: string, value = 4): Promise<string> =>
 /** Dials again and again meanwhile; each connection must go through the proxy. */
 async function whileDialling<T>({ sandbox, app, server }: Mesh, run: () => Promise<T>): Promise<T> {
   const loops = [server.ip4, server.ip6].map((ip) =>
-    sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', ip, String(PORT), '0'] }),
+    sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', '--least', '21', ip, String(PORT), '0'] }),
   );
   const result = await run();
   for (const running of loops) {

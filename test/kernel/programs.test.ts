@@ -106,8 +106,16 @@ test('a second start takes over links and maps, and no connection slips through 
   const held = await hold(sandbox, app, server.ip4, PORT);
   assert.ok(held.result.ok);
   const { peer } = await seen(mesh.proxying, held.result.local);
-  const loop = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', server.ip4, String(PORT), '0'] });
-  const loop6 = sandbox.spawn({ ...app, cmd: SOCK, args: ['loop', server.ip6, String(PORT), '0'] });
+  const loop = sandbox.spawn({
+    ...app,
+    cmd: SOCK,
+    args: ['loop', '--least', '51', server.ip4, String(PORT), '0'],
+  });
+  const loop6 = sandbox.spawn({
+    ...app,
+    cmd: SOCK,
+    args: ['loop', '--least', '51', server.ip6, String(PORT), '0'],
+  });
   const connections = (): number => plane.counters(app.slot).redirected ?? 0;
   let before = await linksOf(plane.bpffsRoot);
   for (let i = 0; i < 5; i++) {

@@ -249,7 +249,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
       return mesh.sandbox.spawn({
         ...pod.place(),
         cmd: SOCK,
-        args: ['loop', '--every', '5000', mesh.server.ip, String(SERVER_PORT), '0'],
+        args: ['loop', '--every', '5000', '--least', '1001', mesh.server.ip, String(SERVER_PORT), '0'],
       });
     }),
   );

@@ -61,7 +61,7 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
     const loop = mesh.sandbox.spawn({
       ...client.place(),
       cmd: SOCK,
-      args: ['loop', '--every', '2000', mesh.server.ip, String(SERVER_PORT), '0'],
+      args: ['loop', '--every', '2000', '--least', '60', mesh.server.ip, String(SERVER_PORT), '0'],
     });
     await delay(200);
     await during();
