@@ -23,6 +23,9 @@ const KERNEL_BTF = '/sys/kernel/btf/vmlinux';
 /** What `__TARGET_ARCH_*` of libbpf's bpf_tracing.h calls this machine. */
 const BPF_ARCH: Readonly<Record<string, string>> = { x64: 'x86', arm64: 'arm64' };
 
+/** A library for tests; not there in a copy without them. */
+const CLOCK = 'test/kube/clock.c';
+
 /** One file that can be built; paths are relative to the project's root. */
 interface Product {
   readonly output: string;
@@ -188,6 +191,19 @@ function testTool(sources: readonly string[], output: string, clang: string): Pr
   };
 }
 
+/** A library that tests put before the C library, from one file. */
+function testLibrary(source: string, output: string, clang: string): Product {
+  const flags = ['-shared', '-fPIC', '-O2', '-Wall', '-Werror'];
+  return {
+    output,
+    recipe: [clang, ...flags, source].join(' '),
+    async make(target) {
+      await tool('clang', [...flags, '-o', target, source]);
+      return [source];
+    },
+  };
+}
+
 /**
  * The agent as one ES module. koffi and @parcel/watcher stay outside, as they
  * load native addons; `require` exists for the CommonJS packages inside.
@@ -290,6 +306,7 @@ async function main(): Promise<void> {
     bpfObject(`bpf/${name}`, `dist/bpf/${name.replace(/c$/, 'o')}`, clang),
   );
   products.push(...(await testProducts(clang)));
+  if (await exists(CLOCK)) products.push(testLibrary(CLOCK, 'dist/test/clock.so', clang));
   if (await exists('cgroute.ts')) products.push(await bundle('dist/cgroute.mjs'), launcher('dist/cgroute'));
   await dropOrphans(products);
   await build(await vmlinux()); // the objects include it

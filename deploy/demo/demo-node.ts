@@ -114,7 +114,7 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
 
     async addClient(options) {
       const pod = await addPod(options, true);
-      const loop = 'while read -r address port; do "$0" connect --timeout 3000 "$address" "$port"; done';
+      const loop = 'while read -r address port; do "$0" connect "$address" "$port"; done';
       const running = sandbox.spawn({
         cmd: 'sh',
         args: ['-c', loop, SOCK],
@@ -149,10 +149,8 @@ export async function makeDemoNode(sandbox: Sandbox): Promise<DemoNode> {
         ...pod,
         count: () => haproxy.connections().length,
         saw: ({ connected }) =>
-          eventually(
-            `${pod.name} has logged the connection`,
-            () => haproxy.connections().findLast(({ client }) => connected.ok && client === connected.local),
-            2000,
+          eventually(`${pod.name} has logged the connection`, () =>
+            haproxy.connections().findLast(({ client }) => connected.ok && client === connected.local),
           ),
       };
     },

@@ -1,9 +1,10 @@
 /** The agent, as it is shipped: the bundle, started with a sandbox's roots. */
 import { resolve } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { beginWait } from './deadline.ts';
 import type { NodeStatus } from './node-status.ts';
 import { type Exit, type Finished, type Program, type Running, run } from './process.ts';
 import type { Sandbox } from './sandbox.ts';
-import { SLOWDOWN } from './slowdown.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const PROGRAM = resolve(root, 'dist/cgroute');
@@ -38,9 +39,9 @@ export interface Agent extends AsyncDisposable {
   /** Its log so far. */
   log(): LogEntry[];
   /** Waits for a line of the log with this message, among those already there too. */
-  logged(message: string, timeoutMs?: number): Promise<LogEntry>;
+  logged(message: string): Promise<LogEntry>;
   /** Waits until it says that it is ready: programs attached, everything mapped. */
-  ready(timeoutMs?: number): Promise<LogEntry>;
+  ready(): Promise<LogEntry>;
   /** What `cgroute status -o json` says; also when the agent is down. */
   status(): Promise<NodeStatus>;
   /** Ends it with SIGTERM. */
@@ -105,23 +106,16 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
   });
   const log = (): LogEntry[] => [...running.stdout, ...running.stderr].flatMap(parse);
 
-  async function logged(message: string, timeoutMs = 10_000): Promise<LogEntry> {
+  async function logged(message: string): Promise<LogEntry> {
     let exit: Exit | undefined;
     void running.exit.then((value) => (exit = value));
-    const until = performance.now() + timeoutMs * SLOWDOWN;
-    for (;;) {
+    for (const wait = beginWait(); ; await delay(10)) {
       const entry = log().find(({ msg }) => msg === message);
       if (entry) return entry;
-      const late = performance.now() > until;
-      if (exit !== undefined || late) {
-        const why =
-          exit === undefined
-            ? `${timeoutMs * SLOWDOWN} ms passed`
-            : `the agent exited with ${exit.code ?? exit.signal}`;
-        const tail = [...running.stdout.slice(-20), ...running.stderr.slice(-20)].join('\n');
-        throw new Error(`${why} before it logged "${message}"\n${tail}`);
-      }
-      await new Promise((resolve) => setTimeout(resolve, 10));
+      if (exit === undefined && !wait.isOver()) continue;
+      const why = exit === undefined ? wait.passed() : `the agent exited with ${exit.code ?? exit.signal}`;
+      const tail = [...running.stdout.slice(-20), ...running.stderr.slice(-20)].join('\n');
+      throw new Error(`${why} before it logged "${message}"\n${tail}`);
     }
   }
 
@@ -129,7 +123,7 @@ export function startAgent(sandbox: Sandbox, options: AgentOptions): Agent {
     running,
     log,
     logged,
-    ready: (timeoutMs) => logged('ready', timeoutMs),
+    ready: () => logged('ready'),
     status: () => nodeStatus(sandbox, options),
     stop: () => running.stop('SIGTERM'),
     kill9: () => running.stop('SIGKILL'),

@@ -40,7 +40,7 @@ export interface Haproxy extends AsyncDisposable {
   /** The connections so far, in the order of their log lines. */
   connections(): ProxiedConnection[];
   /** Waits for a connection to this destination. */
-  connection(destination: string, timeoutMs?: number): Promise<ProxiedConnection>;
+  connection(destination: string): Promise<ProxiedConnection>;
   stop(): Promise<void>;
 }
 
@@ -79,7 +79,7 @@ defaults
   # A line when the server is reached, not when the session ends.
   option logasap
   retries 0
-  timeout connect 5s
+  timeout connect 20s
   timeout client 1h
   timeout server 1h
 ${frontends.join('\n')}
@@ -123,11 +123,9 @@ export async function startHaproxy(sandbox: Sandbox, options: HaproxyOptions = {
   return {
     running,
     connections,
-    connection: (destination, timeoutMs) =>
-      eventually(
-        `the proxy has seen a connection to ${destination}`,
-        () => connections().find((connection) => connection.destination === destination),
-        timeoutMs,
+    connection: (destination) =>
+      eventually(`the proxy has seen a connection to ${destination}`, () =>
+        connections().find((connection) => connection.destination === destination),
       ),
     async stop() {
       await running.stop('SIGTERM');

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
-import { SLOWDOWN } from './slowdown.ts';
+import { PATIENCE_MS, beginWait, stretch, whenOver } from './deadline.ts';
 
 export interface Program {
   readonly cmd: string;
@@ -35,18 +35,21 @@ export interface Running extends AsyncDisposable {
   /**
    * The next line of standard output that nobody has been given yet, or the next
    * that matches (those before it are passed over). Rejects when the program
-   * exits first or the time is up (default 10,000 ms).
+   * exits first or does not print it in time, see deadline.ts.
    */
-  line(pattern?: RegExp, timeoutMs?: number): Promise<string>;
+  line(pattern?: RegExp): Promise<string>;
   /** The next line, parsed. */
-  json<T>(timeoutMs?: number): Promise<T>;
+  json<T>(): Promise<T>;
   write(text: string): void;
   /** Closes its standard input. */
   end(): void;
   kill(signal?: NodeJS.Signals): void;
-  /** Sends a signal (default SIGTERM) and waits for the exit; after 10 s, SIGKILL. */
+  /** Sends a signal (default SIGTERM) and waits for the exit; when that does not come in time, SIGKILL. */
   stop(signal?: NodeJS.Signals): Promise<Exit>;
 }
+
+/** What is left of a program's output when it has exited is read at once. */
+const OUTPUT_MS = 1000;
 
 /** Moves the shell to the cgroup, then becomes the program: same PID throughout. */
 const ENTER_CGROUP = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"';
@@ -105,7 +108,7 @@ export function spawnIn(program: Program): Running {
   ]);
   const exit = exited.then(async (result) => {
     // A grandchild may keep the pipes open; it must not keep the test waiting.
-    await Promise.race([output, delay(1000 * SLOWDOWN, undefined, { ref: false })]);
+    await Promise.race([output, delay(OUTPUT_MS * stretch(), undefined, { ref: false })]);
     ended = result;
     changed();
     return result;
@@ -121,7 +124,7 @@ export function spawnIn(program: Program): Running {
     return undefined;
   }
 
-  function line(pattern?: RegExp, timeoutMs = 10_000): Promise<string> {
+  function line(pattern?: RegExp): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     const fail = (why: string): void => {
       const tail = [...stdout.slice(-5), ...stderr.slice(-20)].join('\n');
@@ -135,11 +138,12 @@ export function spawnIn(program: Program): Running {
       if (found !== undefined) resolve(found);
       else fail(`exited with ${ended?.code ?? ended?.signal}`);
     };
-    const timer = setTimeout(() => fail(`${timeoutMs * SLOWDOWN} ms passed`), timeoutMs * SLOWDOWN);
+    const wait = beginWait();
+    const cancel = whenOver(wait, () => fail(wait.passed()));
     waiting.add(check);
     check();
     return promise.finally(() => {
-      clearTimeout(timer);
+      cancel();
       waiting.delete(check);
     });
   }
@@ -147,8 +151,7 @@ export function spawnIn(program: Program): Running {
   const kill = (signal: NodeJS.Signals = 'SIGTERM'): void => void child.kill(signal);
   async function stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<Exit> {
     kill(signal);
-    const timer = setTimeout(() => kill('SIGKILL'), 10_000 * SLOWDOWN);
-    return exit.finally(() => clearTimeout(timer));
+    return exit.finally(whenOver(beginWait(), () => kill('SIGKILL')));
   }
 
   return {
@@ -159,7 +162,7 @@ export function spawnIn(program: Program): Running {
     line,
     kill,
     stop,
-    json: async <T>(timeoutMs?: number) => JSON.parse(await line(undefined, timeoutMs)) as T,
+    json: async <T>() => JSON.parse(await line()) as T,
     write: (text) => void child.stdin?.write(text),
     end: () => void child.stdin?.end(),
     async [Symbol.asyncDispose]() {
@@ -187,19 +190,19 @@ export async function must(program: Program): Promise<string> {
   return stdout;
 }
 
-/** Waits until `check` returns something true; the reason is for the error. */
+/**
+ * Waits until `check` returns something true, see deadline.ts; the reason is for the error.
+ * @param ownMs what it may take by a clock of its own, a back-off say; comes on top
+ */
 export async function eventually<T>(
   what: string,
   check: () => T | Promise<T>,
-  timeoutMs = 10_000,
+  { ownMs = 0 }: { readonly ownMs?: number } = {},
 ): Promise<NonNullable<T>> {
-  const until = performance.now() + timeoutMs * SLOWDOWN;
-  for (;;) {
+  for (const wait = beginWait(PATIENCE_MS + ownMs); ; await delay(10)) {
     const value = await check();
     if (value) return value;
-    if (performance.now() > until)
-      throw new Error(`${timeoutMs * SLOWDOWN} ms passed, and it is still not so: ${what}`);
-    await delay(10);
+    if (wait.isOver()) throw new Error(`${wait.passed()}, and it is still not so: ${what}`);
   }
 }
 

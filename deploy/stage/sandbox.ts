@@ -116,7 +116,7 @@ function remove(remains: Remains): void {
 }
 
 /** Removes what dead test processes left on the machine. */
-function sweep(): void {
+export function sweep(): void {
   remove(find((pid, start) => startTime(pid) !== start));
 }
 

@@ -9,11 +9,12 @@ import { messageOf } from '../../native/error.ts';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { makeBenchNode } from './bench-node.ts';
 import { benchConnect, checkWays } from './connect-bench.ts';
+import { benchHost } from './host-bench.ts';
 import { benchIdentity } from './identity-bench.ts';
 import { benchKube } from './kube-bench.ts';
 import { kubeResult } from './kube-section.ts';
 import { benchLatency } from './latency-bench.ts';
-import { identityResult, stormResult } from './life-sections.ts';
+import { hostResult, identityResult, stormResult } from './life-sections.ts';
 import { benchMemory } from './memory-bench.ts';
 import { benchEmpty, benchPeerName, benchPrograms } from './program-bench.ts';
 import { scaleResult, sidecarResult, turnoverResult } from './pod-sections.ts';
@@ -32,6 +33,7 @@ const SECTIONS = [
   'memory',
   'mkdir',
   'storm',
+  'host',
   'sidecar',
   'scale',
   'turnover',
@@ -114,6 +116,7 @@ const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result
   latency: async ({ quick }) => latencyResult(await benchLatency(quick ? 50 : 200)),
   mkdir: async ({ quick }) => identityResult(await benchIdentity(quick ? 3 : 9, 200)),
   storm: async ({ quick }) => stormResult(await benchStorm(quick ? 5 : 30, quick ? 400 : 600)),
+  host: async ({ quick }) => hostResult(await benchHost(quick ? 3 : 9)),
   sidecar: sidecarSection,
   scale: async ({ quick }) => scaleResult(await benchScale(quick)),
   turnover: async ({ quick }) => turnoverResult(await benchTurnover(quick)),

@@ -47,7 +47,7 @@ export async function benchChurn(bench: KubeBenchCluster, count: number): Promis
   };
   /** Nothing of pods that are gone is left, and those that run are there. */
   const settled = async (): Promise<{ readonly all: number; readonly anonymous: number }> => {
-    await eventually('the maps hold the pods that run, and no others', isMapped, 60_000);
+    await eventually('the maps hold the pods that run, and no others', isMapped, { ownMs: 30_000 });
     await delay(REST_MS);
     return { all: megabytes(pid, 'VmRSS'), anonymous: megabytes(pid, 'RssAnon') };
   };

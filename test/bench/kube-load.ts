@@ -58,7 +58,6 @@ async function live(
   await eventually(
     'both watches are back',
     () => agent.log().filter(({ msg }) => msg === 'the API server is followed again').length === 2,
-    30_000,
   );
   await changeOthers();
   await untilQuiet(node);

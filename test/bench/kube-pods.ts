@@ -227,7 +227,7 @@ async function addNode(
         }),
         env,
       });
-      await agent.ready(60_000);
+      await agent.ready();
       return agent;
     },
     cleanUp: seat.cleanUp,

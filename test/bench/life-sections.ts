@@ -1,4 +1,5 @@
 /** The figures of cgroups and programs that come and go, as sections of the table. */
+import { type HostFigures, SWEPT } from './host-bench.ts';
 import type { IdentityFigures } from './identity-bench.ts';
 import type { Row } from './report.ts';
 import type { Result } from './sections.ts';
@@ -39,7 +40,14 @@ export function identityResult({ podNs, unknownNs, containerNs, hostNs, rmdirNs 
   };
 }
 
-export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead }: StormFigures): Result {
+export function stormResult({
+  agentPercent,
+  healthMs,
+  perSecond,
+  slowdown,
+  forkUs,
+  isAhead,
+}: StormFigures): Result {
   const row = (name: string, way: keyof typeof slowdown, goal?: Row['goal']): Row => {
     const { median, low, high } = slowdown[way];
     return {
@@ -62,6 +70,11 @@ export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead
           beside: `${Math.round(perSecond)} forked and exec'd a second`,
           goal: { name: 'fork_storm_cpu_percent', value: agentPercent, atMost: 1, unit: ' %' },
         },
+        {
+          name: 'the slowest answer of /healthz, ms',
+          value: healthMs,
+          goal: { name: 'fork_storm_healthz_ms', value: healthMs, atMost: 1000, unit: ' ms' },
+        },
         { name: 'CPU of a fork, exec and exit, us', value: forkUs, digits: 1, beside: 'without cgroute' },
         row('  the same again, to see the noise', 'control'),
         row('  with the programs, and no agent', 'programs'),
@@ -79,6 +92,7 @@ export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead
     },
     json: {
       fork_storm_cpu_percent: round(agentPercent, 2),
+      fork_storm_healthz_ms: healthMs,
       fork_storm_per_second: Math.round(perSecond),
       fork_storm_slowdown: round(slowdown.agent.median, 3),
       fork_storm_slowdown_by: {
@@ -86,6 +100,30 @@ export function stormResult({ agentPercent, perSecond, slowdown, forkUs, isAhead
         programs: round(slowdown.programs.median, 3),
         process_events: round(slowdown.agent.median - slowdown.programs.median, 3),
       },
+    },
+  };
+}
+
+export function hostResult({ trialsMs, doctorMs, sweepMs }: HostFigures): Result {
+  const row = (name: string, key: string, value: number, atMost: number): Row => ({
+    name,
+    value,
+    digits: 1,
+    goal: { name: key, value, atMost, unit: ' ms' },
+  });
+  return {
+    section: {
+      title: 'a look at the host',
+      unit: 'ms',
+      rows: [
+        row("the trials of all the kernel's features", 'trials_ms', trialsMs, 200),
+        row('cgroute doctor, all of it', 'doctor_ms', doctorMs, 1000),
+        row(`a sweep of ${SWEPT.toLocaleString('en-US')} cgroups`, 'sweep_ms', sweepMs, 2000),
+      ],
+      notes: ['medians; the trials in a process of their own, the sweep without a change since the last'],
+    },
+    json: {
+      host_ms: { trials: round(trialsMs, 1), doctor: round(doctorMs, 1), sweep: round(sweepMs, 1) },
     },
   };
 }

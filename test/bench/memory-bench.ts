@@ -84,7 +84,7 @@ export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
   );
   const started = Date.now();
   await using agent = startAgent(sandbox, { manifest: pods.manifest.path });
-  const { time } = await agent.ready(30_000);
+  const { time } = await agent.ready();
   const startMs = new Date(time as string | number).getTime() - started;
   const { pid } = agent.running;
   if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs'))
@@ -99,7 +99,7 @@ export async function benchMemory(quick: boolean): Promise<MemoryFigures> {
   const readyMb = megabytes(pid, 'VmRSS');
 
   await churn(pods, containers, quick ? CHURN_STEPS / 4 : CHURN_STEPS);
-  await eventually('all cgroups are mapped after the churn', isMapped, 35_000);
+  await eventually('all cgroups are mapped after the churn', isMapped);
   // A minute has pauses: memory is given back in them.
   await delay(3_000);
   await delay(1000);

@@ -92,7 +92,7 @@ async function untilMapped({ bpffsRoot, running }: Scene): Promise<void> {
         [...running.values()].every((containers) => containers.every(({ id }) => ids.has(id)))
       );
     },
-    60_000,
+    { ownMs: 30_000 },
   );
 }
 
@@ -118,7 +118,7 @@ export async function benchScale(quick: boolean): Promise<ScaleFigures> {
     args: ['--config', config],
     env: DEBUGGER_ENV,
   });
-  await agent.ready(30_000);
+  await agent.ready();
   using rest = await openForcedRest(agent);
   const { pid } = agent.running;
   if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('cgroute.mjs'))

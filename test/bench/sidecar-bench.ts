@@ -99,7 +99,7 @@ async function check(scene: Scene): Promise<void> {
   for (const direction of DIRECTIONS) {
     for (const way of SIDECAR_WAYS) {
       const { place, to } = journey(scene, direction, way);
-      const result = await connect(place, to, PORT, '--timeout', 4000);
+      const result = await connect(place, to, PORT);
       if (!result.ok) throw new Error(`${direction}, ${way}: ${result.step} failed with ${result.errno}`);
       const [, , seen = ''] = result.reply.split(' ');
       const isSidecar =

@@ -27,8 +27,8 @@ const AT_ONCE = 10;
  */
 export const WARM_UP = 1000;
 const PORT = 8080;
-/** Until the agent has let go of the last cgroup and address. */
-const SETTLE_MS = 60_000;
+/** The agent takes so long to let go of the last cgroup and address. */
+const SETTLE_MS = 30_000;
 
 export interface TurnoverFigures {
   readonly pods: number;
@@ -127,10 +127,8 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
       const [, cgroup] = pod.cgroups;
       if (cgroup === undefined) throw new Error(`the pod ${name} has no container`);
       // A runtime takes longer than this to start a container; what is connected before is the leak test's matter.
-      await eventually(
-        `the pod ${name} is in the mesh`,
-        () => pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === 1),
-        30_000,
+      await eventually(`the pod ${name} is in the mesh`, () =>
+        pod.cgroups.every(({ id }) => maps.cgroups.get(id)?.isInMesh === 1),
       );
       const process = sandbox.spawn({
         cmd: SOCK,
@@ -138,7 +136,7 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
         cgroup,
         netns: host.netns,
       });
-      const result = await process.json<Connected>(30_000);
+      const result = await process.json<Connected>();
       if (!result.ok)
         throw new Error(`the pod ${name} could not connect: ${result.step} failed with ${result.errno}`);
       return { pod, process, reply: result.reply };
@@ -161,7 +159,7 @@ export async function benchTurnover(quick: boolean): Promise<TurnoverFigures> {
           maps.originals.keys().length === 0
         );
       },
-      SETTLE_MS,
+      { ownMs: SETTLE_MS },
     );
     return footprint(pid, node.bpffsRoot, rest);
   };

@@ -28,7 +28,7 @@ test('without room for a connection that is counted, said in status and once in 
     cmd: SOCK,
     args: ['grab', '8000', node.server.ip4, '8080'],
   });
-  const { held, denied } = await grabbing.json<{ held: number; denied: number }>(60_000);
+  const { held, denied } = await grabbing.json<{ held: number; denied: number }>();
   assert.deepEqual([held, denied], [4096 + ROOM, 8000 - 4096 - ROOM]);
   await assertFull(
     new RegExp(
@@ -38,13 +38,13 @@ test('without room for a connection that is counted, said in status and once in 
   );
   const said = (name: string) =>
     agent.log().filter(({ msg }) => msg?.startsWith(`pod demo/${name}: connections of this pod`));
-  await eventually('it is said of the pod', () => said('greedy').length > 0, 5000);
+  await eventually('it is said of the pod', () => said('greedy').length > 0);
   assert.match(
     said('greedy')[0]?.msg ?? '',
     /are refused \(errorDenied\): the node's map of open connections is full, which has room for 1024 \(maxConnections\)$/,
   );
   for (let n = 0; n < 4; n++) assert.equal(await node.travel(other.place), 'EPERM');
-  await eventually('and of the other', () => said('other').length > 0, 5000);
+  await eventually('and of the other', () => said('other').length > 0);
   assert.deepEqual([said('greedy').length, said('other').length], [1, 1]);
   assert.equal((await node.podStatus(other)).connections['errorDenied'], 4);
 

@@ -26,7 +26,7 @@ interface Shown {
 const OUT = { [MODE]: 'none' };
 
 /** Connects all the time. */
-const loop = (node: TestNode, place: Place): Dialler => dial(node.sandbox, place, node.server, 300);
+const loop = (node: TestNode, place: Place): Dialler => dial(node.sandbox, place, node.server, 300, 501);
 
 /** The ids that `cgroup_info_map` should have: each pod's own cgroup and its latest container's. */
 function wanted(node: TestNode, pods: readonly NodePod[]): string[] {
@@ -121,23 +121,19 @@ describe('in the life of an agent,', () => {
       readdirSync(node.sandbox.bpffs).filter((name) => !name.endsWith('.debug')),
       [],
     );
-    await eventually('nothing is attached', async () => (await attachedBelow(node)) === '', 5000);
+    await eventually('nothing is attached', async () => (await attachedBelow(node)) === '');
     // The kernel frees them some milliseconds after their last user is gone.
-    await eventually(
-      'programs and maps are gone from the kernel',
-      async () => {
-        const left = new Set([
-          ...(await tool('map', 'show')).map(({ id }) => `map ${id}`),
-          ...(await tool('prog', 'show')).map(({ id }) => `prog ${id}`),
-          ...(await tool('link', 'show')).map(({ id }) => `link ${id}`),
-        ]);
-        return [
-          ...maps.map((id) => `map ${id}`),
-          ...links.flatMap(({ id, prog_id }) => [`link ${id}`, `prog ${prog_id}`]),
-        ].every((what) => !left.has(what));
-      },
-      5000,
-    );
+    await eventually('programs and maps are gone from the kernel', async () => {
+      const left = new Set([
+        ...(await tool('map', 'show')).map(({ id }) => `map ${id}`),
+        ...(await tool('prog', 'show')).map(({ id }) => `prog ${id}`),
+        ...(await tool('link', 'show')).map(({ id }) => `link ${id}`),
+      ]);
+      return [
+        ...maps.map((id) => `map ${id}`),
+        ...links.flatMap(({ id, prog_id }) => [`link ${id}`, `prog ${prog_id}`]),
+      ].every((what) => !left.has(what));
+    });
     const { total, proxy, server, other, failed } = await held.end();
     assert.deepEqual([proxy + server, other, failed], [total, 0, 0], 'no connection fails by it');
     const direct = await connect(pod.place, node.server.ip4, 8080);
@@ -187,7 +183,7 @@ describe('in the life of an agent,', () => {
     for (const name of readdirSync(node.sandbox.cgroupRoot, { withFileTypes: true }))
       if (name.isDirectory() && name.name !== 'host') removeCgroup(`${node.sandbox.cgroupRoot}/${name.name}`);
     // The kernel lets go of programs a moment after their pins.
-    await eventually('nothing is attached', async () => (await attachedBelow(node)) === '', 5000);
+    await eventually('nothing is attached', async () => (await attachedBelow(node)) === '');
     const old = pod.cgroup.id;
 
     // The proxy's container is made before the agent starts; the pod's afterwards.
@@ -206,7 +202,6 @@ describe('in the life of an agent,', () => {
     await eventually(
       'all are known, and nothing else',
       async () => (await node.knownCgroups()).join() === wanted(node, [node.proxyPod, pod, outside]).join(),
-      3000,
     );
     assert.equal((await node.podStatus(pod)).connections['redirected'], 1, 'counted from the reboot on');
     assert.deepEqual((await node.status()).unknown, []);
@@ -236,11 +231,7 @@ test('ztunnel down and back: what cannot be redirected is refused, and nothing g
     assert.equal(await node.travel(pod.place), 'EPERM', 'it is not ready before it says so');
     node.manifest.change(node.proxyPod.uid, { ready: true });
     await node.apply();
-    await eventually(
-      'it is redirected again',
-      async () => (await node.travel(pod.place)) === 'redirected',
-      3000,
-    );
+    await eventually('it is redirected again', async () => (await node.travel(pod.place)) === 'redirected');
   }
   await delay(50);
   await clients.end();

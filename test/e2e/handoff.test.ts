@@ -54,7 +54,7 @@ describe('where original destinations are handed over', () => {
       .map(({ name }) => name);
     assert.ok(branches.length > 0);
     const wanted = [dirname(pod.cgroup.path), ...branches].map((path) => String(idOf(path)));
-    await eventually('they are all', () => places().length === wanted.length, 4000).catch(() => undefined);
+    await eventually('they are all', () => places().length === wanted.length).catch(() => undefined);
     assert.deepEqual(places(), wanted.toSorted());
     assert.deepEqual(
       [
@@ -93,15 +93,11 @@ describe('where original destinations are handed over', () => {
     node.manifest.namespace('plain', ENROLLED);
     node.manifest.write();
     const seen = new Set<string>();
-    await eventually(
-      'it is redirected',
-      async () => {
-        const travel = await node.travel(plain.place);
-        seen.add(travel);
-        return travel === 'redirected';
-      },
-      4000,
-    );
+    await eventually('it is redirected', async () => {
+      const travel = await node.travel(plain.place);
+      seen.add(travel);
+      return travel === 'redirected';
+    });
     assert.deepEqual(
       [...seen].toSorted(),
       ['direct', 'redirected'].filter((travel) => seen.has(travel)),
@@ -114,7 +110,7 @@ describe('where original destinations are handed over', () => {
 
   test('host processes of a branch that is new get through the proxy', async () => {
     const branch = node.sandbox.cgroup('machine.slice/vm');
-    await eventually('the branch is seen', () => places().includes(String(idOf('machine.slice'))), 4000);
+    await eventually('the branch is seen', () => places().includes(String(idOf('machine.slice'))));
     assert.equal(await node.travel(hostIn(branch), { to }), 'inbound');
   });
 

@@ -195,7 +195,7 @@ describe('a pod is known', () => {
         const cgroup = node.sandbox.cgroup(
           `${slices}/kubelet-kubepods-burstable-pod${uid}.slice/cri-containerd-${containerId(uid)}.scope`,
         );
-        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(node, cgroup.id), 1500);
+        await eventually(`the ${name} cgroup in tree ${n} is known`, () => hasEntry(node, cgroup.id));
       }
     }
   });

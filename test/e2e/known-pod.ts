@@ -21,4 +21,4 @@ export const hasEntry = async (node: TestNode, cgroup: bigint): Promise<boolean>
 
 /** Waits until the agent has an entry for the latest cgroup of the pod. */
 export const seen = (node: TestNode, pod: NodePod): Promise<unknown> =>
-  eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(node, pod.cgroup.id), 5000);
+  eventually(`cgroup ${pod.cgroup.path} is known`, () => hasEntry(node, pod.cgroup.id));

@@ -42,7 +42,7 @@ describe('an agent that comes and goes', () => {
   });
   after(() => node?.[Symbol.asyncDispose]());
 
-  const loop = (from: NodePod): Dialler => dial(node.sandbox, from.place, node.server, 300);
+  const loop = (from: NodePod): Dialler => dial(node.sandbox, from.place, node.server, 300, 101);
   /** Who answered: `proxy` or `server`. */
   async function answers(from: NodePod): Promise<string> {
     const line = await must({ ...from.place, cmd: SOCK, args: ['connect', node.server.ip4, '8080'] });

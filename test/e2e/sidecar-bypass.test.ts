@@ -129,17 +129,13 @@ describe('bypass of a pod with a sidecar', () => {
     const before = await drift(node);
     await iptables('-D', 'OUTPUT', '1');
     await iptables('-I', 'PREROUTING', '1', ...foreign);
-    await eventually(
-      'they are first again',
-      async () => {
-        const firsts = await Promise.all(
-          ['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''),
-        );
-        return firsts.every((rule) => rule.includes('cgroute:bypass'));
-      },
-      6000,
-    );
-    await eventually('it is counted', async () => (await drift(node)) > before, 6000);
+    await eventually('they are first again', async () => {
+      const firsts = await Promise.all(
+        ['OUTPUT', 'PREROUTING'].map(async (chain) => (await natRules(other.host.netns, chain))[0] ?? ''),
+      );
+      return firsts.every((rule) => rule.includes('cgroute:bypass'));
+    });
+    await eventually('it is counted', async () => (await drift(node)) > before);
     assert.match((await natRules(other.host.netns, 'PREROUTING'))[1] ?? '', /not of cgroute/);
     assert.deepEqual(await out(node, other), []);
 
@@ -188,7 +184,7 @@ describe('bypass of a pod with a sidecar', () => {
     await holder.line(/held/);
     const agent = await node.startAgent({ env: { XTABLES_LOCKFILE: lock } });
     const locked = /iptables-legacy failed with exit code 4: another program has held its lock for 5 s/;
-    await eventually('it is said', () => agent.log().some(({ msg = '' }) => locked.test(msg)), 9000);
+    await eventually('it is said', () => agent.log().some(({ msg = '' }) => locked.test(msg)));
     assert.match(await notes(node, pod), locked);
     assert.equal((await source(node))?.state, 'degraded');
     assert.deepEqual(
@@ -210,7 +206,7 @@ describe('bypass of a pod with a sidecar', () => {
       start: wrapped('unshare', '-m', 'sh', '-c', 'mount -t tmpfs none /usr/sbin && exec "$@"', 'sh'),
     });
     const missing = /iptables-nft is not installed|iptables-nft-save is not installed/;
-    await eventually('it is said', () => without.log().some(({ msg = '' }) => missing.test(msg)), 5000);
+    await eventually('it is said', () => without.log().some(({ msg = '' }) => missing.test(msg)));
     await delay(1500);
     assert.equal(
       without
@@ -220,6 +216,6 @@ describe('bypass of a pod with a sidecar', () => {
       1,
     );
     await must({ cmd: 'nsenter', args: ['-m', '-t', String(without.running.pid), 'umount', '/usr/sbin'] });
-    await eventually('it is tried again', async () => (await out(node, pod)).length === 0, 10_000);
+    await eventually('it is tried again', async () => (await out(node, pod)).length === 0);
   });
 });

@@ -46,7 +46,7 @@ export async function handlers(
   from: NodePod,
   to: { readonly ip: string; readonly sidecar?: Haproxy },
 ): Promise<string[]> {
-  const result = await connect(from.place, to.ip, SERVER_PORT, '--timeout', 4000);
+  const result = await connect(from.place, to.ip, SERVER_PORT);
   if (!result.ok) return [result.errno];
   const [, , seen = ''] = result.reply.split(' ');
   const port = (address: string): string => address.slice(address.lastIndexOf(':') + 1);
@@ -69,16 +69,12 @@ export const toPod = (node: TestNode, from: NodePod, pod: SidecarPod): Promise<s
 
 /** Waits until a pod's rules are of one kind, or none. */
 export const rulesAre = (pod: NodePod, kind: 'bypass' | 'short-circuit' | 'none'): Promise<unknown> =>
-  eventually(
-    `the rules of ${pod.name} are: ${kind}`,
-    async () => {
-      const rules = await ownRules(pod.host.netns);
-      return kind === 'none'
-        ? rules.length === 0
-        : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
-    },
-    5000,
-  );
+  eventually(`the rules of ${pod.name} are: ${kind}`, async () => {
+    const rules = await ownRules(pod.host.netns);
+    return kind === 'none'
+      ? rules.length === 0
+      : rules.length === 4 && rules.every((rule) => rule.includes(`cgroute:${kind}`));
+  });
 
 export const label = async (
   node: TestNode,

@@ -41,11 +41,7 @@ describe('two data planes on one pod', () => {
     const young = await addSidecarPod(node, { name: 'young' });
     await node.apply();
     await rulesAre(young, 'short-circuit');
-    await eventually(
-      'it is redirected',
-      async () => (await out(node, young))[0] === "the node's proxy",
-      3000,
-    );
+    await eventually('it is redirected', async () => (await out(node, young))[0] === "the node's proxy");
     const own = await connect(young.place, node.server.ip4, SERVER_PORT, '--uid', SIDECAR_USER);
     assert.ok(
       own.ok && own.reply.endsWith(own.local.replace(/.*:/, ':')),
@@ -94,7 +90,7 @@ describe('two data planes on one pod', () => {
     assert.equal(called('iptables-nft'), other, 'the other family is not touched for that');
     rmSync(trouble);
     await rulesAre(pod, 'short-circuit');
-    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy");
 
     writeFileSync(trouble, 'iptables-nft\nip6tables-nft\n');
     node.manifest.namespace('demo');
@@ -149,7 +145,7 @@ describe('two data planes on one pod', () => {
     await node.apply();
     await rulesAre(pod, 'short-circuit');
     await rulesAre(bypassed, 'bypass');
-    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy", 3000);
+    await eventually('it is redirected', async () => (await out(node, pod))[0] === "the node's proxy");
     await node.agent.stop();
     const file = node.sandbox.file('config.yaml');
     writeFileSync(file, 'sidecars: false\n');

@@ -12,7 +12,7 @@ import { type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
 import { plain } from '../harness/travel.ts';
 import { makeRandom } from '../harness/random.ts';
-import { buildOther } from '../harness/other-build.ts';
+import { otherBuild } from '../harness/other-build.ts';
 import { BYPASS } from '../harness/label-names.ts';
 import { eventually, must, type Running } from '../../deploy/stage/process.ts';
 import {
@@ -43,7 +43,7 @@ describe('another version with other layouts', () => {
 
   before(async () => {
     node = await startNode('upgrade', { proxy: false, agent: false });
-    other = await buildOther(node.sandbox.file('other'), LAYOUTS);
+    other = await otherBuild(LAYOUTS);
     proxying = await listen(
       node.sandbox,
       node.proxyPod.place,
@@ -87,20 +87,18 @@ describe('another version with other layouts', () => {
     const last = await running.json<{ alive: boolean; peer: string }>();
     await running.exit;
     assert.deepEqual({ alive: last.alive, peer: last.peer }, { alive: true, peer: asked });
-    const { again } = await eventually(
-      `the proxy has asked again about ${local}`,
-      () =>
-        (proxying.accepted() as (Accepted & { again?: string })[]).findLast(
-          (line) => plain(line.peer) === local && line.again !== undefined,
-        ),
-      3000,
+    const { again } = await eventually(`the proxy has asked again about ${local}`, () =>
+      (proxying.accepted() as (Accepted & { again?: string })[]).findLast(
+        (line) => plain(line.peer) === local && line.again !== undefined,
+      ),
     );
     assert.equal(again, asked);
   }
 
   /** New connections of all kinds go on meanwhile, each as it should. */
   async function whileDialling<T>(run: () => Promise<T>): Promise<T> {
-    const loop = (place: Place, ip: string): Dialler => dial(node.sandbox, place, { ip, port: 8080 }, 300);
+    const loop = (place: Place, ip: string): Dialler =>
+      dial(node.sandbox, place, { ip, port: 8080 }, 300, 21);
     const loops = [
       ['proxy', loop(pod.place, node.server.ip4)],
       ['proxy', loop(pod.place, node.server.ip6)],
@@ -132,13 +130,9 @@ describe('another version with other layouts', () => {
       assert.equal(places.filter((name) => name.startsWith(`${program}@`)).length, 1, places.join(' '));
     }
     const pinned = now.filter((name) => !name.endsWith('@0')).length;
-    await eventually(
-      'nothing is attached that is not pinned',
-      async () => (await attached()) === pinned,
-      2000,
-    );
+    await eventually('nothing is attached that is not pinned', async () => (await attached()) === pinned);
     for (const map of ['connection_map', 'connection_overflow_map', 'original_dst_map']) {
-      await eventually(`${map} is empty`, async () => (await node.entries(map)).length === 0, 3000);
+      await eventually(`${map} is empty`, async () => (await node.entries(map)).length === 0);
     }
   }
 
@@ -216,7 +210,7 @@ describe('another version with other layouts', () => {
       cmd: SOCK,
       args: ['many', '4500', '198.51.0.1', '8080'],
     });
-    const result = await many.json<{ ok: number; failed: number }>(30_000);
+    const result = await many.json<{ ok: number; failed: number }>();
     assert.deepEqual([result.ok, result.failed], [4500, 0]);
     await node.agent.stop();
     const agent = await start(OTHER);

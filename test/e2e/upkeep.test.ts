@@ -54,12 +54,12 @@ describe('an agent with a short sweep', () => {
     const tree = node.sandbox.cgroup('other/kubepods.slice');
     const next = await node.addPod({ name: 'ztunnel-2', namespace: 'mesh', labels: { app: 'ztunnel' } });
     await node.apply();
-    await eventually('all are attached', () => pinned().length === before.length + 4, 4000);
+    await eventually('all are attached', () => pinned().length === before.length + 4);
     removeCgroup(dirname(tree.absolute));
     removeCgroup(dirname(next.cgroup.absolute));
     node.manifest.remove(next.uid);
     await node.apply();
-    await eventually('their links are gone', () => pinned().length === before.length, 4000).catch(() =>
+    await eventually('their links are gone', () => pinned().length === before.length).catch(() =>
       assert.deepEqual(pinned(), before),
     );
     assert.deepEqual(pinned(), before);
@@ -109,7 +109,6 @@ describe('an agent with a short sweep', () => {
     await eventually(
       'every entry is there',
       async () => (await node.entries('cgroup_info_map')).length === wanted.size,
-      5000,
     ).catch(() => undefined);
     const entries = await node.entries('cgroup_info_map');
     assert.deepEqual(entries.map(({ key }) => String(key)).toSorted(), [...wanted.keys()].toSorted());
@@ -136,11 +135,7 @@ describe('an agent with a short sweep', () => {
       node.manifest.remove(each.uid);
     }
     await node.apply();
-    await eventually(
-      'the pods are gone',
-      async () => (await node.entries('cgroup_info_map')).length === 4,
-      5000,
-    );
+    await eventually('the pods are gone', async () => (await node.entries('cgroup_info_map')).length === 4);
     const addresses = await node.entries('pod_ip_map');
     assert.equal(addresses.length, 1, 'the address of the one enrolled pod');
     assert.equal(
@@ -159,7 +154,6 @@ describe('an agent with a short sweep', () => {
         (await node.entries('connection_map')).length +
           (await node.entries('connection_overflow_map')).length ===
         0,
-      4000,
     );
     assert.deepEqual(await node.entries('original_dst_map'), []);
   });
@@ -173,13 +167,11 @@ test('a pod that no map has room for is said, counted, treated as unknown, and t
   const many: NodePod[] = [];
   for (let n = 0; n < 14; n++) many.push(await node.addPod({ name: `many-${n}`, host: first.host }));
   node.manifest.write();
-  await eventually('the map is full', async () => (await node.entries('pod_info_map')).length === 16, 5000);
+  await eventually('the map is full', async () => (await node.entries('pod_info_map')).length === 16);
   const late = await node.addPod({ name: 'late', host: first.host });
   node.manifest.write();
-  const report = await eventually(
-    'it is said',
-    () => node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))),
-    5000,
+  const report = await eventually('it is said', () =>
+    node.agent.log().find(({ level, msg }) => level === 'error' && /pod_info_map/.test(String(msg))),
   );
   assert.equal(report['podUid'], late.uid);
   const refused = (await node.metrics()).get('cgroute_map_errors_total{errno="E2BIG"}') ?? NaN;
@@ -194,7 +186,7 @@ test('a pod that no map has room for is said, counted, treated as unknown, and t
     node.manifest.remove(each.uid);
   }
   node.manifest.write();
-  await eventually('it is taken in', async () => (await node.travel(late.place)) === 'redirected', 5000);
+  await eventually('it is taken in', async () => (await node.travel(late.place)) === 'redirected');
 });
 
 test('is alive and not ready while it starts', async () => {

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { type IncomingMessage, get } from 'node:http';
 import type { Agent } from '../../deploy/stage/agent.ts';
+import { patienceMs } from '../../deploy/stage/deadline.ts';
 
 export interface Answer {
   readonly status: number;
@@ -20,8 +21,8 @@ export async function addressOf(agent: Pick<Agent, 'logged'>): Promise<string> {
 
 /** Asks at an address, by a connection of its own: a kept one may end in the moment that it is used. */
 export async function ask(address: string, path: string): Promise<Answer> {
-  const request = get(`http://${address}/${path}`, { agent: false, timeout: 5000 });
-  request.once('timeout', () => request.destroy(new Error(`no answer from /${path} within 5 s`)));
+  const request = get(`http://${address}/${path}`, { agent: false, timeout: patienceMs() });
+  request.once('timeout', () => request.destroy(new Error(`no answer from /${path}`)));
   const [response] = (await once(request, 'response')) as [IncomingMessage];
   return {
     status: response.statusCode ?? 0,

@@ -19,7 +19,11 @@ export interface AgentSeat<Options> {
   /** The status of one pod; an error when there is none. */
   podStatus(pod: { readonly uid: string }): Promise<PodStatus>;
   /** Waits until the status is so. */
-  until(what: string, check: (status: NodeStatus) => unknown, timeoutMs?: number): Promise<NodeStatus>;
+  until(
+    what: string,
+    check: (status: NodeStatus) => unknown,
+    options?: { readonly ownMs?: number },
+  ): Promise<NodeStatus>;
   /** What a pinned map of the kernel holds, as bpftool reads it by the map's own BTF. */
   entries(map: string): Promise<readonly MapEntry[]>;
   /** The ids of the cgroups that have an entry, in order. */
@@ -41,10 +45,6 @@ export interface SeatOptions<Options> {
   agentOptions(options: Options | undefined): AgentOptions;
   /** What the tests see of the status. Default: all. */
   shown?(status: NodeStatus): NodeStatus;
-  /** Milliseconds until it must be ready. */
-  readonly readyMs: number;
-  /** Milliseconds until the status must be as it is waited for, where nothing else is said. */
-  readonly untilMs: number;
 }
 
 /** A seat that nobody has taken yet. */
@@ -75,7 +75,7 @@ export function agentSeat<Options>(sandbox: Sandbox, seat: SeatOptions<Options>)
     lastWords,
     async startAgent(options) {
       const started = launchAgent(options);
-      await started.ready(seat.readyMs);
+      await started.ready();
       return started;
     },
     async cleanUp() {
@@ -87,10 +87,10 @@ export function agentSeat<Options>(sandbox: Sandbox, seat: SeatOptions<Options>)
       if (found === undefined) throw new Error(`the status of ${seat.node} has no pod ${uid}`);
       return found;
     },
-    async until(what, check, timeoutMs = seat.untilMs) {
+    async until(what, check, options) {
       let now = await status();
       const isSo = async (): Promise<unknown> => check(now) || check((now = await status()));
-      await eventually(`${seat.node}: ${what}`, isSo, timeoutMs).catch((error: unknown) => {
+      await eventually(`${seat.node}: ${what}`, isSo, options).catch((error: unknown) => {
         const text = JSON.stringify(
           { ...now, capabilities: undefined, host: undefined },
           (key, value: unknown) => (key === 'connections' ? undefined : value),

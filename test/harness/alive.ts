@@ -2,11 +2,12 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Agent } from '../../deploy/stage/agent.ts';
+import { patienceMs } from '../../deploy/stage/deadline.ts';
 
 export interface Vitals {
   /** The slowest answer of `/healthz`, milliseconds. */
   readonly slowestMs: number;
-  /** Answers that were not 200, or did not come within 5 s. */
+  /** Answers that were not 200, or did not come at all. */
   readonly bad: number;
   /** Of one CPU, 0 to 1 and more. */
   readonly cpu: number;
@@ -26,7 +27,7 @@ export async function watchAgent<T>(agent: Agent, run: () => Promise<T>): Promis
   const asking = (async () => {
     while (!isOver) {
       const began = performance.now();
-      const ok = await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(5000) }).then(
+      const ok = await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(patienceMs()) }).then(
         ({ status }) => status === 200,
         () => false,
       );

@@ -23,10 +23,15 @@ export interface Dialler {
   end(): Promise<Totals>;
 }
 
-/** Starts it. @param everyUs microseconds from the end of a connection to the next */
-export function dial(sandbox: Sandbox, place: Place, to: Target, everyUs = 0): Dialler {
+/**
+ * Starts it.
+ * @param everyUs microseconds from the end of a connection to the next
+ * @param least so many connections there are before it ends, however slow the machine
+ */
+export function dial(sandbox: Sandbox, place: Place, to: Target, everyUs = 0, least = 0): Dialler {
   const every = everyUs === 0 ? [] : ['--every', String(everyUs)];
-  const args = ['loop', ...every, to.ip, String(to.port), '0'];
+  const enough = least === 0 ? [] : ['--least', String(least)];
+  const args = ['loop', ...every, ...enough, to.ip, String(to.port), '0'];
   const running = sandbox.spawn({ ...place, cmd: SOCK, args });
   return {
     running,

@@ -4,8 +4,8 @@
  * in the cache, outside the tree.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, readFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { homedir, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { run } from '../../deploy/stage/process.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
@@ -78,24 +78,28 @@ if [ "$("$@" images --all --quiet | wc -l)" -gt "$most" ]; then "$@" rmi --prune
 "$@" build --isolation chroot --layers --pull-never --build-arg "BASE=$base" --tag "$image" --file "$containerfile" "$context" >&2 9>&-
 container=$("$@" from --pull-never "$image")
 mounted=$("$@" mount "$container")
-cp -a "$mounted/." "$root"
+[ -z "$root" ] || cp -a "$mounted/." "$root"
 "$@" rm "$container" >/dev/null
 if [ -n "$archive" ]; then "$@" push --quiet "$image" "$archive" >&2; fi
 "$@" inspect --type image "$image"
 `;
 
-/**
- * Gathers the image's files from dist/ and builds it as the Containerfile says, but for the base.
- * `archive` is a file to write it to as well, for `ctr images import`, and the name that it has there.
- */
-export async function buildImage(
-  sandbox: Sandbox,
-  { archive }: { readonly archive?: { readonly file: string; readonly name: string } } = {},
-): Promise<Image> {
-  const started = performance.now();
+interface Build {
+  /** Where its files are copied to; empty: nowhere. */
+  readonly root: string;
+  /** Where buildah keeps what is of this moment. */
+  readonly runRoot: string;
+  readonly archive?: Archive | undefined;
+}
+
+interface Archive {
+  readonly file: string;
+  /** The name that the image has there. */
+  readonly name: string;
+}
+
+async function build({ root, runRoot, archive }: Build): Promise<ImageConfig> {
   mkdirSync(cache, { recursive: true });
-  const root = sandbox.file('image');
-  mkdirSync(root);
   const places = [
     cache,
     BASE,
@@ -113,7 +117,7 @@ export async function buildImage(
     '--root',
     join(cache, driver),
     '--runroot',
-    sandbox.file('buildah'),
+    runRoot,
     '--storage-driver',
     driver,
   ];
@@ -123,6 +127,31 @@ export async function buildImage(
   });
   if (built.code !== 0)
     throw new Error(`the image could not be built\n${built.stderr.split('\n').slice(-40).join('\n')}`);
-  const { OCIv1: config } = JSON.parse(built.stdout) as { readonly OCIv1: ImageConfig };
+  return (JSON.parse(built.stdout) as { readonly OCIv1: ImageConfig }).OCIv1;
+}
+
+/** Builds base and layers, which are kept: what {@link buildImage} does from then on takes seconds. */
+export async function prepareImage(say: (line: string) => void): Promise<void> {
+  say("builds it, and at first the Debian below it, of Debian's packages: some minutes, this once");
+  const directory = mkdtempSync(join(tmpdir(), 'cgroute-image-'));
+  try {
+    await build({ root: '', runRoot: join(directory, 'buildah') });
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Gathers the image's files from dist/ and builds it as the Containerfile says, but for the base.
+ * `archive` is a file to write it to as well, for `ctr images import`, and the name that it has there.
+ */
+export async function buildImage(
+  sandbox: Sandbox,
+  { archive }: { readonly archive?: Archive } = {},
+): Promise<Image> {
+  const started = performance.now();
+  const root = sandbox.file('image');
+  mkdirSync(root);
+  const config = await build({ root, runRoot: sandbox.file('buildah'), archive });
   return { config, root, took: performance.now() - started };
 }

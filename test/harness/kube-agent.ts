@@ -28,8 +28,6 @@ export function kubeAgentSeat(
   return agentSeat<KubeAgentOptions>(sandbox, {
     node,
     ...(roots === undefined ? {} : { roots }),
-    readyMs: 30_000,
-    untilMs: 10_000,
     agentOptions({ config, kubeconfig: own = kubeconfig(), args = [], env, ...more } = {}) {
       const file = sandbox.file(`${node}-${++configs}.yaml`);
       if (config !== undefined) writeFileSync(file, config);

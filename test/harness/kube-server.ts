@@ -3,6 +3,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { beginWait } from '../../deploy/stage/deadline.ts';
 import type { KeyPair } from './kube-certificates.ts';
 import type { KubeTools } from './kube-tools.ts';
 import type { Running } from '../../deploy/stage/process.ts';
@@ -110,10 +111,10 @@ export async function freePort(): Promise<number> {
 async function untilReady(what: string, running: Running, check: () => Promise<boolean>): Promise<void> {
   let exited = false;
   void running.exit.then(() => (exited = true));
-  for (const until = performance.now() + 60_000; ; await delay(25)) {
+  for (const wait = beginWait(60_000); ; await delay(25)) {
     if (!exited && (await check().catch(() => false))) return;
-    if (!exited && performance.now() < until) continue;
-    const why = exited ? 'exited' : 'was not ready after 60 s';
+    if (!exited && !wait.isOver()) continue;
+    const why = exited ? 'exited' : `is not ready: ${wait.passed()}`;
     await running[Symbol.asyncDispose]();
     throw new Error(`${what} ${why}\n${running.stderr.slice(-15).join('\n')}`);
   }

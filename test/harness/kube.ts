@@ -135,7 +135,7 @@ export async function startCluster(sandbox: Sandbox, options: ServerOptions = {}
     await eventually(
       `no pod is left in namespace ${name}`,
       async () => (await api.get<{ items: unknown[] }>(`${path}/pods`)).items.length === 0,
-      60_000,
+      { ownMs: 30_000 },
     );
     const now = await api.get<KubeObject>(path);
     await api.request('PUT', `${path}/finalize`, { ...now, spec: { finalizers: [] } });

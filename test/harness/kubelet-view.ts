@@ -60,7 +60,7 @@ export function podOnNode(of: { readonly worker: PodWorker; readonly object: Pod
           const now = worker.containers.get(name);
           return now !== undefined && isRunning(now) && now.id !== before.id;
         },
-        40_000,
+        { ownMs: 30_000 },
       );
     },
   };

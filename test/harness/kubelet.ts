@@ -50,9 +50,9 @@ export interface Kubelet extends AsyncDisposable {
   /** All that it runs or still has to clean up. */
   pods(): PodOnNode[];
   /** Waits until the pod's containers run, whether the API server knows it or not. */
-  started(namespace: string, name: string, timeoutMs?: number): Promise<PodOnNode>;
+  started(namespace: string, name: string): Promise<PodOnNode>;
   /** Waits until the pod runs and has been reported so, with its addresses. */
-  running(namespace: string, name: string, timeoutMs?: number): Promise<PodOnNode>;
+  running(namespace: string, name: string): Promise<PodOnNode>;
   setStatusDelay(milliseconds: number): void;
   /** Runs a pod without the API server, as from a file in the directory of manifests. Its name gets the node's at its end. */
   addStaticPod(manifest: Pod): PodOnNode & { readonly hash: string };
@@ -239,7 +239,6 @@ export async function startKubelet(
     name: string,
     what: string,
     check: (entry: Entry) => boolean,
-    timeoutMs = 20_000,
   ): Promise<PodOnNode> {
     const find = (): Entry | undefined =>
       [...entries.values()].find(
@@ -249,7 +248,7 @@ export async function startKubelet(
           entry.ending === undefined &&
           check(entry),
       );
-    const entry = await eventually(`${namespace}/${name} ${what} on ${node}`, find, timeoutMs).catch(
+    const entry = await eventually(`${namespace}/${name} ${what} on ${node}`, find).catch(
       (error: unknown) => {
         throw new Error(`${String(error)}\n${problems.slice(-5).join('\n')}`);
       },
@@ -268,8 +267,8 @@ export async function startKubelet(
     host,
     problems,
     pods: () => [...entries.values()].map(podOnNode),
-    started: (namespace, name, timeoutMs) => until(namespace, name, 'has started', runs, timeoutMs),
-    running: (namespace, name, timeoutMs) =>
+    started: (namespace, name) => until(namespace, name, 'has started', runs),
+    running: (namespace, name) =>
       until(
         namespace,
         name,
@@ -278,7 +277,6 @@ export async function startKubelet(
           runs(entry) &&
           entry.reported?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ===
             true,
-        timeoutMs,
       ),
     setStatusDelay(milliseconds) {
       statusDelay = milliseconds;

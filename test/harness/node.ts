@@ -74,8 +74,6 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
   const server = await base.startServer();
   const seat = agentSeat<Partial<AgentOptions>>(sandbox, {
     node: 'the node',
-    readyMs: 10_000,
-    untilMs: 5000,
     agentOptions(more) {
       if (!existsSync(manifest.path)) manifest.write();
       return { manifest: manifest.path, ...more };
@@ -97,7 +95,7 @@ async function startNodeIn(sandbox: Sandbox, options: NodeOptions): Promise<Test
     manifest.write();
     // Asked of the kernel, as that is ten times as fast as asking for the status.
     const isKnown = (): Promise<boolean> => hasPod(`${sandbox.bpffs}/cgroute`, uid);
-    await eventually('the agent has acted on the manifest', isKnown, 5000).catch((error: unknown) => {
+    await eventually('the agent has acted on the manifest', isKnown).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${seat.lastWords()}`);
     });
   }

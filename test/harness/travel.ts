@@ -30,10 +30,8 @@ export async function travelOf(
   if (plain(result.peer) !== asked)
     throw new Error(`getpeername says ${result.peer} for a connection to ${asked}`);
   if (plain(peer) === plain(result.local)) return 'direct';
-  const seen = await eventually(
-    `the proxy has seen ${result.local} on its way to ${asked}`,
-    () => proxy?.connections().find(({ client }) => client === plain(result.local)),
-    2000,
+  const seen = await eventually(`the proxy has seen ${result.local} on its way to ${asked}`, () =>
+    proxy?.connections().find(({ client }) => client === plain(result.local)),
   );
   if (seen.destination !== asked)
     throw new Error(

@@ -59,7 +59,7 @@ function makeScene(name: string, backend: Backend): Promise<Scene> {
     const app = await listen(sandbox, place, 'serve', '*', [SERVER_PORT], '--dual', '--quiet');
     const server = await base.startServer({ flags: ['--dual', '--quiet'] });
     const travel = async (from: Place, to: string): Promise<string> => {
-      const result = await connect(from, to, SERVER_PORT, '--timeout', 3000);
+      const result = await connect(from, to, SERVER_PORT);
       if (!result.ok) return result.errno;
       const [who, , peer = ''] = result.reply.split(' ');
       return who === 'server' && plain(peer) === result.local ? 'direct' : 'sidecar';

@@ -136,7 +136,7 @@ describe('the agent with what the chart gives it, and no more', () => {
   });
 
   test("finds the address of a pod in the pod's network namespace", async () => {
-    await eventually('it is found', async () => (await addressesOf(cast)).includes(cast.late.host.ip4), 5000);
+    await eventually('it is found', async () => (await addressesOf(cast)).includes(cast.late.host.ip4));
   });
 
   test('is told by the kernel of programs that start', async () => {
@@ -146,7 +146,7 @@ describe('the agent with what the chart gives it, and no more', () => {
     // One that lives long enough for the agent to look at it, in a cgroup that has no entry of its own.
     const nested = cast.node.sandbox.cgroup(`${cast.late.cgroup.path}/nested`);
     cast.node.sandbox.spawn({ ...cast.late.place, cgroup: nested, cmd: 'sleep', args: ['1000'] });
-    await eventually('it is counted', async () => (await begun()) > before, 5000);
+    await eventually('it is counted', async () => (await begun()) > before);
   });
 
   test('puts back a link and an entry that somebody else removed', async () => {
@@ -155,14 +155,10 @@ describe('the agent with what the chart gives it, and no more', () => {
     for (const name of links) unlinkSync(join(directory, name));
     const map = globSync(`${cast.node.sandbox.bpffs}/cgroute/*/maps/settings`)[0] ?? '';
     await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map, 'key', '1', '0', '0', '0'] });
-    await eventually(
-      'all is back',
-      async () => {
-        const settings = await cast.node.entries('settings');
-        return settings.length === 3 && readdirSync(directory).toSorted().join() === links.join();
-      },
-      5000,
-    );
+    await eventually('all is back', async () => {
+      const settings = await cast.node.entries('settings');
+      return settings.length === 3 && readdirSync(directory).toSorted().join() === links.join();
+    });
     assert.equal(await cast.node.travel(cast.pod.place), 'redirected');
   });
 

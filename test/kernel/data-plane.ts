@@ -60,7 +60,7 @@ export interface TestPlane extends Disposable {
   share(slot: number): MapShares;
   leftovers(): { readonly connections: number; readonly originals: number };
   /** Waits until no connection has an entry; fails with the numbers that stay. */
-  nothingLeft(timeoutMs?: number): Promise<void>;
+  nothingLeft(): Promise<void>;
 }
 
 export interface PlaneOptions {
@@ -177,15 +177,11 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
       }
       return counts;
     },
-    async nothingLeft(timeoutMs = 1500) {
-      await eventually(
-        'no connection has an entry',
-        () => {
-          const { connections, originals } = leftovers();
-          return connections + originals === 0;
-        },
-        timeoutMs,
-      ).catch(() => {
+    async nothingLeft() {
+      await eventually('no connection has an entry', () => {
+        const { connections, originals } = leftovers();
+        return connections + originals === 0;
+      }).catch(() => {
         const left = leftovers();
         // Gone, so that only the test that made them fails.
         for (const map of [maps.connections, maps.overflowConnections])

@@ -20,7 +20,6 @@ import { checked, libbpf } from '../../native/boundary/libbpf.ts';
 import { addressOf } from '../../native/boundary/libc.ts';
 import { type Cgroup, cgroup2Mount } from '../../deploy/stage/cgroup.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
-import { SLOWDOWN } from '../../deploy/stage/slowdown.ts';
 import { openTestPlane } from './data-plane.ts';
 
 const CGROUP_SOCK_ADDR = 18; // enum bpf_prog_type
@@ -85,14 +84,6 @@ test('this kernel has all that the programs ask for, and says no to what it has 
   assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 51), false);
   assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 9999), false);
   assert.equal(mayCall(CGROUP_SOCK_ADDR, cgroupHooks.connect4.attach, 16), true);
-});
-
-test('the trials of all features take less than 200 ms', () => {
-  const script = `import { capabilityReport } from '${resolve(import.meta.dirname, '../../native/survey/capability.ts')}'; const at = performance.now(); capabilityReport(); console.log(performance.now() - at);`;
-  const took = Number(
-    execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }),
-  );
-  assert.ok(took > 0 && took < 200 * SLOWDOWN, `${took} ms`);
 });
 
 test('programs come in the order in which the kernel runs them, ours told by their pins', async () => {
@@ -201,11 +192,9 @@ test('a program that lets itself be replaced is told where ours replaces it', as
   }
 });
 
-test('a sandbox with its own bpffs is fit, in under a second', async () => {
+test('a sandbox with its own bpffs is fit', async () => {
   await using sandbox = await makeSandbox('fit');
-  const started = performance.now();
   const lines = await doctor(sandbox);
-  assert.ok(performance.now() - started < 1_000 * SLOWDOWN);
   assert.deepEqual(
     lines.filter(({ state }) => state === 'fail'),
     [],

@@ -145,7 +145,7 @@ describe('pods with a sidecar, in the image', () => {
   async function ways(backend: Backend): Promise<Ways> {
     const pod = podOf(backend);
     const by = async (from: NodePod, to: string): Promise<string> => {
-      const result = await connect(from.place, to, PORT, '--timeout', 3000);
+      const result = await connect(from.place, to, PORT);
       return result.ok ? (result.reply.split(' ')[0] ?? '') : result.errno;
     };
     return Promise.all([
@@ -160,15 +160,12 @@ describe('pods with a sidecar, in the image', () => {
     eventually(
       `connections are ${wanted.join()}`,
       async () => (await ways(backend)).join() === wanted.join(),
-      8000,
     );
 
   /** What the agent says of a pod that should be bypassed and is not. */
   const says = (inside: Confined, backend: Backend, sentence: RegExp): Promise<unknown> =>
-    eventually(
-      `explain says ${sentence.source}`,
-      async () => sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout),
-      8000,
+    eventually(`explain says ${sentence.source}`, async () =>
+      sentence.test((await run(inside.exec([CGROUTE, 'explain', `demo/${backend}`]))).stdout),
     );
 
   test('the chart gives two capabilities more for them', possible, () => {

@@ -207,13 +207,10 @@ export async function hold(
  * connection to this port alone: the kernel may use a client's port again for another.
  */
 export async function seen(listener: Listener, client: string, port?: number): Promise<Proxied> {
-  return eventually(
-    `the listener has seen ${client}${port === undefined ? '' : ` on port ${port}`}`,
-    () =>
-      (listener.accepted() as Proxied[]).find(
-        ({ peer, local }) => plain(peer) === plain(client) && (port === undefined || portOf(local) === port),
-      ),
-    3000,
+  return eventually(`the listener has seen ${client}${port === undefined ? '' : ` on port ${port}`}`, () =>
+    (listener.accepted() as Proxied[]).find(
+      ({ peer, local }) => plain(peer) === plain(client) && (port === undefined || portOf(local) === port),
+    ),
   );
 }
 

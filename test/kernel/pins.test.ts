@@ -41,7 +41,7 @@ const makeMap = (pin: string, value = 4): Promise<string> =>
 
 /** Dials again and again meanwhile; each connection must go through the proxy. */
 async function whileDialling<T>({ sandbox, app, server }: Mesh, run: () => Promise<T>): Promise<T> {
-  const loops = [server.ip4, server.ip6].map((ip) => dial(sandbox, app, { ip, port: PORT }));
+  const loops = [server.ip4, server.ip6].map((ip) => dial(sandbox, app, { ip, port: PORT }, 0, 21));
   const result = await run();
   for (const loop of loops) {
     const totals = await loop.end();

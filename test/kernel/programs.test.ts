@@ -108,7 +108,7 @@ test('a second start takes over links and maps, and no connection slips through 
   const held = await hold(sandbox, app, server.ip4, PORT);
   assert.ok(held.result.ok);
   const { peer } = await seen(mesh.proxying, held.result.local);
-  const loops = [server.ip4, server.ip6].map((ip) => dial(sandbox, app, { ip, port: PORT }));
+  const loops = [server.ip4, server.ip6].map((ip) => dial(sandbox, app, { ip, port: PORT }, 0, 51));
   const connections = (): number => plane.counters(app.slot).redirected ?? 0;
   let before = await linksOf(plane.bpffsRoot);
   for (let i = 0; i < 5; i++) {

@@ -15,7 +15,7 @@ function grab(mesh: Mesh, place: Place, count: number) {
     args: ['grab', String(count), mesh.server.ip4, String(PORT)],
   });
   return {
-    result: running.json<{ readonly held: number; readonly denied: number }>(30_000),
+    result: running.json<{ readonly held: number; readonly denied: number }>(),
     async end() {
       running.end();
       await running.exit;

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { run } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
-/** Watches the sandbox in a process of its own, wrapped by `before`; returns what it printed after 1 s. */
+/** Watches the sandbox in a process of its own, wrapped by `before`; returns what it printed after some sweeps. */
 async function watchedBy(sandbox: Sandbox, before: string[], cgroupRoot = sandbox.cgroupRoot) {
   const script = `
     const { openHost } = await import(${JSON.stringify(new URL('../../watcher/open-host.ts', import.meta.url).href)});
@@ -21,7 +21,8 @@ async function watchedBy(sandbox: Sandbox, before: string[], cgroupRoot = sandbo
     });
     await watch.ready;
     const sleep = (await import('node:child_process')).spawn('sleep', ['600']);
-    await new Promise((resolve) => setTimeout(resolve, 700));
+    const swept = () => Number(/last of (\\d+)/.exec(watch.sources()[3].detail)?.[1] ?? 0);
+    for (const from = swept(); swept() < from + 5; ) await new Promise((resolve) => setTimeout(resolve, 20));
     console.log(JSON.stringify({ self: process.pid, child: sleep.pid, sources: watch.sources(), cgroups: host.cgroups.size, processes }));
     sleep.kill();
     await watch[Symbol.asyncDispose]();`;

@@ -55,7 +55,6 @@ test('a pod has the address of one that is gone and still listed, whatever eithe
     await eventually(
       `the host reaches it ${inbound}`,
       async () => (await node.travel(node.hostPlace, { ip, port: SERVER_PORT })) === inbound,
-      5000,
     );
 
     await cluster.api.patch(path, 'merge-patch+json', { metadata: { finalizers: null } });

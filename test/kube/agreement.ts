@@ -6,6 +6,7 @@ import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import PQueue from 'p-queue';
+import { beginWait } from '../../deploy/stage/deadline.ts';
 import type { KubeApi, ObjectList } from '../harness/kube-api.ts';
 import type { Mesh, MeshNode } from '../harness/kube-mesh.ts';
 import { SERVER_PORT } from '../../deploy/stage/node.ts';
@@ -158,30 +159,20 @@ function addressOf(words: readonly number[]): string {
 }
 
 /** Waits until nothing disagrees. */
-export async function agree(
-  mesh: Mesh,
-  node: MeshNode,
-  allowed: Allowed = 'any',
-  timeoutMs = 15_000,
-): Promise<void> {
-  for (const until = performance.now() + timeoutMs; ; await delay(50)) {
+export async function agree(mesh: Mesh, node: MeshNode, allowed: Allowed = 'any'): Promise<void> {
+  for (const wait = beginWait(); ; await delay(50)) {
     const wrong = await disagreements(mesh, node, allowed);
     if (wrong.length === 0) return;
-    if (performance.now() > until)
+    if (wait.isOver())
       throw new Error(
-        `${node.name}: after ${timeoutMs} ms, ${wrong.length} things do not agree:\n${wrong.slice(0, 20).join('\n')}`,
+        `${node.name}: ${wait.passed()}, and ${wrong.length} things do not agree:\n${wrong.slice(0, 20).join('\n')}`,
       );
   }
 }
 
 /** Waits until the annotation is on the pods that are in the mesh and run, and on no others. */
-export async function annotationsAgree(
-  mesh: Mesh,
-  node: MeshNode,
-  allowed: Allowed = 'any',
-  timeoutMs = 15_000,
-): Promise<void> {
-  for (const until = performance.now() + timeoutMs; ; await delay(50)) {
+export async function annotationsAgree(mesh: Mesh, node: MeshNode, allowed: Allowed = 'any'): Promise<void> {
+  for (const wait = beginWait(); ; await delay(50)) {
     const [pods, namespaces] = await Promise.all([
       podsOn(mesh.cluster.api, node.name),
       namespaceLabels(mesh.cluster.api),
@@ -199,9 +190,9 @@ export async function annotationsAgree(
       ({ metadata: { namespace, name, annotations } }) =>
         `${namespace}/${name}: ${JSON.stringify(annotations)}`,
     );
-    if (performance.now() > until)
+    if (wait.isOver())
       throw new Error(
-        `${node.name}: after ${timeoutMs} ms, the annotation is wrong on ${wrong.length} pods:\n${shown.slice(0, 20).join('\n')}`,
+        `${node.name}: ${wait.passed()}, and the annotation is wrong on ${wrong.length} pods:\n${shown.slice(0, 20).join('\n')}`,
       );
   }
 }

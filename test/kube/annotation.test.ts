@@ -48,11 +48,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
   const annotationOf = async (name: string): Promise<string | undefined> =>
     (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION];
   const becomes = (name: string, value: string | undefined) =>
-    eventually(
-      `${name} has the annotation ${value}`,
-      async () => (await annotationOf(name)) === value,
-      10_000,
-    );
+    eventually(`${name} has the annotation ${value}`, async () => (await annotationOf(name)) === value);
   const events = async (name: string): Promise<EventObject[]> =>
     (await cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events')).items.filter(
       ({ involvedObject }) => involvedObject.name === name,
@@ -60,7 +56,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
   const reasons = async (name: string): Promise<string[]> =>
     (await events(name)).map(({ reason }) => reason).sort();
   const hasEvent = (name: string, reason: string) =>
-    eventually(`${name} has an Event ${reason}`, async () => (await reasons(name)).includes(reason), 10_000);
+    eventually(`${name} has an Event ${reason}`, async () => (await reasons(name)).includes(reason));
   const label = (what: string, ...labels: string[]) =>
     cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what.split('/'), ...labels);
   const patches = (): number =>
@@ -139,7 +135,6 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await eventually(
       'both labels are said',
       async () => (await reasons('web')).filter((reason) => reason === 'LabelNotUnderstood').length === 2,
-      10_000,
     );
     assert.equal(await annotationOf('web'), 'enabled');
     await label('pod/web', `${BYPASS}-`, `${MODE}-`);
@@ -153,13 +148,10 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     await cluster.api.patch(role, 'merge-patch+json', { rules: AGENT_RULES.slice(0, 1) });
     await using agent = await start();
     await label('pod/web', `${MODE}=none`);
-    await eventually(
-      'it says that it may not',
-      () =>
-        agent
-          .log()
-          .some((line) => /annotation of pod shop\/web could not be written.*403/.test(JSON.stringify(line))),
-      10_000,
+    await eventually('it says that it may not', () =>
+      agent
+        .log()
+        .some((line) => /annotation of pod shop\/web could not be written.*403/.test(JSON.stringify(line))),
     );
     assert.equal(await annotationOf('web'), 'enabled');
     await cluster.api.patch(role, 'merge-patch+json', { rules: AGENT_RULES });

@@ -136,10 +136,10 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.node.agent.stop();
     f.proxy.set({ delayMs: 2500 });
     f.launch();
-    await f.node.agent.logged('serving', 15_000);
+    await f.node.agent.logged('serving');
     assert.equal((await f.node.http('healthz')).status, 200);
     assert.equal((await f.node.http('readyz')).status, 503);
-    await f.node.agent.ready(30_000);
+    await f.node.agent.ready();
     f.proxy.set({});
     await f.isBack();
   });
@@ -173,7 +173,7 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.node.cleanUp();
     f.proxy.set({ refuse: true });
     f.launch({ config: 'unknownPods: deny' });
-    await f.node.agent.logged('serving', 15_000);
+    await f.node.agent.logged('serving');
     assert.deepEqual(
       [(await f.node.http('healthz')).status, (await f.node.http('readyz')).status],
       [200, 503],
@@ -186,7 +186,7 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     const enrolled = await f.node.kubelet.started('shop', 'enrolled');
     assert.equal(await f.node.travel(enrolled.place()), 'EPERM', 'unknownPods: deny');
     f.proxy.set({});
-    await f.node.agent.ready(40_000);
+    await f.node.agent.ready();
     assert.equal((await f.node.http('readyz')).status, 200);
     await f.isBack();
     assert.equal(await verdictOf('enrolled'), 'namespace-label');

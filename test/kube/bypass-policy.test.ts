@@ -98,7 +98,6 @@ describe('the policy for the bypass label', { skip: KUBE_MISSING }, () => {
     await eventually(
       'the policy is in force',
       async () => !(await label(JOE, 'shop', 'plain', `${BYPASS}=enabled`, '--dry-run=server')).ok,
-      20_000,
     );
   });
   after(() => sandbox?.[Symbol.asyncDispose]());

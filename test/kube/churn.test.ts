@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { dial } from '../harness/dialler.ts';
 import { setTimeout as delay } from 'node:timers/promises';
+import { beginWait } from '../../deploy/stage/deadline.ts';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
 import { KubeApiError } from '../harness/kube-api.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
@@ -59,14 +60,14 @@ function randomPod(): Pod {
 
 /** Repeats what the API server's absence prevents. What another change prevents (404, 409) is done. @returns whether it was as asked */
 async function persist(what: () => Promise<unknown>): Promise<boolean> {
-  for (const until = performance.now() + 60_000; ; await delay(200)) {
+  for (const wait = beginWait(60_000); ; await delay(200)) {
     try {
       await what();
       return true;
     } catch (error) {
       if (error instanceof KubeApiError && [404, 409].includes(error.status)) return false;
       if (/\((NotFound|Conflict)\)/.test(String(error))) return false;
-      if (performance.now() > until) throw error;
+      if (wait.isOver()) throw error;
     }
   }
 }
@@ -207,7 +208,7 @@ async function settle(mesh: Mesh, node: MeshNode): Promise<void> {
       ];
       return moving.length + lone.length === 0;
     },
-    60_000,
+    { ownMs: 30_000 },
   ).catch((error: unknown) => {
     throw new Error(
       `${String(error)}\n${JSON.stringify(restless)}\n${node.kubelet.problems.slice(-10).join('\n')}`,
@@ -246,7 +247,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
       await cluster.apply(servingPod(`steady-${node.name}`, { node: node.name, namespace: 'steady' }));
       const pod = await node.kubelet.running('steady', `steady-${node.name}`);
       await agree(mesh, node);
-      return dial(mesh.sandbox, pod.place(), mesh.server, 5000);
+      return dial(mesh.sandbox, pod.place(), mesh.server, 5000, 1001);
     }),
   );
 
@@ -301,7 +302,7 @@ test('500 pods with random labels, through every fault, agree in the end', {
   assert.deepEqual(healths, [200, 200, 200, 200]);
   await Promise.all(nodes.map((node) => settle(mesh, node)));
   const settled = performance.now();
-  for (const node of nodes) await agree(mesh, node, 'any', 45_000);
+  for (const node of nodes) await agree(mesh, node, 'any');
   t.diagnostic(`agreed ${Math.round(performance.now() - settled)} ms after the kubelets had come to rest`);
   for (const node of nodes) {
     await annotationsAgree(mesh, node);

@@ -1,7 +1,6 @@
 /** The clocks of one program, to be moved while it runs (clock.c); the machine's are left alone. */
 import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { must } from '../../deploy/stage/process.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 
 export interface Clock {
@@ -11,25 +10,15 @@ export interface Clock {
   set(ahead: { readonly wall?: number; readonly monotonic?: number }): void;
 }
 
-/** Builds the library, and makes a clock that is right. */
-export async function makeClock(sandbox: Sandbox, name = 'clock'): Promise<Clock> {
-  const [library, offsets] = [sandbox.file(`${name}.so`), sandbox.file(`${name}.offsets`)];
-  await must({
-    cmd: 'clang',
-    args: [
-      '-shared',
-      '-fPIC',
-      '-O2',
-      '-Wall',
-      '-Werror',
-      '-o',
-      library,
-      resolve(import.meta.dirname, 'clock.c'),
-    ],
-  });
+/** Built from clock.c. */
+const LIBRARY = resolve(import.meta.dirname, '../../dist/test/clock.so');
+
+/** Makes a clock that is right. */
+export function makeClock(sandbox: Sandbox, name = 'clock'): Clock {
+  const offsets = sandbox.file(`${name}.offsets`);
   writeFileSync(offsets, Buffer.alloc(16));
   return {
-    env: { LD_PRELOAD: library, CLOCK_OFFSETS: offsets },
+    env: { LD_PRELOAD: LIBRARY, CLOCK_OFFSETS: offsets },
     set({ wall = 0, monotonic = 0 }) {
       const file = openSync(offsets, 'r+');
       writeSync(file, BigInt64Array.of(BigInt(wall) * 1_000_000n, BigInt(monotonic) * 1_000_000n));

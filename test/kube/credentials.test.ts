@@ -66,27 +66,21 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     const before = await shown();
     copyFileSync(keyFile, kube('kube-apiserver.key'));
     copyFileSync(certFile, kube('kube-apiserver.crt'));
-    await eventually(
-      'the API server shows its new certificate',
-      async () => (await shown()) !== before,
-      90_000,
-    );
+    await eventually('the API server shows its new certificate', async () => (await shown()) !== before, {
+      ownMs: 60_000,
+    });
   }
 
   test('is taken away by RBAC, and given back', async () => {
     const stands = await f.standing();
     await f.account.revoke();
     try {
-      await eventually(
-        'it is refused',
-        async () => {
-          // The API server learns of it some time later, and lets a watch go on that it once allowed.
-          f.proxy.cut();
-          await delay(1000);
-          return (await f.restarts('refused')) > 0;
-        },
-        20_000,
-      );
+      await eventually('it is refused', async () => {
+        // The API server learns of it some time later, and lets a watch go on that it once allowed.
+        f.proxy.cut();
+        await delay(1000);
+        return (await f.restarts('refused')) > 0;
+      });
       await f.isCutOff(/403.*forbidden.*expected a role/i);
       await stands();
       await f.change();
@@ -165,7 +159,7 @@ describe("the agent's access to the API server", { skip: KUBE_MISSING }, () => {
     await f.node.until(
       'the label has come',
       ({ pods }) => pods.find(({ name }) => name === 'flip')?.reason === 'pod-opt-out',
-      40_000,
+      { ownMs: 30_000 },
     );
 
     await serveWith(renewed);

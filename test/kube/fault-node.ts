@@ -55,7 +55,7 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
     const { sandbox, cluster } = mesh;
     const proxy = await cluster.proxied();
     const account = await cluster.serviceAccount({ name: 'faulty', rules: AGENT_RULES });
-    const clock = await makeClock(sandbox);
+    const clock = makeClock(sandbox);
     const node = await mesh.addNode({ name: 'node-a', agent: false, statusDelayMs: 50 });
     const kubeconfig = join(account.directory, 'kubeconfig-files');
     writeFileSync(
@@ -159,7 +159,6 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
         await eventually(
           `both are cut off: ${why}`,
           async () => (now = await api()).length === 2 && now.every(isSo),
-          20_000,
         ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         const metrics = await node.metrics();
         for (const source of ['namespaces', 'pods'])
@@ -176,7 +175,7 @@ export async function startFaultNode(name: string, options: ServerOptions = {}):
             if (passed < 60) passed += await hurry(now);
             return now.length === 2 && now.every(({ state }) => state === 'ok');
           },
-          40_000,
+          { ownMs: 30_000 },
         ).catch((error: unknown) => assert.fail(`${String(error)}\n${JSON.stringify(now)}`));
         await agree(mesh, node);
         await annotationsAgree(mesh, node);

@@ -304,12 +304,10 @@ test(
     const many = Array.from({ length: 50 }, (_, index) =>
       podObject(`pod-${index}`, { node: 'one', namespace: 'demo' }),
     );
-    const started = performance.now();
     await cluster.apply(...many);
     await Promise.all(many.map(({ metadata }) => kubelet.running('demo', metadata.name)));
     await cluster.kubectl('delete', 'pod', '-n', 'demo', '--all', '--wait=false');
-    await eventually('all are gone', () => kubelet.pods().length === 0, 20_000);
-    assert.ok(performance.now() - started < 20_000);
+    await eventually('all are gone', () => kubelet.pods().length === 0);
     assert.deepEqual(kubelet.problems, []);
   },
 );

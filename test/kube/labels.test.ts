@@ -221,8 +221,8 @@ describe('on two nodes', { skip: KUBE_MISSING }, () => {
       [a, 'any'],
       [b, onB],
     ] as const) {
-      await agree(mesh, node, allowed, 10_000);
-      await annotationsAgree(mesh, node, allowed, 10_000);
+      await agree(mesh, node, allowed);
+      await annotationsAgree(mesh, node, allowed);
       const { made, wrong } = await strayConnections(mesh, node, allowed);
       assert.ok(made >= 30, `only ${made} connections on ${node.name}`);
       assert.deepEqual(wrong, [], `${what}, on ${node.name}`);

@@ -43,7 +43,7 @@ test('metrics tell how the API server is followed, and are as Prometheus wants t
   await node.startAgent();
   const text = async (): Promise<string> => (await node.http('metrics')).text;
   const value = async (series: string): Promise<number> => (await node.metrics()).get(series) ?? NaN;
-  await eventually('it is ready', async () => (await value('cgroute_ready')) === 1, 10_000);
+  await eventually('it is ready', async () => (await value('cgroute_ready')) === 1);
 
   const all = await text();
   assert.deepEqual(

@@ -38,10 +38,7 @@ describe('with a thousand namespaces', { skip: KUBE_MISSING }, () => {
     const requests = (await asked()) - before;
     assert.ok(requests <= pods * 12, `${requests} requests for three thousand changes of labels`);
     await f.node.agent.stop();
-    const started = performance.now();
     await f.start();
-    const ms = Math.round(performance.now() - started);
-    assert.ok(ms < 10_000, `ready after ${ms} ms`);
     assert.ok((await asked()) <= 4 + pods, String(await asked()));
     await f.isBack();
   });

@@ -30,11 +30,7 @@ test('a full map is told in one Event on each pod that it keeps from connecting'
   const greedy = await node.kubelet.running('shop', 'greedy');
   const quiet = await node.kubelet.running('shop', 'quiet');
   for (const pod of [greedy, quiet])
-    await eventually(
-      'it is redirected',
-      async () => (await node.travel(pod.place())) === 'redirected',
-      10_000,
-    );
+    await eventually('it is redirected', async () => (await node.travel(pod.place())) === 'redirected');
   const events = async (): Promise<string[]> =>
     (await mesh.cluster.api.get<{ items: EventObject[] }>('/api/v1/namespaces/shop/events')).items
       .filter(({ reason }) => reason === 'NoRoom')
@@ -46,16 +42,16 @@ test('a full map is told in one Event on each pod that it keeps from connecting'
     cmd: SOCK,
     args: ['grab', '6000', mesh.server.ip, String(mesh.server.port)],
   });
-  const { denied } = await grabbing.json<{ denied: number }>(60_000);
+  const { denied } = await grabbing.json<{ denied: number }>();
   assert.equal(denied, 6000 - 4096 - 1024);
   const told = (name: string): string =>
     `Warning ${name}: connections of this pod, or from the host to it, are refused (errorDenied): the node's map of open connections is full, which has room for 1024 (maxConnections)`;
-  await eventually('greedy is told', async () => (await events()).includes(told('greedy')), 10_000);
+  await eventually('greedy is told', async () => (await events()).includes(told('greedy')));
   for (let second = 0; second < 3; second++) {
     assert.equal(await node.travel(quiet.place()), 'EPERM');
     await delay(1000);
   }
-  await eventually('quiet is told', async () => (await events()).includes(told('quiet')), 10_000);
+  await eventually('quiet is told', async () => (await events()).includes(told('quiet')));
   assert.deepEqual(await events(), [told('greedy'), told('quiet')]);
   grabbing.end();
   await grabbing.exit;

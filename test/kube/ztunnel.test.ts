@@ -51,7 +51,7 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
   async function connecting(node: MeshNode, during: () => Promise<void>): Promise<Totals> {
     const before = mesh.server.listener.accepted().length;
     const client = clientOf(node);
-    const loop = dial(mesh.sandbox, client.place(), mesh.server, 2000);
+    const loop = dial(mesh.sandbox, client.place(), mesh.server, 2000, 60);
     await delay(200);
     await during();
     await delay(200);

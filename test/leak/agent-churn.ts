@@ -10,7 +10,8 @@ import type { Random } from '../harness/random.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const READY = /"msg":"ready"/;
-const START_MS = 20_000;
+/** The longest that a timer can be set for. */
+const NEVER_MS = 2 ** 31 - 1;
 
 /** Parts of the data plane that can be taken away, to see that the test would notice. */
 export const BREAKS = {
@@ -120,7 +121,7 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
     if (isShort) {
       await untilKilled(random.next() * 600 * SLOWDOWN);
     } else {
-      await Promise.race([agent.line(READY, START_MS), untilKilled(START_MS * SLOWDOWN)]);
+      await Promise.race([agent.line(READY), untilKilled(NEVER_MS)]);
       if (breaks !== 'takeover') breakParts();
       onReady();
       await Promise.race([untilKilled(1000 + random.next() * 2500), agent.exit]);

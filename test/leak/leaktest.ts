@@ -16,8 +16,11 @@ import { anySeed, makeRandom } from '../harness/random.ts';
 import { figures, type Run, tableText, verdictText } from './report.ts';
 import { resumeWhileDialled, runRound } from './round.ts';
 
-const USAGE = `usage: npm run leaktest -- [--count N] [--only CASE,...] [--seed N] [--json FILE] [--break PART]
-  --count N    new cgroups, at least (default 10000)
+/** New cgroups: in CI, and in the long form. */
+const [SHORT, ALL] = [3000, 10_000];
+const USAGE = `usage: npm run leaktest -- [--all | --count N] [--only CASE,...] [--seed N] [--json FILE] [--break PART]
+  --all        ${ALL} new cgroups, the long form
+  --count N    new cgroups, at least (default ${SHORT})
   --only       some of the cases: ${CASE_NAMES.join(', ')}
   --seed N     for the order of things and the agent's deaths (default: another each time)
   --json FILE  the figures as JSON too
@@ -49,6 +52,7 @@ function parseOptions(args: readonly string[]): Options {
   const { values } = parseArgs({
     args: [...args],
     options: {
+      all: { type: 'boolean', default: false },
       count: { type: 'string' },
       only: { type: 'string' },
       seed: { type: 'string' },
@@ -71,7 +75,7 @@ function parseOptions(args: readonly string[]): Options {
   return {
     breaks,
     only: new Set(only),
-    count: whole('--count', values.count ?? '10000', 1),
+    count: whole('--count', values.count ?? String(values.all ? ALL : SHORT), 1),
     seed: whole('--seed', values.seed ?? String(anySeed()), 0),
     json: values.json,
   };

@@ -2,6 +2,7 @@
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
+import { beginWait } from '../../deploy/stage/deadline.ts';
 import type { Manifest } from '../../deploy/stage/manifest.ts';
 import { makeNode } from '../../deploy/stage/node.ts';
 import { ip, sysctl } from '../../deploy/stage/netns.ts';
@@ -16,7 +17,6 @@ import { MODE } from '../harness/label-names.ts';
 
 /** Processes at a time. */
 const PARALLEL = 8;
-const KNOWN_MS = 30_000 * SLOWDOWN;
 const SERVER_PORTS = [8080, 8081, 8082, 8083];
 export const POD_PORT = 80;
 /** Where kubelets keep pods, and the host its services; made before anything else. */
@@ -148,16 +148,16 @@ async function startIn(
       clients.push(...(await Promise.all([bursts.pods.run(of('pods')), bursts.host.run(of('host'))])).flat());
     },
     async known(pods, verdict, onKnown = () => {}) {
-      const until = performance.now() + KNOWN_MS;
+      const wait = beginWait();
       const isMissing = (pod: LeakPod): boolean => {
         const isDone = isKnown(pod, verdict);
         if (isDone) onKnown(pod);
         return !isDone;
       };
       for (let missing = pods; (missing = missing.filter(isMissing)).length > 0; ) {
-        if (performance.now() > until)
+        if (wait.isOver())
           throw new Error(
-            `${KNOWN_MS} ms passed, and the agent has not said of ${missing.length} pods that they are ${verdict}: ${missing[0]?.object.name}`,
+            `${wait.passed()}, and the agent has not said of ${missing.length} pods that they are ${verdict}: ${missing[0]?.object.name}`,
           );
         await delay(2);
       }

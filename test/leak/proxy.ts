@@ -35,7 +35,7 @@ defaults
   # A line when the server is reached, not when the session ends.
   option logasap
   retries 0
-  timeout connect 5s
+  timeout connect 20s
   timeout client 1m
   timeout server 1m
 ${Object.values(PORTS).map(frontend).join('')}

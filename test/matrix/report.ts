@@ -1,10 +1,6 @@
 /** What a guest tells: one JSON object a line. */
 import type { ProbedFeature } from '../../native/survey/capability.ts';
-
-export interface Failure {
-  readonly name: string;
-  readonly message: string;
-}
+import type { Failure, Skip } from '../runner/facts.ts';
 
 export interface FileResult {
   /** `kernel/connect.test.ts`. */
@@ -13,7 +9,7 @@ export interface FileResult {
   readonly failures: readonly Failure[];
   /** Of a first try, when it was run again for them: an emulated machine is slow at times. */
   readonly before?: readonly Failure[];
-  readonly skips: readonly { readonly name: string; readonly why: string }[];
+  readonly skips: readonly Skip[];
   readonly seconds: number;
 }
 

@@ -1,7 +1,8 @@
 /** What came of one kernel, put together from what its guest told. */
 import type { ProbedFeature } from '../../native/survey/capability.ts';
 import type { Kernel } from './kernel.ts';
-import type { Failure, FileResult, LeakResult, Report } from './report.ts';
+import type { Failure } from '../runner/facts.ts';
+import type { FileResult, LeakResult, Report } from './report.ts';
 
 export interface KernelResult {
   readonly name: string;

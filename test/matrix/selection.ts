@@ -1,4 +1,7 @@
-/** What runs in a guest: all test files of test/kernel, but for those that say nothing of a kernel. */
+/**
+ * What runs in a guest: all test files of test/kernel, but for those that say
+ * nothing of a kernel; without `--all` those alone that load cgroute's programs.
+ */
 import { readdirSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { GUEST_PROJECT } from './image.ts';
@@ -18,6 +21,23 @@ const LEFT_OUT: Readonly<Record<string, string>> = {
   'harness.test.ts': 'it tests the tools of the tests, which the others use here, too',
 };
 
+/**
+ * File to the reason why only `--all` runs it: there is no program of ours in it.
+ * A file that is not named here is one about programs.
+ */
+const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
+  'capabilities.test.ts': 'it is about what the agent may do in its container',
+  'harness-haproxy.test.ts': 'it tests a tool of the tests',
+  'harness-runc.test.ts': 'it tests a tool of the tests',
+  'pid-reuse.test.ts': 'it is about /proc',
+  'pod-netns.test.ts': 'it is about network namespaces and iptables',
+  'sock-destroy.test.ts': 'it is about netlink',
+  'watcher-host.test.ts': 'it is about the watchers in user space',
+  'watcher-proc-connector.test.ts': 'it is about netlink',
+  'watcher-renewal.test.ts': 'it is about inotify',
+  'watcher-tree.test.ts': 'it is about cgroupfs',
+};
+
 /** So many new cgroups the short leak test makes, at least. */
 export const LEAK_CGROUPS = 150;
 
@@ -32,12 +52,17 @@ export interface Selection {
   readonly leak: boolean;
 }
 
-/** @param words parts of files' names, or `leak`; undefined for all */
-export function selectFiles(words?: readonly string[]): Selection {
+/**
+ * @param words parts of files' names, or `leak`; undefined for all, or without
+ *   `isAll` for those about programs
+ */
+export function selectFiles(words: readonly string[] | undefined, isAll: boolean): Selection {
   const all = readdirSync(directory)
     .filter((name) => name.endsWith('.test.ts'))
     .sort();
-  const wanted = all.filter((name) => words?.some((word) => name.includes(word)) ?? true);
+  const wanted = all.filter(
+    (name) => words?.some((word) => name.includes(word)) ?? (isAll || ONLY_WITH_ALL[name] === undefined),
+  );
   const leftOut = wanted.flatMap((file) => {
     const why = LEFT_OUT[file];
     return why === undefined ? [] : [{ file: `kernel/${file}`, why }];
@@ -45,7 +70,7 @@ export function selectFiles(words?: readonly string[]): Selection {
   return {
     files: wanted.filter((name) => LEFT_OUT[name] === undefined).map((name) => `kernel/${name}`),
     leftOut,
-    leak: words?.includes('leak') ?? true,
+    leak: words?.includes('leak') ?? isAll,
   };
 }
 

@@ -245,7 +245,7 @@ int cmd_connect(int argc, char **argv)
 		{ "unconnected-first", no_argument, NULL, 'U' },
 		{},
 	};
-	struct client client = { .timeout_ms = 5000 };
+	struct client client = { .timeout_ms = PATIENCE_MS };
 	bool v6 = false;
 	int option;
 
@@ -294,7 +294,7 @@ int cmd_connect(int argc, char **argv)
 /* A process that is born in the cgroup and whose first act is to connect. */
 int cmd_first(int argc, char **argv)
 {
-	struct client client = { .timeout_ms = 5000 };
+	struct client client = { .timeout_ms = PATIENCE_MS };
 	struct clone_args args = { .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD };
 	bool make = argc > 1 && strcmp(argv[1], "--mkdir") == 0;
 	const char *directory;

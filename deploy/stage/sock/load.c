@@ -17,16 +17,20 @@
 
 struct options {
 	bool mapped, answer;
-	long every_us;
+	long every_us, least;
 	union address bind;
 };
 
 static int parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option names[] = {
-		{ "bind", required_argument, NULL, 'b' },  { "comm", required_argument, NULL, 'c' },
-		{ "every", required_argument, NULL, 'e' }, { "mapped", no_argument, NULL, 'm' },
-		{ "answer", no_argument, NULL, 'a' },	   {},
+		{ "bind", required_argument, NULL, 'b' },
+		{ "comm", required_argument, NULL, 'c' },
+		{ "every", required_argument, NULL, 'e' },
+		{ "mapped", no_argument, NULL, 'm' },
+		{ "answer", no_argument, NULL, 'a' },
+		{ "least", required_argument, NULL, 'l' },
+		{},
 	};
 	int option;
 
@@ -39,6 +43,7 @@ static int parse_options(int argc, char **argv, struct options *options)
 		case 'a': options->answer = true; break;
 		case 'c': break;
 		case 'e': options->every_us = number(optarg, "--every", 3600000000); break;
+		case 'l': options->least = number(optarg, "--least", 1000000); break;
 		case 'm': options->mapped = true; break;
 		default: exit(1);
 		}
@@ -132,7 +137,7 @@ static void open_range(struct many *many)
 
 		while (many->next < many->end && many->connecting < MAX_CONNECTING)
 			open_one(many, many->next++);
-		n = epoll_wait(many->epoll, events, 256, many->connecting ? 30000 : 0);
+		n = epoll_wait(many->epoll, events, 256, many->connecting ? PATIENCE_MS : 0);
 		if (n == 0 && many->connecting) {
 			many->result.failed += many->left;
 			many->result.last_error = ETIMEDOUT;
@@ -243,7 +248,7 @@ static void count_error(struct totals *totals, int error)
 
 static int ask(const union address *to, char *line, size_t size)
 {
-	struct timeval timeout = { .tv_sec = 5 };
+	struct timeval timeout = { .tv_sec = PATIENCE_MS / 1000 };
 	int fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), error = 0;
 
 	if (fd < 0)
@@ -258,7 +263,7 @@ static int ask(const union address *to, char *line, size_t size)
 	return error;
 }
 
-/* Connects again and again, until stdin ends or MS (0: no limit) have passed. */
+/* Connects again and again, until stdin ends or MS (0: no limit) have passed, and at least so often. */
 int cmd_loop(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = on_usr1, .sa_flags = SA_RESTART };
@@ -278,7 +283,7 @@ int cmd_loop(int argc, char **argv)
 	if (options.mapped)
 		map_to_v6(&to);
 	sigaction(SIGUSR1, &action, NULL);
-	while (now_ns() < until && !ended(STDIN_FILENO, 0)) {
+	while (totals.total < options.least || (now_ns() < until && !ended(STDIN_FILENO, 0))) {
 		error = ask(&to, line, sizeof(line));
 		totals.total++;
 		if (error)

@@ -30,7 +30,7 @@ static const struct {
 	{ "udp", cmd_udp, "[--timeout MS] ADDR PORT" },
 	{ "first", cmd_first, "[--mkdir] CGROUP_DIR ADDR PORT" },
 	{ "many", cmd_many, "[--mapped] [--bind ADDR] COUNT BASE_ADDR PORT" },
-	{ "loop", cmd_loop, "[--mapped] [--every US] ADDR PORT MS" },
+	{ "loop", cmd_loop, "[--mapped] [--every US] [--least COUNT] ADDR PORT MS" },
 	{ "bench", cmd_bench, "[--mapped] [--answer] COUNT ADDR PORT" },
 	{ "arrive", cmd_arrive, "MS (directories of cgroups on stdin)" },
 	{ "arrived", cmd_arrived, "(begun by arrive)" },

@@ -12,6 +12,8 @@
 /* "[ffff:...]:65535" fits. */
 #define ADDRESS_TEXT 64
 #define LINE_MAX_LEN 256
+/* How long an answer is waited for, milliseconds, unless somebody wants a time-out. */
+#define PATIENCE_MS 20000
 
 union address {
 	struct sockaddr any;

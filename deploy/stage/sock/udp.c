@@ -8,7 +8,7 @@
 int cmd_udp(int argc, char **argv)
 {
 	char peer[ADDRESS_TEXT], local[ADDRESS_TEXT], reply[LINE_MAX_LEN] = "";
-	struct timeval timeout = { .tv_usec = 500000 };
+	struct timeval timeout = { .tv_sec = PATIENCE_MS / 1000 };
 	const char *step = "connect";
 	union address to;
 	ssize_t n;

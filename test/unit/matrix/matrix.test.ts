@@ -1,6 +1,7 @@
 /** The kernel matrix's own parts: what is chosen, what a guest's lines say, what becomes of the document. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { coveredDifferences } from '../../matrix/covered.ts';
 import { documentDifferences, documentText } from '../../matrix/document.ts';
 import { parseReport } from '../../matrix/report.ts';
 import { isGood, type KernelResult, renewed, resultLines, take } from '../../matrix/result.ts';
@@ -39,17 +40,29 @@ const failed = {
 };
 
 test('every file of test/kernel runs in the guests, or is left out with a reason', () => {
-  const { files, leftOut, leak } = selectFiles();
+  const { files, leftOut, leak } = selectFiles(undefined, true);
   assert.ok(files.length > 20 && leak);
   assert.ok(leftOut.every(({ file, why }) => !files.includes(file) && why.length > 20));
   assert.ok(leftOut.length > 0);
-  const some = selectFiles(['connect']);
+  const some = selectFiles(['connect'], false);
   assert.deepEqual([some.leak, some.leftOut], [false, []]);
   assert.ok(some.files.includes('kernel/connect.test.ts') && !some.files.includes('kernel/pins.test.ts'));
   assert.match(
     guestScript(['kernel/a.test.ts'], 7),
     /^exec node test\/matrix\/inside\.ts --leak 7 kernel\/a\.test\.ts$/m,
   );
+});
+
+test('without --all the files about programs run, and what is left to --all has a reason and is there', () => {
+  const [all, some] = [selectFiles(undefined, true), selectFiles(undefined, false)];
+  assert.ok(!some.leak);
+  assert.deepEqual(some.leftOut, all.leftOut);
+  assert.ok(some.files.every((file) => all.files.includes(file)));
+  for (const name of ['connect', 'programs', 'pins', 'cgroups', 'cgroup-level'])
+    assert.ok(some.files.includes(`kernel/${name}.test.ts`), name);
+  const rest = all.files.filter((file) => !some.files.includes(file));
+  assert.equal(rest.length, 10, `each name in the list is that of a file: ${rest.join(', ')}`);
+  assert.ok(selectFiles(['watcher'], false).files.length > 1, 'whoever names a file gets it');
 });
 
 test("a guest's lines are told from what its firmware and its kernel write", () => {
@@ -129,4 +142,43 @@ test('the document is out of date when a feature, a test or a reason has changed
     [],
   );
   assert.notDeepEqual(documentDifferences('', [result()], []), []);
+});
+
+test('of a document only what was run is looked at: kernels, their features, files and skips', () => {
+  const other = { ...failed, file: 'kernel/b.test.ts', failures: [], skips: [{ name: 'three', why: 'no' }] };
+  const here = result();
+  const more = { name: '6.12', suite: 'trixie', files: [...here.files, other] };
+  const there = result({ ...more, features: [{ ...FEATURE, support: 'yes' }] });
+  const text = documentText([result({ files: [...here.files, other] }), there], []);
+  assert.deepEqual(coveredDifferences(text, [here, there]), []);
+  assert.deepEqual(coveredDifferences(text, [here]), [], 'neither the other kernel nor the other file');
+  const changed = (changes: Partial<KernelResult>): string[] => coveredDifferences(text, [result(changes)]);
+  assert.deepEqual(changed({ features: [{ ...FEATURE, support: 'yes' as const }] }), [
+    '- 5.10: `bpf_x` in `sockops` | 5.15 | **no**',
+    '+ 5.10: `bpf_x` in `sockops` | 5.15 | yes',
+    '- 5.10: `bpf_x` in `sockops` | 5.15 | it is slower',
+  ]);
+  assert.equal(
+    changed({ features: [{ ...FEATURE, support: 'no', without: 'it is slow' }] }).length,
+    2,
+    'what follows from it',
+  );
+  assert.deepEqual(changed({ files: [{ ...here.files[0], passed: 4 } as (typeof here.files)[0]] }), [
+    '- 5.10: `kernel/a.test.ts` | 3, 1 skipped',
+    '+ 5.10: `kernel/a.test.ts` | 4, 1 skipped',
+  ]);
+  assert.deepEqual(
+    changed({
+      files: [{ ...here.files[0], skips: [{ name: 'one', why: 'no UDP' }] } as (typeof here.files)[0]],
+    }),
+    ['- 5.10: `kernel/a.test.ts` | one | no MPTCP', '+ 5.10: `kernel/a.test.ts` | one | no UDP'],
+  );
+  assert.deepEqual(changed({ files: [{ ...other, file: 'kernel/new.test.ts', skips: [] }] }), [
+    '+ 5.10: `kernel/new.test.ts` | 2',
+  ]);
+  assert.deepEqual(
+    coveredDifferences(text, [result({ name: '7.2' })]).length > 0,
+    true,
+    'a kernel without a column',
+  );
 });

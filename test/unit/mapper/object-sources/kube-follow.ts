@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 
+import { beginWait } from '../../../../deploy/stage/deadline.ts';
 import type { KubeAccess } from '../../../../mapper/kube/kube-access.ts';
 import { openKubeClient } from '../../../../mapper/kube/kube-client.ts';
 import type { KubeTiming } from '../../../../mapper/kube/kube-resource.ts';
@@ -19,7 +20,7 @@ export interface Followed extends AsyncDisposable {
   readonly log: Record<string, unknown>[];
   isSynced: boolean;
   state(name: 'pods' | 'namespaces'): string;
-  until(what: string, condition: () => boolean, timeoutMs?: number): Promise<void>;
+  until(what: string, condition: () => boolean): Promise<void>;
   /** Both watches are open. */
   watching(): Promise<void>;
 }
@@ -86,15 +87,12 @@ export async function follow({
     const found = source.states().find((each) => each.name === name);
     return `${found?.state}: ${found?.detail}`;
   };
-  const until = async (what: string, condition: () => boolean, timeoutMs = 3000): Promise<void> => {
-    const start = performance.now();
-    while (!condition()) {
-      if (performance.now() - start > timeoutMs)
+  const until = async (what: string, condition: () => boolean): Promise<void> => {
+    for (const wait = beginWait(); !condition(); await sleep(5))
+      if (wait.isOver())
         assert.fail(
-          `not ${what} in ${timeoutMs} ms; told ${JSON.stringify(told)}; ${state('pods')}; ${state('namespaces')}`,
+          `not ${what}: ${wait.passed()}; told ${JSON.stringify(told)}; ${state('pods')}; ${state('namespaces')}`,
         );
-      await sleep(5);
-    }
   };
   const followed: Followed = {
     api,

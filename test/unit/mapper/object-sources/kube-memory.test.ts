@@ -21,7 +21,7 @@ test('what many objects have left is collected once nothing has come for three s
       followed.api.put('pods', pod('a', 'uid-a', { v: String(i) }));
     }
     assert.deepEqual(collected, []);
-    await followed.until('it is collected', () => collected.length > 0, 6000);
+    await followed.until('it is collected', () => collected.length > 0);
     assert.deepEqual(collected, [{ type: 'major', execution: 'sync', flavor: 'last-resort' }]);
     // A few leave little.
     followed.api.put('pods', pod('a', 'uid-a', { v: 'last' }));
