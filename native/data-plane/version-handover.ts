@@ -36,7 +36,7 @@ import {
   type PinDirectory,
 } from '../pins/pin-directory.ts';
 import { fits, type WantedMap } from '../pins/pinned-map.ts';
-import { isLiveLink, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
+import { isLiveLink, linkFacts, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
 import { handedOver, mapNamed } from '../programs/maps.ts';
 import { isProgramOf, keepsConnections, redirects } from '../programs/programs.ts';
 
@@ -162,11 +162,19 @@ function formerPlace(
   return link.suffix === '' ? { name: `${name}_${version}`, isFormer: false } : { name, isFormer: true };
 }
 
+const programOf = (pin: string): number =>
+  withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : 0)) ?? 0;
+
 /** The sockets that a proxy has accepted find their original destination there, as long as they live. */
 function keepFormer(pin: string, to: string, links: string): void {
   const [base = ''] = basename(to).split('_v');
   const siblings = pinsIn(links).filter((path) => basename(path).startsWith(`${base}_`));
-  if (siblings.length >= MAX_FORMER) unlinkSync(siblings[0] ?? '');
+  if (siblings.length >= MAX_FORMER) {
+    // The kernel numbers programs one after another; names tell nothing of their age.
+    const oldest = [pin, ...siblings].reduce((a, b) => (programOf(b) < programOf(a) ? b : a));
+    unlinkSync(oldest);
+    if (oldest === pin) return;
+  }
   let free = to;
   for (let n = 2; existsSync(free); n++) free = `${to}_${n}`;
   renameSync(pin, free);

@@ -1,55 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Many connections: at once, in a closed loop, or one after another by the clock. */
+/* Many connections: at once, or one after another by the clock. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <getopt.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/time.h>
 #include <unistd.h>
 #include "sock.h"
 
 /* SYNs on the way at once; more would only overflow the listener's queue. */
 #define MAX_CONNECTING 1024
-
-struct options {
-	bool mapped, answer;
-	long every_us, least;
-	union address bind;
-};
-
-static int parse_options(int argc, char **argv, struct options *options)
-{
-	static const struct option names[] = {
-		{ "bind", required_argument, NULL, 'b' },
-		{ "comm", required_argument, NULL, 'c' },
-		{ "every", required_argument, NULL, 'e' },
-		{ "mapped", no_argument, NULL, 'm' },
-		{ "answer", no_argument, NULL, 'a' },
-		{ "least", required_argument, NULL, 'l' },
-		{},
-	};
-	int option;
-
-	while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
-		switch (option) {
-		case 'b':
-			if (!parse_host_port(optarg, &options->bind))
-				misuse("--bind must be ADDR, not \"%s\"", optarg);
-			break;
-		case 'a': options->answer = true; break;
-		case 'c': break;
-		case 'e': options->every_us = number(optarg, "--every", 3600000000); break;
-		case 'l': options->least = number(optarg, "--least", 1000000); break;
-		case 'm': options->mapped = true; break;
-		default: exit(1);
-		}
-	}
-	return optind;
-}
 
 /* The destination of the i-th connection: 200 ports, then the next address. */
 static union address destination(const union address *base, int i)
@@ -70,7 +31,7 @@ struct many_result {
 
 struct many {
 	union address base;
-	struct options options;
+	struct load_options options;
 	int next, end, left, connecting, epoll, *fds;
 	struct many_result result;
 };
@@ -169,7 +130,7 @@ int cmd_many(int argc, char **argv)
 	uint64_t started = now_ns();
 	int count, workers, results[2];
 
-	argv += parse_options(argc, argv, &many.options);
+	argv += parse_load_options(argc, argv, &many.options);
 	if (argc - optind != 3 || !parse_address(argv[1], argv[2], &many.base))
 		misuse("many needs COUNT BASE_ADDR PORT");
 	count = number(argv[0], "COUNT", 60000);
@@ -207,104 +168,6 @@ int cmd_many(int argc, char **argv)
 	return 0;
 }
 
-struct totals {
-	long total, proxy, server, other, errors;
-	struct {
-		int error;
-		long count;
-	} by_errno[16];
-};
-
-static volatile sig_atomic_t asked_for_totals;
-
-static void on_usr1(int signal)
-{
-	(void)signal;
-	asked_for_totals = 1;
-}
-
-static void print_totals(const struct totals *totals)
-{
-	printf("{\"total\":%ld,\"proxy\":%ld,\"server\":%ld,\"other\":%ld,\"failed\":%ld,"
-	       "\"errors\":{",
-	       totals->total, totals->proxy, totals->server, totals->other, totals->errors);
-	for (int i = 0; i < 16 && totals->by_errno[i].count; i++)
-		printf("%s\"%s\":%ld", i ? "," : "", errno_name(totals->by_errno[i].error),
-		       totals->by_errno[i].count);
-	printf("}}\n");
-}
-
-static void count_error(struct totals *totals, int error)
-{
-	totals->errors++;
-	for (int i = 0; i < 16; i++) {
-		if (totals->by_errno[i].count && totals->by_errno[i].error != error)
-			continue;
-		totals->by_errno[i].error = error;
-		totals->by_errno[i].count++;
-		return;
-	}
-}
-
-static int ask(const union address *to, char *line, size_t size)
-{
-	struct timeval timeout = { .tv_sec = PATIENCE_MS / 1000 };
-	int fd = socket(to->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), error = 0;
-
-	if (fd < 0)
-		die("socket");
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
-	if (connect(fd, &to->any, address_len(to)))
-		error = errno;
-	else
-		error = read_line(fd, line, size);
-	close_reset(fd);
-	return error;
-}
-
-/* Connects again and again, until stdin ends or MS (0: no limit) have passed, and at least so often. */
-int cmd_loop(int argc, char **argv)
-{
-	struct sigaction action = { .sa_handler = on_usr1, .sa_flags = SA_RESTART };
-	struct options options = {};
-	struct totals totals = {};
-	char line[LINE_MAX_LEN];
-	union address to;
-	uint64_t until;
-	int error;
-
-	argv += parse_options(argc, argv, &options);
-	if (argc - optind != 3 || !parse_address(argv[0], argv[1], &to))
-		misuse("loop needs ADDR PORT MS");
-	until = now_ns() + number(argv[2], "MS", 3600000) * 1000000ull;
-	if (strcmp(argv[2], "0") == 0)
-		until = UINT64_MAX;
-	if (options.mapped)
-		map_to_v6(&to);
-	sigaction(SIGUSR1, &action, NULL);
-	while (totals.total < options.least || (now_ns() < until && !ended(STDIN_FILENO, 0))) {
-		error = ask(&to, line, sizeof(line));
-		totals.total++;
-		if (error)
-			count_error(&totals, error);
-		else if (strncmp(line, "proxy ", 6) == 0)
-			totals.proxy++;
-		else if (strncmp(line, "server ", 7) == 0)
-			totals.server++;
-		else
-			totals.other++;
-		if (asked_for_totals) {
-			asked_for_totals = 0;
-			print_totals(&totals);
-		}
-		if (options.every_us)
-			usleep(options.every_us);
-	}
-	print_totals(&totals);
-	return 0;
-}
-
 static int by_value(const void *a, const void *b)
 {
 	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -315,13 +178,13 @@ static int by_value(const void *a, const void *b)
 /* How long connect() itself takes, or with --answer until the server's line is there; socket() and close() are not counted. */
 int cmd_bench(int argc, char **argv)
 {
-	struct options options = {};
+	struct load_options options = {};
 	long count, warm_up, done = 0, errors = 0;
 	char line[LINE_MAX_LEN];
 	union address to;
 	uint64_t *ns;
 
-	argv += parse_options(argc, argv, &options);
+	argv += parse_load_options(argc, argv, &options);
 	if (argc - optind != 3 || !parse_address(argv[1], argv[2], &to))
 		misuse("bench needs COUNT ADDR PORT");
 	count = number(argv[0], "COUNT", 10000000);

@@ -75,9 +75,20 @@ int uring_connect(int fd, const union address *address);
 int cmd_serve(int argc, char **argv);
 int cmd_proxy(int argc, char **argv);
 
+/* load-options.c */
+struct load_options {
+	bool mapped, answer;
+	long every_us, least;
+	union address bind;
+};
+
+int parse_load_options(int argc, char **argv, struct load_options *options);
+
+/* loop.c */
+int cmd_loop(int argc, char **argv);
+
 /* load.c */
 int cmd_many(int argc, char **argv);
-int cmd_loop(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 /* hostile.c */
