@@ -45,7 +45,7 @@ function checks(): readonly Check[] {
     {
       name: 'format and lint',
       command: 'biome',
-      args: ['ci', '--error-on-warnings', '--max-diagnostics=50', '.'],
+      args: ['ci', '--colors=off', '--error-on-warnings', '--max-diagnostics=50', '.'],
       mends: 'npm run format',
     },
     {

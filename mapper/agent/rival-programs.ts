@@ -3,7 +3,12 @@ import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { cgrouteLinks, type CgrouteLink } from '../../native/survey/cgroute-links.ts';
-import { ownPrograms, programsAlong, type PinnedPrograms } from '../../native/survey/cgroup-query.ts';
+import {
+  ownPrograms,
+  programsAlong,
+  type HookOrder,
+  type PinnedPrograms,
+} from '../../native/survey/cgroup-query.ts';
 import { CgrouteError } from '../../native/error.ts';
 import { openCgroupTree } from '../../watcher/cgroup-tree.ts';
 
@@ -56,13 +61,14 @@ function placeAbove(
 ): string | undefined {
   const places = [cgroupRoot];
   for (let place = cgroupRoot; place !== mountPoint && place !== '/'; ) places.push((place = dirname(place)));
-  let programs;
+  let hooks: readonly HookOrder[];
   try {
-    programs = programsAlong(places, own).flatMap(({ runs, hidden }) => [...runs, ...hidden]);
+    hooks = programsAlong(places, own);
   } catch {
     return undefined; // without the privilege to look there is none to attach either, which has its own sentence
   }
   const theirs = new Set(others.map(({ programId }) => programId));
+  const programs = hooks.flatMap(({ runs, hidden }) => [...runs, ...hidden]);
   return programs.find(({ owner, id }) => owner === 'unpinned' || theirs.has(id))?.place;
 }
 

@@ -218,7 +218,7 @@ function socketsOfKubelets(pids: readonly number[], procRoot: string): ReadonlyS
         if (inode !== undefined) inodes.add(Number(inode));
       }
     } catch {
-      continue; // gone meanwhile
+      // gone meanwhile
     }
   }
   return inodes;

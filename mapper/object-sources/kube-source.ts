@@ -58,7 +58,10 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
           name: 'namespaces',
           path: '/api/v1/namespaces',
           keyOf: ({ name }) => text(name),
-          project: (raw) => (memory.taken(), namespaceOf(raw)),
+          project: (raw) => {
+            memory.taken();
+            return namespaceOf(raw);
+          },
           onUpsert: (_, namespace) => both.namespace(namespace),
           onRemove: (name) => both.namespaceGone(name),
           onListed: () => both.listed('namespaces'),
@@ -70,7 +73,10 @@ export function kubeSource({ client, node, logger, timing }: KubeSourceOptions):
           fieldSelector: `spec.nodeName=${node}`,
           // By UID: a pod that is made again under its name is another pod.
           keyOf: ({ uid }) => text(uid)?.toLowerCase(),
-          project: (raw) => (memory.taken(), podOf(raw)),
+          project: (raw) => {
+            memory.taken();
+            return podOf(raw);
+          },
           onUpsert: (_, pod) => both.pod(pod),
           onRemove: (uid) => both.podGone(uid),
           onListed: () => both.listed('pods'),

@@ -3,7 +3,7 @@
  * sidecar, one whose sidecar is bypassed by its label, and one that goes through it.
  * The agent is the one that is shipped; nothing but the label tells the two apart.
  */
-import { type NetworkHost } from '../../deploy/stage/netns.ts';
+import type { NetworkHost } from '../../deploy/stage/netns.ts';
 import { startNode, type TestNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';

@@ -6,7 +6,7 @@ import { makeClock } from './clock.ts';
 import type { FaultProxy } from '../harness/fault-proxy.ts';
 import { type Mesh, type MeshNode, servingPod, startMesh } from '../harness/kube-mesh.ts';
 import { type KubeAgentOptions, AGENT_RULES } from '../harness/kube-agent.ts';
-import { type ServiceAccount } from '../harness/kube-account.ts';
+import type { ServiceAccount } from '../harness/kube-account.ts';
 import { namespaceObject, type Texts } from '../harness/kube-objects.ts';
 import type { ServerOptions } from '../harness/kube-server.ts';
 import { BYPASS, MODE } from '../harness/label-names.ts';

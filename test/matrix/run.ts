@@ -80,14 +80,12 @@ function parseOptions(args: readonly string[]): Options {
     values.from
       ?.split(',')
       .flatMap((file) => JSON.parse(readFileSync(file, 'utf8')) as (KernelResult | NodeResult)[]) ?? [];
-  const known = earlier
-    .filter((result) => 'files' in result)
-    .reduce<readonly KernelResult[]>((all, result) => {
-      const before = all.find(({ name }) => name === result.name);
-      return before === undefined
-        ? [...all, result]
-        : all.map((each) => (each === before ? renewed(before, result) : each));
-    }, []);
+  const byName = new Map<string, KernelResult>();
+  for (const result of earlier.filter((each) => 'files' in each)) {
+    const before = byName.get(result.name);
+    byName.set(result.name, before === undefined ? result : renewed(before, result));
+  }
+  const known = [...byName.values()];
   const knownNode = earlier.findLast((result) => 'rows' in result);
   const isKnown = (kernel: string): boolean => known.some(({ name }) => name === kernel);
   const isComplete = values.all && values.files === undefined;

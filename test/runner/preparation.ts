@@ -51,7 +51,10 @@ export const PREPARATIONS: readonly Preparation[] = [
     make: (say) =>
       promtool().then(
         (path) => ({ PROMTOOL: path }),
-        (error: unknown) => (say(messageOf(error)), {}),
+        (error: unknown) => {
+          say(messageOf(error));
+          return {};
+        },
       ),
   },
   {
@@ -59,14 +62,20 @@ export const PREPARATIONS: readonly Preparation[] = [
     module: 'test/harness/image.ts',
     parts: ['kernel'],
     missing: IMAGE_MISSING,
-    make: async (say) => (await prepareImage(say), {}),
+    make: async (say) => {
+      await prepareImage(say);
+      return {};
+    },
   },
   {
     name: 'another version of cgroute',
     module: 'test/harness/other-build.ts',
     parts: ['e2e'],
     missing: false,
-    make: async (say) => (await prepareOther(LAYOUTS, say), {}),
+    make: async (say) => {
+      await prepareOther(LAYOUTS, say);
+      return {};
+    },
   },
 ];
 

@@ -92,7 +92,12 @@ test('a run with a file that hangs ends, and the others are run', async () => {
 test('what was prepared is there for the files, and its progress is seen', async () => {
   const { printed, text } = await runOf(
     { a: `test('it ' + process.env.THE_THING, (t) => t.skip('it ' + process.env.THE_THING));` },
-    { make: async (say) => (say('halfway'), { THE_THING: 'is here' }) },
+    {
+      make: async (say) => {
+        say('halfway');
+        return { THE_THING: 'is here' };
+      },
+    },
   );
   assert.match(printed, /^prepare the thing, for part\/a\.test\.ts\n {2}halfway\n {2}there after/);
   assert.match(text, /it is here \(it is here\)/);

@@ -82,7 +82,7 @@ describe('ranges', () => {
   ]) {
     test(`"${bad}" is refused with its words, and the rest counts`, () => {
       const { options, problems } = of({ excludeOutboundIPRanges: `${bad},10.0.0.0/8` });
-      assert.deepEqual((options?.excludedRanges as Range[]).map(text), ['4:10.0.0.0/8']);
+      assert.deepEqual(((options?.excludedRanges ?? []) as Range[]).map(text), ['4:10.0.0.0/8']);
       assert.deepEqual(problems, [
         `${TRAFFIC}excludeOutboundIPRanges has ${JSON.stringify(bad)}, expected each to be an address, a range such as 10.0.0.0/8 or fd00::/8, or "*"; the rest of the list counts`,
       ]);

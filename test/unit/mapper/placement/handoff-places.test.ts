@@ -35,9 +35,16 @@ function setUp(given: { told?: readonly bigint[]; now?: { ms: number } } = {}) {
     maps: {
       handoffs: {
         entries: () => [...told].map((id) => [id, 1]),
-        set: (id: bigint, value: number) =>
-          void (told.add(id), values.set(id, value), steps.push(`tell ${id}`)),
-        delete: (id: bigint) => (steps.push(`untell ${id}`), values.delete(id), told.delete(id)),
+        set: (id: bigint, value: number) => {
+          told.add(id);
+          values.set(id, value);
+          steps.push(`tell ${id}`);
+        },
+        delete: (id: bigint) => {
+          steps.push(`untell ${id}`);
+          values.delete(id);
+          return told.delete(id);
+        },
       },
       counters: { get: () => ({ count: Object.assign([], { [branch.errorDenied]: kernel.denied }) }) },
     },
