@@ -8,9 +8,9 @@
  *
  * Some fields are there before the features that will use them, so that a map
  * keeps its layout when these come: netns, proxy_mode, service_account, service
- * and waypoint. Until then they are zero, which means "not known", "none", or what has
- * always been so. What is reserved is zero, too, and cannot be named without a new
- * version of the pins.
+ * and waypoint. Until then they are zero, which means "not known", "none", or what
+ * has always been so. What is reserved is zero, too; but for that of settings, it
+ * takes a new version of the pins to be given a name.
  */
 #ifndef CGROUTE_H
 #define CGROUTE_H
