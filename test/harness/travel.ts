@@ -30,12 +30,13 @@ export async function travelOf(
   if (plain(result.peer) !== asked)
     throw new Error(`getpeername says ${result.peer} for a connection to ${asked}`);
   if (plain(peer) === plain(result.local)) return 'direct';
+  // A client's port comes again, so there may be an older connection from it to elsewhere.
+  const fromThere = () => (proxy?.connections() ?? []).filter(({ client }) => client === plain(result.local));
   const seen = await eventually(`the proxy has seen ${result.local} on its way to ${asked}`, () =>
-    proxy?.connections().find(({ client }) => client === plain(result.local)),
-  );
-  if (seen.destination !== asked)
-    throw new Error(
-      `the proxy took ${seen.destination} for the original destination of a connection to ${asked}`,
-    );
+    fromThere().findLast(({ destination }) => destination === asked),
+  ).catch((error: unknown) => {
+    const taken = fromThere().map(({ destination }) => destination);
+    throw new Error(`${String(error)}\nit was told of ${taken.join(', ') || 'no connection'} from there`);
+  });
   return seen.port === 15006 ? 'inbound' : 'redirected';
 }
