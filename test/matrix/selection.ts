@@ -33,6 +33,7 @@ const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'pod-netns.test.ts': 'it is about network namespaces and iptables',
   'sock-destroy.test.ts': 'it is about netlink',
   'watcher-host.test.ts': 'it is about the watchers in user space',
+  'watcher-namespaces.test.ts': 'it is about the watchers in user space',
   'watcher-proc-connector.test.ts': 'it is about netlink',
   'watcher-renewal.test.ts': 'it is about inotify',
   'watcher-tree.test.ts': 'it is about cgroupfs',
