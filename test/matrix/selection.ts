@@ -25,7 +25,7 @@ const LEFT_OUT: Readonly<Record<string, string>> = {
  * File to the reason why only `--all` runs it: there is no program of ours in it.
  * A file that is not named here is one about programs.
  */
-const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
+export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'capabilities.test.ts': 'it is about what the agent may do in its container',
   'harness-haproxy.test.ts': 'it tests a tool of the tests',
   'harness-runc.test.ts': 'it tests a tool of the tests',
