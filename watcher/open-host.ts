@@ -81,7 +81,7 @@ export function openHost(options: HostOptions): OpenHost {
       const listen = (listener: TreeEvents): void => {
         told = listener;
         // Those that a question has met before.
-        for (const { id, path, parent } of tree.cgroups.values()) {
+        for (const { id, path, parent } of [...tree.cgroups.values()]) {
           try {
             told.onAppeared({ id, path, parent });
           } catch (err) {

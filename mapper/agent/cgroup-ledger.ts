@@ -12,7 +12,7 @@ interface Known {
 }
 
 export class CgroupLedger {
-  /** All that exist, parsed once. */
+  /** All that exist, parsed once, but what is nested in a container: a pod makes as many of these as it likes. */
   readonly #all = new Map<bigint, OwnedCgroup>();
   /** Those that a pod's verdict is for, by the pod's key: none that is only nested in a container. */
   readonly #pods = new Map<string, Map<bigint, Known>>();
@@ -24,9 +24,10 @@ export class CgroupLedger {
   appeared(cgroup: Cgroup): OwnedCgroup {
     const owned: OwnedCgroup = { cgroup, owner: ownerOf(cgroup.path) };
     if (this.#all.has(cgroup.id)) this.gone(cgroup);
+    if (isPods(owned) && owned.owner.nested) return owned;
     this.#all.set(cgroup.id, owned);
     if (owned.owner.kind === 'ambiguous') this.#ambiguous.set(cgroup.id, performance.now());
-    if (!isPods(owned) || owned.owner.nested) return owned;
+    if (!isPods(owned)) return owned;
     const known = this.#pods.get(owned.owner.uid) ?? new Map<bigint, Known>();
     known.set(cgroup.id, { owned, seenAt: performance.now() });
     this.#pods.set(owned.owner.uid, known);

@@ -65,10 +65,14 @@ export function undoPins(bpffsRoot: string, before: readonly string[]): void {
   else if (!pinsIn(own.links).some(redirects)) removeVersion(own);
 }
 
-/** The filter that rules in pods name, also when no agent runs. */
+/** The filter that rules in pods name, of whichever version, also when no agent runs. */
 export function pinnedBypass(bpffsRoot: string): FilterPin | undefined {
-  const map = `${pinDirectory(bpffsRoot).maps}/${FILTER_MAP}`;
-  return existsSync(map) ? findBypassFilter(bpffsRoot, pinnedMapId(map)) : undefined;
+  for (const { maps } of pinDirectories(bpffsRoot)) {
+    const map = `${maps}/${FILTER_MAP}`;
+    const found = existsSync(map) ? findBypassFilter(bpffsRoot, pinnedMapId(map)) : undefined;
+    if (found !== undefined) return found;
+  }
+  return undefined;
 }
 
 function pinnedMapId(pin: string): number {
