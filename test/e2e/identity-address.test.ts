@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { type TestNode, startNode } from '../harness/node.ts';
 import { SOCK, connect, listen } from '../../deploy/stage/sock.ts';
-import { inbound, seen, serving } from './known-pod.ts';
+import { inbound, seen, serving, sweepsRarely } from './known-pod.ts';
 import { MODE } from '../harness/label-names.ts';
 
 const OUT = { [MODE]: 'none' };
@@ -11,7 +11,8 @@ const OUT = { [MODE]: 'none' };
 describe('a pod is known', () => {
   let node: TestNode;
   before(async () => {
-    node = await startNode('address');
+    node = await startNode('address', { agent: false });
+    await node.startAgent({ args: sweepsRarely(node) });
   });
   after(() => node?.[Symbol.asyncDispose]());
 

@@ -9,7 +9,7 @@ import { type TestNode, startNode } from '../harness/node.ts';
 import { CGROUP_STYLES, containerId, newUid } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { type Connected, sock } from '../../deploy/stage/sock.ts';
-import { hasEntry, inbound, seen, serving } from './known-pod.ts';
+import { hasEntry, inbound, seen, serving, sweepsRarely } from './known-pod.ts';
 import { CONFIG_HASH, MODE } from '../harness/label-names.ts';
 
 const OUT = { [MODE]: 'none' };
@@ -17,7 +17,8 @@ const OUT = { [MODE]: 'none' };
 describe('a pod is known', () => {
   let node: TestNode;
   before(async () => {
-    node = await startNode('identity');
+    node = await startNode('identity', { agent: false });
+    await node.startAgent({ args: sweepsRarely(node) });
   });
   after(() => node?.[Symbol.asyncDispose]());
 

@@ -1,4 +1,5 @@
 /** Whether a pod is known: by its cgroup, and by its address. */
+import { writeFileSync } from 'node:fs';
 import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
 import { eventually } from '../../deploy/stage/process.ts';
 import { listen } from '../../deploy/stage/sock.ts';
@@ -10,6 +11,13 @@ export async function serving(node: TestNode, options: PodOptions): Promise<Node
   const pod = await node.addPod(options);
   await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
   return pod;
+}
+
+/** Flags of an agent that learns by events alone: no sweep comes to its help while a test waits. */
+export function sweepsRarely(node: TestNode): readonly string[] {
+  const file = node.sandbox.file('rare-sweeps.yaml');
+  writeFileSync(file, 'sweepSeconds: 3600\n');
+  return ['--config', file];
 }
 
 /** How a connection of the host to a pod of {@link serving} travels. */

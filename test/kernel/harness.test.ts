@@ -248,7 +248,17 @@ test('the socket tool loops until its input ends, and counts who answered', asyn
   await loop.exit;
   const totals = JSON.parse(loop.stdout.at(-1) ?? '') as Record<string, number>;
   assert.ok((totals['server'] ?? 0) >= early);
-  assert.equal(totals['total'], totals['server']);
+  assert.deepEqual([totals['total'], totals['inTime']], [totals['server'], totals['server']]);
+
+  const atLeast = sandbox.spawn({
+    cmd: SOCK,
+    args: ['loop', '--every', '1000', '--least', '30', host.ip4, '80', '0'],
+    netns: host.netns,
+  });
+  atLeast.end();
+  await atLeast.exit;
+  const late = await atLeast.json<{ total: number; inTime: number }>();
+  assert.ok(late.total >= 30 && late.inTime < late.total, 'what comes after its end is told apart');
 });
 
 test('misuse of the socket tool is told in a sentence', () => {

@@ -187,7 +187,7 @@ ${skips.length === 0 ? 'None was skipped.' : `Skipped:\n\n${table(['on', 'file',
 ${leftOut.length === 0 ? '' : `\nLeft out: ${leftOut.map(({ file, why }) => `${code(file)}, as ${why}`).join('; ')}.\n`}
 ## Leak test
 
-\`npm run leaktest\` on a small scale; the whole of it runs on the machine that runs the tests.
+\`npm run leaktest\` on a small scale; on a larger one it runs on the machine that runs the tests.
 
 ${table(['', ...names], leakRows(results))}
 ${node === undefined ? '' : `\n${nodeSection(node)}`}`;

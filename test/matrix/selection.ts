@@ -26,7 +26,6 @@ const LEFT_OUT: Readonly<Record<string, string>> = {
  * A file that is not named here is one about programs.
  */
 export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
-  'capabilities.test.ts': 'it is about what the agent may do in its container',
   'harness-haproxy.test.ts': 'it tests a tool of the tests',
   'harness-runc.test.ts': 'it tests a tool of the tests',
   'pid-reuse.test.ts': 'it is about /proc',

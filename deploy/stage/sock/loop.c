@@ -12,6 +12,7 @@
 
 struct totals {
 	long total, proxy, server, other, errors;
+	long in_time; /* of the total: before its end was asked for */
 	struct {
 		int error;
 		long count;
@@ -28,9 +29,11 @@ static void on_usr1(int signal)
 
 static void print_totals(const struct totals *totals)
 {
-	printf("{\"total\":%ld,\"proxy\":%ld,\"server\":%ld,\"other\":%ld,\"failed\":%ld,"
+	printf("{\"total\":%ld,\"inTime\":%ld,\"proxy\":%ld,\"server\":%ld,\"other\":%ld,"
+	       "\"failed\":%ld,"
 	       "\"errors\":{",
-	       totals->total, totals->proxy, totals->server, totals->other, totals->errors);
+	       totals->total, totals->in_time, totals->proxy, totals->server, totals->other,
+	       totals->errors);
 	for (int i = 0; i < 16 && totals->by_errno[i].count; i++)
 		printf("%s\"%s\":%ld", i ? "," : "", errno_name(totals->by_errno[i].error),
 		       totals->by_errno[i].count);
@@ -75,6 +78,7 @@ int cmd_loop(int argc, char **argv)
 	char line[LINE_MAX_LEN];
 	union address to;
 	uint64_t until;
+	bool is_on = true;
 	int error;
 
 	argv += parse_load_options(argc, argv, &options);
@@ -86,9 +90,11 @@ int cmd_loop(int argc, char **argv)
 	if (options.mapped)
 		map_to_v6(&to);
 	sigaction(SIGUSR1, &action, NULL);
-	while (totals.total < options.least || (now_ns() < until && !ended(STDIN_FILENO, 0))) {
+	while ((is_on = is_on && now_ns() < until && !ended(STDIN_FILENO, 0)) ||
+	       totals.total < options.least) {
 		error = ask(&to, line, sizeof(line));
 		totals.total++;
+		totals.in_time += is_on;
 		if (error)
 			count_error(&totals, error);
 		else if (strncmp(line, "proxy ", 6) == 0)
