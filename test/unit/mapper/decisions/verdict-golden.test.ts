@@ -7,7 +7,8 @@ import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
 import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../../../harness/label-names.ts';
 import { DEFAULT_SETTINGS, expected, REASONS, type Settings } from '../../../harness/verdict-oracle.ts';
-import { AMBIENT, configured, KMESH, podWith, shop, SIDECAR } from './verdict-input.ts';
+import { AMBIENT, configured, KMESH, shop, SIDECAR } from './verdict-input.ts';
+import { podWith } from '../pod-with.ts';
 
 interface Row {
   readonly name: string;

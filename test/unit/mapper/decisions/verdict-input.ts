@@ -1,28 +1,11 @@
 /** Pods, namespaces and configurations to decide about. */
 import { defaultConfig, parseConfig, type Config } from '../../../../mapper/config/config.ts';
 import type { Namespace } from '../../../../mapper/objects/namespace.ts';
-import type { Pod } from '../../../../mapper/objects/pod.ts';
 import { MODE, SIDECAR_STATUS } from '../../../harness/label-names.ts';
 import type { Settings } from '../../../harness/verdict-oracle.ts';
 
 export const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 
-const BARE: Pod = {
-  namespace: 'shop',
-  name: 'web',
-  uid: '2c48913c-b29f-11e7-9350-020968147796',
-  hostNetwork: false,
-  phase: 'Running',
-  ready: true,
-  terminating: false,
-  createdAt: 0,
-  ips: [],
-  labels: {},
-  annotations: {},
-};
-
-/** A running pod `shop/web` without labels, but for this. */
-export const podWith = (changes: Partial<Pod>): Pod => ({ ...BARE, ...changes });
 export const shop = (labels: Namespace['labels'] = {}): Namespace => ({ name: 'shop', labels });
 export const AMBIENT = shop({ [MODE]: 'ambient' });
 export const KMESH = shop({ [MODE]: 'kmesh' });

@@ -7,7 +7,8 @@ import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
 import { BYPASS, MODE } from '../../../harness/label-names.ts';
 import type { Settings } from '../../../harness/verdict-oracle.ts';
-import { AMBIENT, configured, podWith, shop } from './verdict-input.ts';
+import { AMBIENT, configured, shop } from './verdict-input.ts';
+import { podWith } from '../pod-with.ts';
 
 describe('the trace of a verdict', () => {
   test('has every rule that was tried, in order, and none after the one that decides', () => {

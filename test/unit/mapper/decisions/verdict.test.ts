@@ -14,7 +14,8 @@ import {
   REASONS,
   type Settings,
 } from '../../../harness/verdict-oracle.ts';
-import { configured, podWith, SIDECAR } from './verdict-input.ts';
+import { configured, SIDECAR } from './verdict-input.ts';
+import { podWith } from '../pod-with.ts';
 
 /** All values of each dimension: those that mean something, some in odd case, and one that means nothing. */
 const SPACE = {

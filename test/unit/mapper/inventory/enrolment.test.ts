@@ -10,25 +10,13 @@ import { isYounger, MOST_CHANGES, NamespaceModes } from '../../../../mapper/inve
 import type { Pod } from '../../../../mapper/objects/pod.ts';
 import { namespaceOf, type Namespace } from '../../../../mapper/objects/namespace.ts';
 import { MODE, SIDECAR_STATUS } from '../../../harness/label-names.ts';
+import { podWith } from '../pod-with.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const HASH = '0123456789abcdef0123456789abcdef';
 const SIDECAR = { [SIDECAR_STATUS]: '{}' };
 
-const web = (changes: Partial<Pod> = {}): Pod => ({
-  namespace: 'shop',
-  name: 'web',
-  uid: UID,
-  hostNetwork: false,
-  phase: 'Running',
-  ready: true,
-  terminating: false,
-  createdAt: 0,
-  ips: [],
-  labels: {},
-  annotations: {},
-  ...changes,
-});
+const web = (changes: Partial<Pod> = {}): Pod => podWith({ uid: UID, ...changes });
 
 /** What stands in the map outlives an agent. */
 function setUp(map = new Map<string, Pick<PodInfo, 'namespaceMode'>>()) {

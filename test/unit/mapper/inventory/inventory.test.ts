@@ -9,26 +9,13 @@ import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import type { Inventory } from '../../../../mapper/inventory/inventory.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
 import type { Namespace } from '../../../../mapper/objects/namespace.ts';
+import { podWith } from '../pod-with.ts';
 
 const uidOf = (number: number): string => `${String(number).padStart(8, '0')}-b29f-11e7-9350-020968147796`;
 const HASH = 'c7ee5aa1bf29ba1d85a18d3fd1ef2a37';
 
-function pod(number: number, changes: Partial<Pod> = {}): Pod {
-  return {
-    namespace: 'shop',
-    name: `web-${number}`,
-    uid: uidOf(number),
-    hostNetwork: false,
-    phase: 'Running',
-    ready: true,
-    terminating: false,
-    createdAt: 0,
-    ips: [],
-    labels: {},
-    annotations: {},
-    ...changes,
-  };
-}
+const pod = (number: number, changes: Partial<Pod> = {}): Pod =>
+  podWith({ name: `web-${number}`, uid: uidOf(number), ...changes });
 const namespace = (name: string, labels: Namespace['labels'] = {}): Namespace => ({ name, labels });
 const create = (): Inventory => createInventory({ node: 'n1', proxy: defaultConfig.proxy });
 const sorted = (uids: ReadonlySet<string>): string[] => [...uids].sort();
