@@ -153,7 +153,7 @@ export function documentText(
 
 # Kernels
 
-cgroute needs Linux 5.10 or later, with BTF and cgroup v2. \`npm run test:matrix -- --all\` boots kernels of Debian, made for clouds, in QEMU's software emulation, each on a host with cgroup v2 alone, and runs the kernel tests and a short leak test in it; it takes most of an hour, and is run before a change to \`bpf/\` is through. Without \`--all\`, as in CI, it is the oldest and the newest kernel, with the tests that load the programs. Either fails when this page says something else of what was run.
+cgroute needs Linux 5.10 or later, with BTF and cgroup v2. \`npm run test:matrix -- --all\` boots kernels of Debian, made for clouds, in QEMU's software emulation, each on a host with cgroup v2 alone, and runs the kernel tests and a short leak test in it; it takes most of an hour, and is run before a change to \`bpf/\` is through. Without \`--all\`, as in CI, it is the oldest and the newest kernel, with the tests of what the programs do; the agent is started in no guest then. Either fails when this page says something else of what was run.
 
 \`cgroute doctor\` tries the same features on the kernel that it runs on, and tells what follows where one is missing.
 

@@ -59,7 +59,7 @@ test('without --all the files about programs run, and what is left to --all has 
   assert.ok(!some.leak);
   assert.deepEqual(some.leftOut, all.leftOut);
   assert.ok(some.files.every((file) => all.files.includes(file)));
-  for (const name of ['connect', 'programs', 'pins', 'cgroups', 'cgroup-level'])
+  for (const name of ['connect', 'programs', 'identity', 'cgroups', 'original-dst'])
     assert.ok(some.files.includes(`kernel/${name}.test.ts`), name);
   const rest = all.files.filter((file) => !some.files.includes(file));
   assert.deepEqual(
