@@ -13,6 +13,7 @@
 #include "cgroute.h"
 #include "lib/address.bpf.h"
 #include "lib/maps.bpf.h"
+#include "lib/mptcp.bpf.h"
 #include "lib/older-kernel.bpf.h"
 #include "lib/tuple.bpf.h"
 
@@ -179,12 +180,35 @@ int sock_release(struct bpf_sock *ctx)
 	return 1;
 }
 
+/*
+ * Where a proxy listens with MPTCP and the client speaks it too, what the proxy has
+ * accepted is an MPTCP socket. What is torn by a packet that comes in just then is
+ * under no key, so it is read again.
+ */
+static __always_inline struct original_dst *find_original(struct bpf_sock *sk, struct tuple *tuple)
+{
+	struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
+	struct original_dst *original = NULL;
+	const struct sock *subflow;
+	int look;
+
+	if (tcp) {
+		tuple->isn = isn_of(tcp);
+		return bpf_map_lookup_elem(&original_dst_map, tuple);
+	}
+	subflow = is_mptcp(sk) ? first_subflow(sk) : NULL;
+	for (look = 0; subflow && look < LOOKUPS && !original; look++) {
+		tuple->isn = subflow_isn(subflow);
+		original = bpf_map_lookup_elem(&original_dst_map, tuple);
+	}
+	return original;
+}
+
 /* NULL when the connection was not redirected. */
 static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct original_dst *original, *moved;
-	struct bpf_tcp_sock *tcp;
 	struct tuple tuple = {};
 
 	if (!sk)
@@ -192,11 +216,8 @@ static __always_inline struct original_dst *fetch_original(struct bpf_sockopt *c
 	original = bpf_sk_storage_get(&accepted_map, sk, 0, 0);
 	if (original)
 		return original;
-	tcp = bpf_tcp_sock(sk);
-	if (!tcp)
-		return NULL;
-	read_tuple(ctx, sk, tcp, &tuple);
-	original = bpf_map_lookup_elem(&original_dst_map, &tuple);
+	read_tuple(ctx, sk, &tuple);
+	original = find_original(sk, &tuple);
 	if (!original)
 		return NULL;
 	moved = bpf_sk_storage_get(&accepted_map, sk, original, BPF_SK_STORAGE_GET_F_CREATE);
@@ -260,13 +281,22 @@ int original_dst(struct bpf_sockopt *ctx)
 	return 1;
 }
 
+/* That of the socket which the connect programs have seen. */
+static __always_inline __u64 connected_cookie(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	const struct sock *subflow;
+
+	if (!sk || !is_mptcp(sk))
+		return bpf_get_socket_cookie(ctx);
+	subflow = first_subflow(sk);
+	return subflow ? subflow_cookie(subflow) : 0;
+}
+
 static __always_inline struct connection *redirected(struct bpf_sock_addr *ctx)
 {
-	struct connection *connection;
-	__u64 cookie;
+	struct connection *connection = find_connection(connected_cookie(ctx));
 
-	cookie = bpf_get_socket_cookie(ctx);
-	connection = find_connection(cookie);
 	/* As above: only while it is the proxy that this socket is connected to. */
 	if (!connection || (__u16)ctx->user_port != connection->proxy_port_be)
 		return NULL;

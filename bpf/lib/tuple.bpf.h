@@ -63,9 +63,15 @@ static __always_inline __u64 netns_of(struct bpf_sock_ops *ctx)
 	return HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) : netns_inode(ctx->sk);
 }
 
-/* At the proxy's end, whose peer is the client. */
+/* The client's; what came so far is counted with a FIN, and without the SYN. */
+static __always_inline __u32 isn_of(struct bpf_tcp_sock *tcp)
+{
+	return tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
+}
+
+/* At the proxy's end, whose peer is the client; all but the client's number. */
 static __always_inline void read_tuple(struct bpf_sockopt *ctx, struct bpf_sock *sk,
-				       struct bpf_tcp_sock *tcp, struct tuple *tuple)
+				       struct tuple *tuple)
 {
 	bool ip6 = READ(sk->family) == AF_INET6;
 	struct address proxy;
@@ -81,8 +87,6 @@ static __always_inline void read_tuple(struct bpf_sockopt *ctx, struct bpf_sock 
 	normalise(&proxy, ip6, READ(sk->src_ip4));
 	normalise(&tuple->client, ip6, READ(sk->dst_ip4));
 	tuple->client_port_be = READ(sk->dst_port);
-	/* What came so far is counted with a FIN, and without the SYN. */
-	tuple->isn = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
 	if (in_one_netns(&tuple->client, &proxy))
 		tuple->netns = HAS_NETNS_COOKIE ? bpf_get_netns_cookie(ctx) : netns_inode(sk);
 }

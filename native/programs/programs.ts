@@ -129,14 +129,14 @@ export const programs: readonly OwnProgram[] = [
     object: 'origdst',
     hook: 'getpeername4',
     place: 'sockets',
-    helpers: { bpf_get_socket_cookie: '4.19' },
+    helpers: { bpf_get_socket_cookie: '4.19', bpf_probe_read_kernel: '5.8' },
   },
   {
     name: 'getpeername6',
     object: 'origdst',
     hook: 'getpeername6',
     place: 'sockets',
-    helpers: { bpf_get_socket_cookie: '4.19' },
+    helpers: { bpf_get_socket_cookie: '4.19', bpf_probe_read_kernel: '5.8' },
   },
   {
     name: 'original_dst',

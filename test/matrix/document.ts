@@ -173,7 +173,7 @@ ${table(['what', 'since Linux', 'not in', 'without it'], lackRows(results))}
 Not a feature that can be tried, yet different:
 
 - **Locked memory.** Before Linux 5.11 maps and programs count as locked memory of whoever makes them, some 80 MB with the default sizes. The agent raises its limit where it may; the chart's container may not (\`CAP_SYS_RESOURCE\`), so there the container runtime must have a high limit itself: \`LimitMEMLOCK=infinity\` in its systemd unit. \`doctor\` says so, and the agent refuses to start with \`EPERM\`.
-- **MPTCP.** A kernel can be built without it (\`CONFIG_MPTCP\`), as Debian's 5.10 is. There are no such sockets then, and nothing to lose.
+- **MPTCP.** A kernel can be built without it (\`CONFIG_MPTCP\`), as Debian's 5.10 is. There are no such sockets then, and nothing to lose. Where it has them, the TCP connection below such a socket is found by the kernel's own type information, whatever its version.
 
 ## Features
 

@@ -133,6 +133,8 @@ static bool connect_fd(int fd, const struct client *client)
 		return print_failure("connect", error, ns);
 	if (client->nonblock)
 		set_nonblock(fd, false);
+	if (client->say && send(fd, "hello\n", 6, 0) != 6)
+		return print_failure("send", errno, ns);
 	if (!client->no_read)
 		error = read_line(fd, reply, sizeof(reply));
 	if (error)
@@ -170,7 +172,7 @@ static void print_held(int fd)
 /* All that is asked for on one socket; a line for each connection. */
 bool connect_and_print(const struct client *client)
 {
-	int protocol = client->mptcp ? 262 /* IPPROTO_MPTCP */ : IPPROTO_TCP;
+	int protocol = client->mptcp ? IPPROTO_MPTCP : IPPROTO_TCP;
 	const char *step = "socket";
 	int fd, error;
 	bool ok;
@@ -237,6 +239,7 @@ int cmd_connect(int argc, char **argv)
 		{ "nonblock", no_argument, NULL, 'n' },
 		{ "or", required_argument, NULL, 'O' },
 		{ "reconnect", no_argument, NULL, 'r' },
+		{ "say", no_argument, NULL, 's' },
 		{ "tfo", no_argument, NULL, 'f' },
 		{ "then", required_argument, NULL, 'T' },
 		{ "tfo-connect", no_argument, NULL, 'F' },
@@ -264,6 +267,7 @@ int cmd_connect(int argc, char **argv)
 		case 'O': add_next(&client, optarg, false); break;
 		case 'r': client.reconnect = true; break;
 		case 'R': client.no_read = true; break;
+		case 's': client.say = true; break;
 		case 'f': client.tfo = true; break;
 		case 'F': client.tfo_connect = true; break;
 		case 'T': add_next(&client, optarg, true); break;

@@ -17,15 +17,17 @@ static const struct {
 	int (*run)(int argc, char **argv);
 	const char *usage;
 } commands[] = {
-	{ "serve", cmd_serve, "[-6] [--dual] [--udp] [--tfo] [--quiet] ADDR PORT[,PORT]" },
+	{ "serve", cmd_serve,
+	  "[-6] [--dual] [--udp] [--tfo] [--mptcp] [--quiet] ADDR PORT[,PORT]" },
 	{ "proxy", cmd_proxy,
-	  "[-6] [--dual] [--level auto|ip|ipv6|both] [--again] [--lengths] [--tfo] [--quiet] ADDR "
-	  "PORT[,PORT]" },
+	  "[-6] [--dual] [--level auto|ip|ipv6|both] [--again] [--lengths] [--tfo] [--mptcp] "
+	  "[--quiet] ADDR PORT[,PORT]" },
 	{ "connect", cmd_connect,
 	  "[-6|--mapped] [--bind ADDR[:PORT]] [--nonblock] [--tfo] [--tfo-connect] [--io-uring]\n"
 	  "                     [--mptcp] [--unconnected-first] [--reconnect] [--hold] [--comm "
 	  "NAME] [--uid UID]\n"
-	  "                     [--timeout MS] [--no-read] [--then ADDR:PORT | --or ADDR:PORT]... "
+	  "                     [--timeout MS] [--say] [--no-read] [--then ADDR:PORT | --or "
+	  "ADDR:PORT]... "
 	  "ADDR PORT" },
 	{ "udp", cmd_udp, "[--timeout MS] ADDR PORT" },
 	{ "first", cmd_first, "[--mkdir] CGROUP_DIR ADDR PORT" },

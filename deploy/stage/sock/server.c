@@ -24,7 +24,7 @@ enum level { LEVEL_AUTO, LEVEL_IP, LEVEL_IPV6, LEVEL_BOTH };
 
 struct server {
 	union address address;
-	bool proxy, dual, udp, tfo, quiet, again, lengths;
+	bool proxy, dual, udp, tfo, mptcp, quiet, again, lengths;
 	enum level level;
 	int listeners[MAX_LISTENERS];
 	int listener_count;
@@ -133,7 +133,8 @@ static void listen_on(struct server *server, const char *host, const char *port)
 	if (server->dual)
 		map_to_v6(&server->address);
 	fd = socket(server->address.any.sa_family,
-		    (server->udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		    (server->udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC,
+		    server->mptcp ? IPPROTO_MPTCP : 0);
 	if (fd < 0)
 		die("socket");
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
@@ -258,15 +259,11 @@ static int run(struct server *server)
 static int start(int argc, char **argv, bool proxy)
 {
 	static const struct option options[] = {
-		{ "again", no_argument, NULL, 'a' },
-		{ "comm", required_argument, NULL, 'c' },
-		{ "dual", no_argument, NULL, 'd' },
-		{ "lengths", no_argument, NULL, 'L' },
-		{ "level", required_argument, NULL, 'l' },
-		{ "quiet", no_argument, NULL, 'q' },
-		{ "tfo", no_argument, NULL, 'f' },
-		{ "udp", no_argument, NULL, 'u' },
-		{},
+		{ "again", no_argument, NULL, 'a' },	   { "comm", required_argument, NULL, 'c' },
+		{ "dual", no_argument, NULL, 'd' },	   { "lengths", no_argument, NULL, 'L' },
+		{ "level", required_argument, NULL, 'l' }, { "mptcp", no_argument, NULL, 'm' },
+		{ "quiet", no_argument, NULL, 'q' },	   { "tfo", no_argument, NULL, 'f' },
+		{ "udp", no_argument, NULL, 'u' },	   {},
 	};
 	static const char *const levels[] = { "auto", "ip", "ipv6", "both" };
 	static struct server server;
@@ -295,6 +292,7 @@ static int start(int argc, char **argv, bool proxy)
 				misuse("--level must be auto, ip, ipv6 or both, not \"%s\"",
 				       optarg);
 			break;
+		case 'm': server.mptcp = true; break;
 		case 'q': server.quiet = true; break;
 		case 'u': server.udp = !proxy; break;
 		default: return 1;

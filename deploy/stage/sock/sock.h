@@ -15,6 +15,10 @@
 /* How long an answer is waited for, milliseconds, unless somebody wants a time-out. */
 #define PATIENCE_MS 20000
 
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
 union address {
 	struct sockaddr any;
 	struct sockaddr_in v4;
@@ -54,7 +58,7 @@ struct client {
 	union address destination;
 	union address bind; /* sa_family 0: not bound */
 	bool nonblock, tfo, tfo_connect, io_uring, mptcp;
-	bool unconnected_first, reconnect, hold, no_read;
+	bool unconnected_first, reconnect, hold, say, no_read;
 	int timeout_ms;
 	struct next next[MAX_NEXT]; /* for the same socket, one after the other */
 	int next_count;
