@@ -14,6 +14,7 @@ import type { Field } from './config-field.ts';
 import { shown } from '../objects/shown.ts';
 
 const LABEL_VALUE = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
+const RUNTIME_CLASS = /^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$|^[a-z0-9][a-z0-9.-]*\*$/;
 const NAMESPACE_NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
 
 const TABLE = {
@@ -36,6 +37,11 @@ const TABLE = {
     ['istio.io-mesh-controller', 'istio.io-gateway-controller', 'istio.io-eastwest-controller'],
     { item: 'a label value', form: LABEL_VALUE, lowerCase: true, mayBeEmpty: true },
     'Values of the label `gateway.istio.io/managed` that make a pod a waypoint or a gateway, which is never redirected. Compared without regard to case. The defaults are what Istio and Kmesh write for waypoints, ingress gateways and east-west gateways.',
+  ),
+  runtimeClasses: texts(
+    ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
+    { item: 'a runtime class\'s name, which may end in "*"', form: RUNTIME_CLASS, mayBeEmpty: true },
+    'Values of `spec.runtimeClassName` whose pods have a kernel of their own, which makes their sockets out of reach of this one: they are never redirected. A name that ends in `*` stands for all that begin like it. The defaults are what the installers of Kata Containers (`kata-qemu`, `kata-clh`, `kata-fc`, `kata-dragonball`, `kata-remote`, `kata-cc-isolation`, ...) and of gVisor create.',
   ),
   proxy: {
     selector: selector('app=ztunnel', "Label selector of the node's ztunnel pod."),

@@ -11,6 +11,7 @@ export type Reason =
   | 'proxy'
   | 'excluded-namespace'
   | 'gateway'
+  | 'runtime'
   | 'pod-label'
   | 'pod-opt-out'
   | 'namespace-label'

@@ -1,7 +1,13 @@
 /** The case of one pod: what the rules ask of its labels and annotations, its namespace and the configuration. */
 
 import type { Config } from '../config/config.ts';
-import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
+import {
+  ALLOW_BYPASS_LABEL,
+  BYPASS_LABEL,
+  MODE_LABEL,
+  REDIRECTION,
+  SIDECAR_STATUS,
+} from '../objects/label-names.ts';
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import type { Pod } from '../objects/pod.ts';
@@ -10,7 +16,7 @@ import type { Note, Remembered } from './decision.ts';
 /** What the decision reads of the configuration. */
 export type VerdictConfig = Pick<
   Config,
-  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'bypass'
+  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'runtimeClasses' | 'bypass'
 > & {
   readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
 };
@@ -23,6 +29,10 @@ export interface PodCase {
   /** One of the node's ztunnels by its labels and namespace, running or not. */
   readonly proxy: boolean;
   readonly sidecar: boolean;
+  /** Its sockets live in another kernel. */
+  readonly otherKernel: boolean;
+  /** Its annotation asks for no redirection, as Istio's older way of opting out. */
+  readonly optsOut: boolean;
   readonly ownMode: ModeLabel;
   readonly namespaceMode: ModeLabel;
   readonly remembered: Remembered | undefined;
@@ -67,12 +77,25 @@ export function caseOf(
     terminal: pod.phase === 'Succeeded' || pod.phase === 'Failed',
     proxy: isProxy(pod, config.proxy),
     sidecar: labelValue(pod.annotations, SIDECAR_STATUS) !== undefined,
+    otherKernel: isOneOf(config.runtimeClasses, pod.runtimeClass),
+    optsOut: optsOut(pod),
     ownMode,
     namespaceMode: namespaceLabel,
     remembered,
     mode: meshModeOf(ownMode) ?? meshModeOf(theirs),
     bypass: bypassOf(pod, namespace, config),
   };
+}
+
+/** Names, of which one that ends in `*` stands for all that begin like it. */
+function isOneOf(names: readonly string[], name: string | undefined): boolean {
+  if (name === undefined) return false;
+  return names.some((each) => (each.endsWith('*') ? name.startsWith(each.slice(0, -1)) : name === each));
+}
+
+/** Whether its owner, or somebody for them, has annotated the pod so that it is not redirected. In any case, as with the label. */
+export function optsOut({ annotations }: Pick<Pod, 'annotations'>): boolean {
+  return labelValue(annotations, REDIRECTION)?.toLowerCase() === 'disabled';
 }
 
 /** Whether a pod is one of the node's ztunnels by its labels and namespace. */
@@ -169,5 +192,14 @@ export function nameOf(pod: Pod): string {
 
 /** A label as the trace shows it. */
 export function sawLabel(owner: string, key: string, value: string | undefined): string {
-  return `${owner} label ${key} ${value === undefined ? 'absent' : `= ${JSON.stringify(value)}`}`;
+  return `${owner} label ${saw(key, value)}`;
+}
+
+/** An annotation of the pod as the trace shows it. */
+export function sawAnnotation(key: string, value: string | undefined): string {
+  return `annotation ${saw(key, value)}`;
+}
+
+function saw(key: string, value: string | undefined): string {
+  return `${key} ${value === undefined ? 'absent' : `= ${JSON.stringify(value)}`}`;
 }

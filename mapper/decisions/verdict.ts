@@ -6,12 +6,26 @@
  * order, and the first that applies decides.
  */
 
-import { BYPASS_LABEL, GATEWAY_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
+import {
+  BYPASS_LABEL,
+  GATEWAY_LABEL,
+  MODE_LABEL,
+  REDIRECTION,
+  SIDECAR_STATUS,
+} from '../objects/label-names.ts';
 import { labelValue } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Decision, Note, Reason, Remembered, RuleStep, Verdict } from './decision.ts';
-import { caseOf, nameOf, sawLabel, unknownMode, type PodCase, type VerdictConfig } from './pod-case.ts';
+import {
+  caseOf,
+  nameOf,
+  sawAnnotation,
+  sawLabel,
+  unknownMode,
+  type PodCase,
+  type VerdictConfig,
+} from './pod-case.ts';
 import { trafficOptions, type TrafficAnnotations } from './traffic-options.ts';
 
 /** What a rule that applies makes of the pod. */
@@ -95,19 +109,30 @@ const RULES: readonly Rule[] = [
   },
   {
     number: 6,
-    condition: 'the pod\'s label says "none"',
-    see: sawOwnMode,
-    applies: ({ ownMode }) => (ownMode.mode === 'none' ? out('pod-opt-out') : undefined),
+    condition: ({ runtimeClasses }) =>
+      `its runtime has a kernel of its own for it (runtimeClasses: ${runtimeClasses.join(', ')})`,
+    see: ({ pod }) =>
+      pod.runtimeClass === undefined
+        ? 'spec.runtimeClassName absent'
+        : `spec.runtimeClassName: ${pod.runtimeClass}`,
+    applies: ({ otherKernel }) => (otherKernel ? apart('runtime') : undefined),
   },
   {
-    number: 6,
+    number: 8,
+    condition: 'the pod\'s annotation says "disabled", or its label "none"',
+    see: ({ pod, ownMode }) =>
+      `${sawAnnotation(REDIRECTION, labelValue(pod.annotations, REDIRECTION))}, ${sawLabel('pod', MODE_LABEL, ownMode.value)}`,
+    applies: ({ optsOut, ownMode }) => (optsOut || ownMode.mode === 'none' ? out('pod-opt-out') : undefined),
+  },
+  {
+    number: 9,
     condition: ({ meshModes }) => `the pod's label names a mesh mode (${meshModes.join(', ')})`,
-    see: sawOwnMode,
+    see: ({ ownMode }) => sawLabel('pod', MODE_LABEL, ownMode.value),
     applies: ({ ownMode }) => (ownMode.mode === undefined ? undefined : enrolled('pod-label')),
     notes: ({ pod, ownMode, config }) => unknownMode(`pod ${nameOf(pod)}`, ownMode, config),
   },
   {
-    number: 7,
+    number: 10,
     condition: "the namespace's label names a mesh mode",
     see: sawNamespaceMode,
     applies: ({ mode }) => (mode === undefined ? undefined : enrolled('namespace-label')),
@@ -115,13 +140,13 @@ const RULES: readonly Rule[] = [
       unknownMode(`namespace ${pod.namespace}`, namespaceMode, config),
   },
   {
-    number: 7,
+    number: 10,
     condition: 'no label names a mesh mode',
     see: sawNamespaceMode,
     applies: () => NOT_ENROLLED,
   },
   {
-    number: 8,
+    number: 11,
     ofEnrolled: true,
     condition: 'the pod has a sidecar',
     see: sawSidecar,
@@ -131,14 +156,14 @@ const RULES: readonly Rule[] = [
         : undefined,
   },
   {
-    number: 8,
+    number: 11,
     ofEnrolled: true,
     condition: 'the pod has a sidecar',
     see: sawSidecar,
     applies: ({ sidecar }) => (sidecar ? out('sidecar') : undefined),
   },
   {
-    number: 9,
+    number: 12,
     ofEnrolled: true,
     condition: 'the pod asks to be bypassed, and may',
     see: ({ bypass }) => bypass.saw,
@@ -250,10 +275,6 @@ function selectorText(proxy: VerdictConfig['proxy']): string {
 function sawProxy({ pod, config: { proxy } }: PodCase): string {
   const place = proxy.namespaces.length === 0 ? '' : ` in namespace ${pod.namespace}`;
   return proxy.selector.matches(pod.labels) ? `labels match${place}` : `labels do not match${place}`;
-}
-
-function sawOwnMode({ ownMode }: PodCase): string {
-  return sawLabel('pod', MODE_LABEL, ownMode.value);
 }
 
 function sawNamespaceMode({ namespaceMode, remembered }: PodCase): string {

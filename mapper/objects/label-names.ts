@@ -11,7 +11,7 @@ export const ALLOW_BYPASS_LABEL = 'cgroute.io/allow-bypass';
 
 /** Annotation of a pod that has a sidecar; its value is the injector's own. */
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
-/** Annotation that says whether a pod's connections are redirected: `enabled`. */
+/** Annotation that says whether a pod's connections are redirected: `enabled`; or, by its owner, that they shall not be: `disabled`. */
 export const REDIRECTION = 'ambient.istio.io/redirection';
 /** What the annotations about ports and ranges begin with. */
 export const TRAFFIC = 'traffic.sidecar.istio.io/';

@@ -38,6 +38,8 @@ export interface Pod {
   /** `spec.nodeName`; absent until the pod is scheduled. */
   readonly node?: string;
   readonly hostNetwork: boolean;
+  /** `spec.runtimeClassName`; absent for the node's usual runtime. */
+  readonly runtimeClass?: string;
   readonly phase: Phase;
   readonly ready: boolean;
   /** Deleted in the API, and still running for its grace period. */
@@ -106,6 +108,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
     );
     const configHash = annotations[CONFIG_HASH]?.toLowerCase() || undefined;
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
+    const runtimeClass = optionalText(spec['runtimeClassName'], ['spec', 'runtimeClassName'], refuse);
     const version = versionOf(metadata);
     return {
       namespace,
@@ -114,6 +117,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       ...(configHash === undefined ? {} : { configHash }),
       ...(node === undefined ? {} : { node }),
       hostNetwork: flag(spec['hostNetwork'], ['spec', 'hostNetwork'], refuse),
+      ...(runtimeClass === undefined ? {} : { runtimeClass }),
       phase: phaseOf(status['phase'], strict, refuse),
       ready: readyOf(status['conditions'], strict, refuse),
       terminating: metadata['deletionTimestamp'] !== undefined && metadata['deletionTimestamp'] !== null,

@@ -1,17 +1,26 @@
-/** Writes the annotation of Istio that says that a pod's connections are redirected. */
+/**
+ * Writes the annotation of Istio that says that a pod's connections are redirected.
+ * What somebody else has to say in it stays as it is.
+ */
 import PQueue from 'p-queue';
 import type { Logger } from 'pino';
 import { messageOf } from '../../native/error.ts';
 import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
+import { optsOut } from '../decisions/pod-case.ts';
 import { REDIRECTION } from '../objects/label-names.ts';
-import type { Pod } from '../objects/pod.ts';
+import { versionOf } from '../objects/object-age.ts';
+import { podOf, type Pod } from '../objects/pod.ts';
+import { isProblem } from '../objects/projection.ts';
 
 const ENABLED = 'enabled';
 
 /** What the API's object says. */
 export const isAnnotated = (pod: Pod): boolean => pod.annotations[REDIRECTION] === ENABLED;
+
+/** Whether it is cgroute's to write: not where the pod's owner has opted out with it. */
+const isOurs = (pod: Pod): boolean => !optsOut(pod);
 
 export interface PodAnnotator extends Disposable {
   /** The annotation as it should be; returns at once. What the API says already is not written. */
@@ -31,6 +40,8 @@ export interface PodAnnotatorOptions {
 interface Written {
   pod: Pod;
   wanted: boolean;
+  /** `resourceVersion` of what {@link pod} was made of, as long as nothing says that there is a newer one. */
+  version: bigint | undefined;
   /** What the API's object said when it was last looked at, and what it must say by now. */
   projected: boolean;
   said: boolean;
@@ -52,15 +63,21 @@ export function makePodAnnotator({
     const {
       pod: { namespace, name, uid },
       wanted,
+      version,
     } = each;
-    if (wanted === each.said || pods.get(uid) !== each) return;
-    const path = `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods/${encodeURIComponent(name)}/status`;
-    // With the UID in it the patch is refused where another pod has taken the name.
+    if (isDone(each) || pods.get(uid) !== each) return;
+    const path = `${pathOf(each.pod)}/${encodeURIComponent(name)}/status`;
+    // With the UID in it the patch is refused where another pod has taken the name,
+    // with the version where somebody has written to the pod since it was looked at.
     const text = JSON.stringify({
-      metadata: { uid, annotations: { [REDIRECTION]: wanted ? ENABLED : null } },
+      metadata: {
+        uid,
+        ...(version === undefined ? {} : { resourceVersion: String(version) }),
+        annotations: { [REDIRECTION]: wanted ? ENABLED : null },
+      },
     });
     try {
-      await client.json({
+      const written = await client.json({
         method: 'PATCH',
         path,
         query: { fieldManager: 'cgroute' },
@@ -68,6 +85,9 @@ export function makePodAnnotator({
         signal: closing.signal,
       });
       each.said = wanted;
+      // Until the source tells of this or of something newer.
+      if (each.version === version)
+        each.version = versionOf((written as { metadata?: Record<string, unknown> }).metadata ?? {});
       each.backoff.reset();
     } catch (error) {
       if (closing.signal.aborted) return;
@@ -76,6 +96,7 @@ export function makePodAnnotator({
         each.said = wanted;
         return;
       }
+      if (version !== undefined && isConflict(error) && (await lookAgain(each, version))) return;
       const isFirst = each.backoff.failures === 0;
       logger[isFirst ? 'warn' : 'debug'](
         { err: error, podUid: uid },
@@ -89,14 +110,40 @@ export function makePodAnnotator({
     }
   };
 
+  /** Somebody has written to the pod: what it says by now counts, and the patch is made anew. Whether that could be told. */
+  const lookAgain = async (each: Written, refused: bigint): Promise<boolean> => {
+    const { name, uid } = each.pod;
+    try {
+      // The right to list is what the agent has.
+      const list = (await client.json({
+        path: pathOf(each.pod),
+        query: { fieldSelector: `metadata.name=${name}` },
+        signal: closing.signal,
+      })) as { readonly items?: readonly unknown[] } | undefined;
+      const [item] = list?.items ?? [];
+      const now = item === undefined ? undefined : podOf(item);
+      // A source that tells meanwhile knows no less.
+      if (each.version !== refused) return true;
+      if (now !== undefined && (isProblem(now) || now.version === refused)) return false;
+      if (now?.uid === uid) see(each, now);
+      else each.said = each.wanted;
+      return true;
+    } catch {
+      return false;
+    }
+  };
+
+  const see = (each: Written, pod: Pod): void => {
+    const projected = isAnnotated(pod);
+    // An event from before our own write says nothing new.
+    if (projected !== each.projected) each.said = each.projected = projected;
+    each.pod = pod;
+    each.version = pod.version;
+  };
+
   /** One request per pod at a time; what is wanted meanwhile is looked at when it is through. */
   const go = (each: Written): void => {
-    if (
-      closing.signal.aborted ||
-      each.running !== undefined ||
-      each.retry !== undefined ||
-      each.wanted === each.said
-    )
+    if (closing.signal.aborted || each.running !== undefined || each.retry !== undefined || isDone(each))
       return;
     each.running = queue
       .add(() => patch(each))
@@ -112,6 +159,7 @@ export function makePodAnnotator({
       const each = pods.get(pod.uid) ?? {
         pod,
         wanted,
+        version: pod.version,
         projected,
         said: projected,
         running: undefined,
@@ -119,9 +167,7 @@ export function makePodAnnotator({
         backoff: makeBackoff(...backoffMs),
       };
       pods.set(pod.uid, each);
-      // An event from before our own write says nothing new.
-      if (projected !== each.projected) each.said = each.projected = projected;
-      each.pod = pod;
+      see(each, pod);
       each.wanted = wanted;
       go(each);
     },
@@ -145,6 +191,12 @@ export function makePodAnnotator({
     },
   };
 }
+
+const pathOf = ({ namespace }: Pod): string => `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods`;
+
+const isDone = ({ wanted, said, pod }: Written): boolean => wanted === said || !isOurs(pod);
+
+const isConflict = (error: unknown): boolean => error instanceof KubeError && error.status === 409;
 
 /** Gone, or another one under its name. A conflict of versions looks similar, and is worth another try. */
 function isAnotherPod(error: unknown): boolean {

@@ -47,9 +47,12 @@ describe('explain', () => {
     );
     assert.deepEqual(
       of.rules.map(({ rule, outcome }) => `${rule} ${outcome}`),
-      ['1 no', '2 no', '3 no', '4 no', '5 no', '6 no', '7 decides', '8 no', '9 no'],
+      ['1 no', '2 no', '3 no', '4 no', '5 no', '6 no', '8 no', '9 no', '10 decides', '11 no', '12 no'],
     );
-    assert.equal(of.rules[6]?.saw, 'namespace label istio.io/dataplane-mode = "ambient"');
+    assert.equal(
+      of.rules.find(({ rule }) => rule === 10)?.saw,
+      'namespace label istio.io/dataplane-mode = "ambient"',
+    );
     assert.match(of.notes.join('\n'), /^pod demo\/client has istio\.io\/dataplane-mode="ambiant"/);
     assert.deepEqual(of.proxy, {
       address: node.proxyPod.host.ip4,
@@ -69,7 +72,7 @@ describe('explain', () => {
       await cgroute(node.sandbox, ['explain', 'client', '-o', 'yaml']),
     ];
     assert.match(table.stdout, /^verdict +in, because of namespace-label$/m);
-    assert.match(table.stdout, /^7 +DECIDES +the namespace's label names a mesh mode/m);
+    assert.match(table.stdout, /^10 +DECIDES +the namespace's label names a mesh mode/m);
     assert.match(table.stdout, /went to the proxy's outbound port$/m);
     assert.match(yaml.stdout, /^reason: namespace-label$/m);
   });

@@ -6,7 +6,7 @@ import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
 import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { listen } from '../../deploy/stage/sock.ts';
-import { BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from '../harness/label-names.ts';
+import { BYPASS, GATEWAY, MODE, REDIRECTION, SIDECAR_STATUS } from '../harness/label-names.ts';
 import { type Expected, REASONS, expected } from '../harness/verdict-oracle.ts';
 
 const SIDECAR = { [SIDECAR_STATUS]: '{"containers":["istio-proxy"]}' };
@@ -28,6 +28,9 @@ const PODS: readonly PodOptions[] = [
   { name: 'excluded', namespace: 'kube-system', labels: { [MODE]: 'ambient' } },
   { name: 'waypoint', labels: { [GATEWAY]: 'istio.io-mesh-controller' } },
   { name: 'other-gateway', labels: { [GATEWAY]: 'example.com-controller' } },
+  { name: 'kata', runtimeClass: 'kata-qemu', labels: { [MODE]: 'ambient' } },
+  { name: 'nvidia', runtimeClass: 'nvidia' },
+  { name: 'annotated-out', annotations: { [REDIRECTION]: 'disabled' }, labels: { [MODE]: 'ambient' } },
   { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } },
   { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } },
   { name: 'opted-out', labels: { [MODE]: 'None' } },

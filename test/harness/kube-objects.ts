@@ -39,6 +39,7 @@ export interface ContainerSpec {
 export interface PodSpec {
   readonly nodeName?: string;
   readonly hostNetwork?: boolean;
+  readonly runtimeClassName?: string;
   readonly restartPolicy?: string;
   readonly terminationGracePeriodSeconds?: number;
   readonly containers: readonly ContainerSpec[];

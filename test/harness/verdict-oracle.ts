@@ -6,7 +6,7 @@
  * weakest to the strongest, and each that holds takes the pod from the one before.
  */
 import type { Pod, Texts } from './kube-objects.ts';
-import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, SIDECAR_STATUS } from './label-names.ts';
+import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, REDIRECTION, SIDECAR_STATUS } from './label-names.ts';
 
 export type Verdict = 'in' | 'out' | 'bypass';
 
@@ -17,22 +17,30 @@ const REASON = {
   proxy: { verdict: 'out', rule: 3 },
   'excluded-namespace': { verdict: 'out', rule: 4 },
   gateway: { verdict: 'out', rule: 5 },
-  'pod-opt-out': { verdict: 'out', rule: 6 },
-  'pod-label': { verdict: 'in', rule: 6 },
-  'namespace-label': { verdict: 'in', rule: 7 },
-  'not-enrolled': { verdict: 'out', rule: 7 },
-  sidecar: { verdict: 'out', rule: 8 },
-  'sidecar-short-circuited': { verdict: 'in', rule: 8 },
-  bypass: { verdict: 'bypass', rule: 9 },
-  'bypass-outbound': { verdict: 'bypass', rule: 9 },
-  'bypass-inbound': { verdict: 'bypass', rule: 9 },
+  runtime: { verdict: 'out', rule: 6 },
+  'pod-opt-out': { verdict: 'out', rule: 8 },
+  'pod-label': { verdict: 'in', rule: 9 },
+  'namespace-label': { verdict: 'in', rule: 10 },
+  'not-enrolled': { verdict: 'out', rule: 10 },
+  sidecar: { verdict: 'out', rule: 11 },
+  'sidecar-short-circuited': { verdict: 'in', rule: 11 },
+  bypass: { verdict: 'bypass', rule: 12 },
+  'bypass-outbound': { verdict: 'bypass', rule: 12 },
+  'bypass-inbound': { verdict: 'bypass', rule: 12 },
 } as const satisfies Readonly<Record<string, { readonly verdict: Verdict; readonly rule: number }>>;
 
 export type Reason = keyof typeof REASON;
 export const REASONS = Object.keys(REASON) as readonly Reason[];
 
 /** Their pods are no business of the mesh, so that a bypass label means nothing there. */
-const APART: readonly Reason[] = ['host-network', 'terminal', 'proxy', 'excluded-namespace', 'gateway'];
+const APART: readonly Reason[] = [
+  'host-network',
+  'terminal',
+  'proxy',
+  'excluded-namespace',
+  'gateway',
+  'runtime',
+];
 /** No mesh mode counts. */
 const MODELESS: readonly Reason[] = [...APART, 'pod-opt-out', 'not-enrolled'];
 
@@ -42,6 +50,7 @@ export interface PodTraits {
   readonly labels?: Texts;
   readonly annotations?: Texts;
   readonly hostNetwork?: boolean;
+  readonly runtimeClass?: string;
   readonly phase?: string;
 }
 
@@ -56,6 +65,8 @@ export interface Settings {
   readonly excludedNamespaces: readonly string[];
   /** In lower case. */
   readonly gatewayControllers: readonly string[];
+  /** `name-*` is all that begin like it. */
+  readonly runtimeClasses: readonly string[];
   /** The label of the node's proxy, and its namespaces; none is all. */
   readonly proxy: {
     readonly label: readonly [key: string, value: string];
@@ -72,6 +83,7 @@ export const DEFAULT_SETTINGS: Settings = {
     'istio.io-gateway-controller',
     'istio.io-eastwest-controller',
   ],
+  runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
   proxy: { label: ['app', 'ztunnel'], namespaces: [] },
 };
 
@@ -128,7 +140,8 @@ export function expected(
   settings: Settings = DEFAULT_SETTINGS,
 ): Expected {
   const { namespace, labels = {}, annotations = {}, hostNetwork = false, phase = 'Running' } = pod;
-  const { allowed, meshModes, excludedNamespaces, gatewayControllers, proxy } = settings;
+  const { allowed, meshModes, excludedNamespaces, gatewayControllers, runtimeClasses, proxy } = settings;
+  const { runtimeClass = '' } = pod;
   const modeIn = (of: Texts): string | undefined => meshModes.find((mode) => mode === word(of, MODE));
   const mode = modeIn(labels) ?? modeIn(theirs);
   const mayBypass = allowed === 'any' || (allowed === 'namespace' && theirs[ALLOW_BYPASS] === 'true');
@@ -145,7 +158,9 @@ export function expected(
     reason = bypass ?? reason;
     if (sidecar) reason = mode === 'kmesh' ? 'sidecar-short-circuited' : 'sidecar';
   }
-  if (word(labels, MODE) === 'none') reason = 'pod-opt-out';
+  if (word(labels, MODE) === 'none' || word(annotations, REDIRECTION) === 'disabled') reason = 'pod-opt-out';
+  const classes = new RegExp(`^(${runtimeClasses.join('|').replaceAll('*', '.*')})$`);
+  if (runtimeClass !== '' && classes.test(runtimeClass)) reason = 'runtime';
   if (gatewayControllers.includes(word(labels, GATEWAY))) reason = 'gateway';
   if (excludedNamespaces.includes(namespace)) reason = 'excluded-namespace';
   if (isProxy) reason = 'proxy';
@@ -189,10 +204,15 @@ export function expectedOf(
   allowed: Allowed = 'any',
 ): Expected {
   const { namespace = '', labels = {}, annotations = {} } = metadata;
-  const { hostNetwork = false } = spec;
+  const { hostNetwork = false, runtimeClassName } = spec;
   const { phase = 'Pending' } = status ?? {};
-  return expected({ namespace, labels, annotations, hostNetwork, phase }, namespaces.get(namespace), {
-    ...DEFAULT_SETTINGS,
-    allowed,
-  });
+  const traits = {
+    namespace,
+    labels,
+    annotations,
+    hostNetwork,
+    phase,
+    ...(runtimeClassName === undefined ? {} : { runtimeClass: runtimeClassName }),
+  };
+  return expected(traits, namespaces.get(namespace), { ...DEFAULT_SETTINGS, allowed });
 }

@@ -8,6 +8,7 @@ import { openKubeClient } from '../../mapper/kube/kube-client.ts';
 import { podOf, type Pod } from '../../mapper/objects/pod.ts';
 import { makePodAnnotator } from '../../mapper/reports/pod-annotator.ts';
 import type { Agent } from '../../deploy/stage/agent.ts';
+import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
 import type { ServiceAccount } from '../harness/kube-account.ts';
 import { AGENT_RULES, type KubeAgentOptions } from '../harness/kube-agent.ts';
@@ -139,6 +140,44 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     assert.equal(await annotationOf('web'), 'enabled');
     await label('pod/web', `${BYPASS}-`, `${MODE}-`);
     await agent.stop();
+  });
+
+  test('does not write over an opt-out that it has not heard of', async () => {
+    using client = openKubeClient({ access: kubeAccess({ env: { KUBECONFIG: account.kubeconfig() } }) });
+    using annotator = makePodAnnotator({ client, logger: pino({ level: 'silent' }) });
+    const enabled = podOf(await cluster.pod('shop', 'web')) as Pod;
+    for (const wanted of [true, false]) {
+      await cluster.kubectl('-n', 'shop', 'annotate', '--overwrite', 'pod', 'web', `${REDIRECTION}=disabled`);
+      annotator.want(wanted ? { ...enabled, annotations: {} } : enabled, wanted);
+      await annotator.settled([enabled.uid]);
+      assert.equal(await annotationOf('web'), 'disabled', `wanted: ${wanted}`);
+      annotator.forget(enabled.uid);
+    }
+    await cluster.kubectl('-n', 'shop', 'annotate', 'pod', 'web', `${REDIRECTION}-`);
+  });
+
+  test("leaves an owner's opt-out as it is, whatever happens to the pod", async () => {
+    const hasOptedOut = ({ pods }: NodeStatus): boolean =>
+      pods.some(({ name, reason }) => name === 'web' && reason === 'pod-opt-out');
+    const annotate = (value: string) =>
+      cluster.kubectl('-n', 'shop', 'annotate', '--overwrite', 'pod', 'web', value);
+    await using agent = await start();
+    await becomes('web', 'enabled');
+    await annotate(`${REDIRECTION}=disabled`);
+    await node.until('web has opted out', hasOptedOut);
+    await label('pod/web', `${MODE}=ambient`);
+    await label('pod/web', `${MODE}=none`);
+    await label('pod/web', `${MODE}-`);
+    await agent.stop();
+    await using next = await start({ args: ['--on-exit', 'detach'] });
+    await node.until('web has opted out', hasOptedOut);
+    await next.stop();
+    assert.equal(await annotationOf('web'), 'disabled');
+
+    await using last = await start();
+    await annotate(`${REDIRECTION}-`);
+    await becomes('web', 'enabled');
+    await last.stop();
   });
 
   test('goes on when it may not write, and writes when it may', async () => {

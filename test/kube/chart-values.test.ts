@@ -75,6 +75,7 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.meshModes', ['-a'], /at '\/config\/meshModes\/0': '-a' does not match pattern/],
   ['config.excludedNamespaces', ['Kube'], /at '\/config\/excludedNamespaces\/0'/],
   ['config.gatewayControllers', [''], /at '\/config\/gatewayControllers\/0'/],
+  ['config.runtimeClasses', ['*'], /at '\/config\/runtimeClasses\/0'/],
   ['config.proxy', 'app=ztunnel', /at '\/config\/proxy': got string, want object/],
   ['config.proxy.name', 'x', /at '\/config\/proxy': additional properties 'name' not allowed/],
   ['config.proxy.selector', '', /at '\/config\/proxy\/selector': minLength/],

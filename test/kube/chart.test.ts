@@ -93,6 +93,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       meshModes: ['kmesh'],
       excludedNamespaces: [],
       gatewayControllers: ['mine'],
+      runtimeClasses: ['mine-*'],
       proxy: { selector: 'app in (a, b)', namespaces: ['kmesh-system'], outboundPort: 1, inboundPort: 65535 },
       enrollment: 'new-pods',
       existingConnections: 'reset',

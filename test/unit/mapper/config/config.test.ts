@@ -23,6 +23,7 @@ describe('the configuration', () => {
           'istio.io-gateway-controller',
           'istio.io-eastwest-controller',
         ],
+        runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
         proxy: { namespaces: [], outboundPort: 15001, inboundPort: 15006 },
         enrollment: 'live',
         existingConnections: 'keep',
@@ -160,7 +161,10 @@ describe("the configuration's reference", () => {
     const rows = configReference()
       .split('\n')
       .filter((line) => line.startsWith('| `'));
-    assert.equal(rows.length, 23);
+    const settings = Object.values(defaultConfig).flatMap((value: unknown) =>
+      typeof value === 'object' && !Array.isArray(value) ? Object.keys(value ?? {}) : [value],
+    );
+    assert.equal(rows.length, settings.length);
     assert.ok(rows.some((row) => row.startsWith('| `proxy.outboundPort` | `15001` |')));
     for (const row of rows) assert.equal(row.split(/(?<!\\)\|/).length, 6, row);
   });

@@ -22,9 +22,11 @@ describe('the trace of a verdict', () => {
         [4, 'no'],
         [5, 'no'],
         [6, 'no'],
-        [7, 'yes'],
         [8, 'no'],
-        [9, 'decides'],
+        [9, 'no'],
+        [10, 'yes'],
+        [11, 'no'],
+        [12, 'decides'],
       ],
     );
     assert.deepEqual(
@@ -36,15 +38,23 @@ describe('the trace of a verdict', () => {
   test("gives the deciding mark to the label's rule when nothing after it applies", () => {
     const { trace } = decide(podWith({ labels: { [MODE]: 'kmesh' } }), undefined, defaultConfig);
     assert.deepEqual(trace.map(({ rule, outcome }) => [rule, outcome]).slice(5), [
-      [6, 'decides'],
+      [6, 'no'],
       [8, 'no'],
-      [9, 'no'],
+      [9, 'decides'],
+      [11, 'no'],
+      [12, 'no'],
     ]);
   });
 
   test('quotes the values that decided', () => {
     const { trace } = decide(podWith({ labels: { [MODE]: 'NoNe' } }), AMBIENT, defaultConfig);
-    assert.match(trace.at(-1)?.saw ?? '', /istio\.io\/dataplane-mode = "NoNe"/);
+    assert.match(
+      trace.at(-1)?.saw ?? '',
+      /annotation ambient\.istio\.io\/redirection absent, .*istio\.io\/dataplane-mode = "NoNe"/,
+    );
+    const runtime = decide(podWith({ runtimeClass: 'kata-fc' }), AMBIENT, defaultConfig).trace.at(-1);
+    assert.match(runtime?.condition ?? '', /kata, kata-\*, gvisor/);
+    assert.equal(runtime?.saw, 'spec.runtimeClassName: kata-fc');
   });
 });
 

@@ -122,7 +122,7 @@ describe('with new-pods, a pod', () => {
     label('ambient');
     enrolment.changed(UID, web());
     label();
-    const step = enrolment.decide(web()).trace.find(({ rule }) => rule === 7);
+    const step = enrolment.decide(web()).trace.find(({ rule }) => rule === 10);
     assert.equal(
       step?.saw,
       'namespace label istio.io/dataplane-mode absent; when the pod was first seen, ambient, which counts (enrollment: new-pods)',

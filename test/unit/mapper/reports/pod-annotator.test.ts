@@ -10,25 +10,23 @@ import { REDIRECTION } from '../../../harness/label-names.ts';
 
 const logger = pino({ level: 'silent' });
 
-function pod(annotated: boolean, uid = 'u1'): Pod {
-  return podOf({
-    metadata: {
-      name: 'web',
-      namespace: 'shop',
-      uid,
-      annotations: annotated ? { [REDIRECTION]: 'enabled' } : {},
-    },
-  }) as Pod;
+function object(annotated: boolean | string, uid = 'u1', resourceVersion?: string): object {
+  const value = annotated === true ? 'enabled' : annotated;
+  const annotations = value === false ? {} : { [REDIRECTION]: value };
+  return { metadata: { name: 'web', namespace: 'shop', uid, resourceVersion, annotations } };
 }
+
+const pod = (...of: Parameters<typeof object>): Pod => podOf(object(...of)) as Pod;
 
 /** Answers each request when the test says so. */
 function fake() {
-  const asked: (KubeRequest & { readonly answer: (error?: Error) => void })[] = [];
+  const asked: (KubeRequest & { readonly answer: (what?: object) => void })[] = [];
   return {
     asked,
     json: (request: KubeRequest) =>
       new Promise<unknown>((resolve, reject) => {
-        asked.push({ ...request, answer: (error) => (error === undefined ? resolve({}) : reject(error)) });
+        const answer = (what: object = {}): void => (what instanceof Error ? reject(what) : resolve(what));
+        asked.push({ ...request, answer });
       }),
     values: () =>
       asked.map(
@@ -111,6 +109,77 @@ describe('the annotation', () => {
     client.asked[2]?.answer(new KubeError('refused', 'gone', { status: 404 }));
     await delay(50);
     assert.equal(client.asked.length, 3);
+  });
+
+  const CONFLICT = new KubeError('refused', 'the object has been modified', { status: 409 });
+  const written = (asked: readonly KubeRequest[]): string[] =>
+    asked.map(({ method = 'GET', body }) => {
+      const { metadata } = JSON.parse(body?.text ?? '{"metadata":{}}') as {
+        metadata: { resourceVersion?: string; annotations?: Record<string, unknown> };
+      };
+      return `${method} ${metadata.resourceVersion ?? ''} ${String(metadata.annotations?.[REDIRECTION] ?? '')}`.trim();
+    });
+
+  test('is left to an owner who has opted out with it, and taken up when they opt in again', async () => {
+    const client = fake();
+    using annotator = makePodAnnotator({ client, logger });
+    annotator.want(pod('disabled'), true);
+    annotator.want(pod('Disabled', 'u2'), true);
+    annotator.want(pod(true, 'u3'), true);
+    annotator.want(pod('disabled', 'u3'), false);
+    await turn();
+    assert.equal(client.asked.length, 0);
+    annotator.want(pod(false), true);
+    await turn();
+    assert.deepEqual(client.values(), ['enabled']);
+  });
+
+  test('is not written over what somebody wrote in the same moment', async () => {
+    const client = fake();
+    using annotator = makePodAnnotator({ client, logger });
+    annotator.want(pod(false, 'u1', '7'), true);
+    await turn();
+    client.asked[0]?.answer(CONFLICT);
+    await turn();
+    assert.deepEqual(client.asked[1]?.query, { fieldSelector: 'metadata.name=web' });
+    client.asked[1]?.answer({ items: [object('disabled', 'u1', '8')] });
+    await turn();
+    assert.deepEqual(written(client.asked), ['PATCH 7 enabled', 'GET']);
+    // Nor taken off.
+    annotator.want(pod(true, 'u2', '3'), false);
+    await turn();
+    client.asked[2]?.answer(CONFLICT);
+    await turn();
+    client.asked[3]?.answer({ items: [object('disabled', 'u2', '4')] });
+    await turn();
+    assert.deepEqual(written(client.asked).slice(2), ['PATCH 3', 'GET']);
+  });
+
+  test('is written at once to what the pod has become meanwhile, unless that is another', async () => {
+    const client = fake();
+    using annotator = makePodAnnotator({ client, logger });
+    annotator.want(pod(false, 'u1', '7'), true);
+    await turn();
+    client.asked[0]?.answer(CONFLICT);
+    await turn();
+    client.asked[1]?.answer({ items: [object(false, 'u1', '9')] });
+    await turn();
+    client.asked[2]?.answer(object(true, 'u1', '12'));
+    await turn();
+    annotator.want(pod(true, 'u1', '12'), false);
+    await turn();
+    assert.deepEqual(written(client.asked), ['PATCH 7 enabled', 'GET', 'PATCH 9 enabled', 'PATCH 12']);
+
+    for (const items of [[], [object(false, 'u5', '9')]]) {
+      annotator.want(pod(false, 'u4', '7'), true);
+      await turn();
+      client.asked.at(-1)?.answer(CONFLICT);
+      await turn();
+      client.asked.at(-1)?.answer({ items });
+      await turn();
+      assert.deepEqual(written(client.asked).slice(-2), ['PATCH 7 enabled', 'GET']);
+      annotator.forget('u4');
+    }
   });
 
   test('is forgotten with its pod', async () => {
