@@ -18,10 +18,18 @@ import {
 import { doctorExitCode, doctorText, runDoctor } from './mapper/cli/doctor.ts';
 import { askExplanation, parsePodName } from './mapper/cli/explain.ts';
 import { explanationText } from './mapper/cli/explain-text.ts';
-import { parseListenAddress, serveHttp } from './mapper/agent/http-server.ts';
+import { probe } from './mapper/cli/probe.ts';
+import {
+  parseListenAddress,
+  serveHttp,
+  serveHttpWhenFree,
+  serveProbes,
+  type AgentState,
+} from './mapper/agent/http-server.ts';
 import { kubeAccess } from './mapper/kube/kube-access.ts';
 import { openKubeClient } from './mapper/kube/kube-client.ts';
-import { startNodeAgent } from './mapper/agent/node-agent.ts';
+import { startNodeAgent, type NodeAgent } from './mapper/agent/node-agent.ts';
+import type { Standby } from './mapper/agent/standby.ts';
 import { objectSource } from './mapper/object-sources/source-flag.ts';
 import { readStatus } from './mapper/cli/status.ts';
 import { statusText } from './mapper/cli/status-text.ts';
@@ -38,6 +46,7 @@ const EXIT = { fine: 0, failed: 1, usage: 2, notAsWanted: 3 } as const;
 
 const VERBS: Readonly<Record<VerbName, (flags: Flags, argument: string) => Promise<number>>> = {
   run,
+  probe: probed,
   status,
   explain,
   doctor,
@@ -101,24 +110,59 @@ async function run(flags: Flags): Promise<number> {
   const signal = new Promise<NodeJS.Signals>((resolve) => {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, resolve);
   });
-  let agent: Awaited<ReturnType<typeof startNodeAgent>> | undefined;
-  await using server = await serveHttp(http, () => ({
+  const leaving = new AbortController();
+  void signal.then(() => leaving.abort());
+  let agent: NodeAgent | undefined;
+  let waits: AgentState['waits'];
+  const state = (): AgentState => ({
     ready: agent?.isReady ?? false,
+    waits,
     sources: agent?.sources() ?? [],
     agent,
-  }));
-  agent = await startNodeAgent({
-    node,
-    config,
-    source,
-    logger,
-    version: VERSION,
-    cgroupRoot: flags['cgroup-root'],
-    procRoot: valueOf(flags, 'proc-root'),
-    bpffsRoot: valueOf(flags, 'bpffs-root'),
   });
-  agent.listening(server.address);
-  logger.info({ http: server.address, version: VERSION }, 'serving');
+  await using servers = new AsyncDisposableStack();
+  if (flags['probe-socket'] !== undefined) servers.use(await serveProbes(flags['probe-socket'], state));
+  let address: string | undefined;
+  const announce = (): void => {
+    if (address === undefined || agent === undefined) return;
+    agent.listening(address);
+    logger.info({ http: address, version: VERSION }, 'serving');
+  };
+  const standby: Standby = {
+    signal: leaving.signal,
+    onWaiting: () => void (waits = 'loading'),
+    onPrepared() {
+      if (waits !== undefined) waits = 'loaded';
+    },
+    onTurn() {
+      waits = undefined;
+      const onServing = (taken: string): void => {
+        address = taken;
+        announce();
+      };
+      servers.use(serveHttpWhenFree(http, state, onServing, (sentence) => logger.warn(sentence)));
+    },
+  };
+  const isPatient = flags['wait-for-lock'] !== undefined;
+  if (!isPatient) ({ address } = servers.use(await serveHttp(http, state)));
+  agent = await startNodeAgent(
+    {
+      node,
+      config,
+      source,
+      logger,
+      version: VERSION,
+      cgroupRoot: flags['cgroup-root'],
+      procRoot: valueOf(flags, 'proc-root'),
+      bpffsRoot: valueOf(flags, 'bpffs-root'),
+    },
+    isPatient ? standby : undefined,
+  );
+  if (agent === undefined) {
+    logger.info({ signal: await signal }, 'leaving: another agent runs, and goes on');
+    return EXIT.fine;
+  }
+  announce();
   const received = await signal;
   const asked =
     agentSet === undefined || source.client === undefined
@@ -129,8 +173,16 @@ async function run(flags: Flags): Promise<number> {
     { signal: received, onExit, why: asked?.why },
     detach ? 'leaving: links and maps are removed' : 'leaving: links and maps stay, redirection goes on',
   );
+  // Who follows wants the address.
+  if (!detach) await servers.disposeAsync();
   await agent.stop(detach);
   return EXIT.fine;
+}
+
+async function probed(flags: Flags, argument: string): Promise<number> {
+  const { isFine, sentence } = await probe(flags, argument);
+  (isFine ? process.stdout : process.stderr).write(`${sentence}\n`);
+  return isFine ? EXIT.fine : EXIT.failed;
 }
 
 const paths = (flags: Flags) => ({

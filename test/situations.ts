@@ -73,6 +73,10 @@ export const SITUATIONS: Readonly<Record<string, readonly Situation[]>> = {
     'a map full',
     'two agents on one host under different cgroup roots',
     'one started twice on the same root (refused)',
+    [
+      'one started twice on the same root, waiting',
+      'one started beside another changes nothing while it waits',
+    ],
     'ztunnel down and back',
     'node rebooted',
     'uninstall leaves nothing behind',

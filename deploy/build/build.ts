@@ -205,14 +205,14 @@ function testLibrary(source: string, output: string, clang: string): Product {
 }
 
 /**
- * The agent as one ES module. koffi and @parcel/watcher stay outside, as they
+ * A program as one ES module. koffi and @parcel/watcher stay outside, as they
  * load native addons; `require` exists for the CommonJS packages inside.
  */
-async function bundle(output: string): Promise<Product> {
+async function bundle(entry: string, output: string): Promise<Product> {
   const { build: esbuild, version } = await import('esbuild');
   const project = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
   const options: BuildOptions = {
-    entryPoints: ['cgroute.ts'],
+    entryPoints: [entry],
     bundle: true,
     platform: 'node',
     format: 'esm',
@@ -307,7 +307,12 @@ async function main(): Promise<void> {
   );
   products.push(...(await testProducts(clang)));
   if (await exists(CLOCK)) products.push(testLibrary(CLOCK, 'dist/test/clock.so', clang));
-  if (await exists('cgroute.ts')) products.push(await bundle('dist/cgroute.mjs'), launcher('dist/cgroute'));
+  if (await exists('cgroute.ts'))
+    products.push(
+      await bundle('cgroute.ts', 'dist/cgroute.mjs'),
+      await bundle('mapper/cli/probe-program.ts', 'dist/probe.mjs'),
+      launcher('dist/cgroute'),
+    );
   await dropOrphans(products);
   await build(await vmlinux()); // the objects include it
   const queue = products[Symbol.iterator]();

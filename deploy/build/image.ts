@@ -92,7 +92,12 @@ function main(): void {
   }
   rmSync(context, { recursive: true, force: true });
   copy(join(root, 'dist/cgroute'), 'dist/cgroute', 0o755);
-  for (const file of ['LICENSE', 'dist/cgroute.mjs', ...names.map((name) => `dist/bpf/${name}`)])
+  for (const file of [
+    'LICENSE',
+    'dist/cgroute.mjs',
+    'dist/probe.mjs',
+    ...names.map((name) => `dist/bpf/${name}`),
+  ])
     copy(join(root, file), file);
   for (const directory of packageDirectories(PACKAGES)) copyPackage(directory);
   copyNode();

@@ -1,12 +1,16 @@
 /** The agent's HTTP endpoints: whether it lives, whether it is ready, how its sources are, its metrics, and why a pod is treated as it is. */
-import { createServer, type IncomingMessage } from 'node:http';
-import { BlockList, isIPv6, type AddressInfo } from 'node:net';
+import { unlinkSync } from 'node:fs';
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { BlockList, createConnection, isIPv6, type AddressInfo } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import { CgrouteError, messageOf } from '../../native/error.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import type { NodeAgent } from './node-agent.ts';
 
 export interface AgentState {
   readonly ready: boolean;
+  /** Another agent runs, and this one is to follow it: whether all is loaded for that. Undefined where it does not wait. */
+  readonly waits?: 'loading' | 'loaded' | undefined;
   readonly sources: readonly SourceState[];
   /** What answers the rest; undefined until the agent has started. */
   readonly agent?: Pick<NodeAgent, 'metrics' | 'explain'> | undefined;
@@ -23,6 +27,10 @@ export interface HttpServer extends AsyncDisposable {
   readonly address: string;
 }
 
+/** So often an address is tried that somebody else has, and so often that is said. */
+const TAKEN_MS = 100;
+const SAID_MS = 30_000;
+
 /** `ADDR:PORT` or `[ADDR6]:PORT`; port 0 takes any that is free. @throws CgrouteError `EUSAGE` */
 export function parseListenAddress(flag: string): { readonly host: string; readonly port: number } {
   const [, bracketed, plain, digits] = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s[\]]+)):(\d{1,5})$/.exec(flag) ?? [];
@@ -35,7 +43,8 @@ export function parseListenAddress(flag: string): { readonly host: string; reado
 
 /**
  * - `/healthz`: the event loop turns; nothing else can fail it.
- * - `/readyz`: 200 once programs are attached and the first reconcile is done, else 503.
+ * - `/readyz`: 200 once programs are attached and the first reconcile is done, or while another
+ *   agent does the work and all is loaded to follow it; else 503.
  * - `/status`: the same with the state of each source, as JSON.
  * - `/metrics`: for Prometheus.
  * - `/explain?pod=NAMESPACE/NAME`: why, as JSON, or a sentence why not. For this host only: it
@@ -45,6 +54,75 @@ export function parseListenAddress(flag: string): { readonly host: string; reado
  */
 export async function serveHttp(flag: string, state: () => AgentState): Promise<HttpServer> {
   const { host, port } = parseListenAddress(flag);
+  const server = await listening('--http', flag, { host, port }, state);
+  const taken = (server.address() as AddressInfo).port;
+  return {
+    address: `${host.includes(':') ? `[${host}]` : host}:${taken}`,
+    [Symbol.asyncDispose]: () => closed(server),
+  };
+}
+
+/**
+ * As {@link serveHttp}, but waits for an address that the agent before has for another moment.
+ * @param onServing gets `ADDR:PORT`
+ * @param onTaken is told of an address that does not get free
+ */
+export function serveHttpWhenFree(
+  flag: string,
+  state: () => AgentState,
+  onServing: (address: string) => void,
+  onTaken: (sentence: string) => void,
+): AsyncDisposable {
+  let isEnded = false;
+  async function serve(): Promise<HttpServer | undefined> {
+    for (let saidAt = performance.now(); !isEnded; await delay(TAKEN_MS)) {
+      try {
+        return await serveHttp(flag, state);
+      } catch (error) {
+        if (performance.now() - saidAt < SAID_MS) continue;
+        saidAt = performance.now();
+        onTaken(`${messageOf(error)}; it is tried again until it works`);
+      }
+    }
+    return undefined;
+  }
+  const serving = serve();
+  void serving.then((server) => server === undefined || isEnded || onServing(server.address));
+  return {
+    async [Symbol.asyncDispose]() {
+      isEnded = true;
+      await (await serving)?.[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/**
+ * The same at a Unix socket, for `cgroute probe`. A socket that nobody answers on any
+ * more, as a container that ended has left it, is replaced.
+ * @throws CgrouteError `EHTTP`
+ */
+export async function serveProbes(path: string, state: () => AgentState): Promise<AsyncDisposable> {
+  if (await isLeftOver(path)) unlinkSync(path);
+  const server = await listening('--probe-socket', path, { path }, state);
+  return { [Symbol.asyncDispose]: () => closed(server) };
+}
+
+function isLeftOver(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = createConnection({ path }, () => {
+      socket.destroy();
+      resolve(false);
+    });
+    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'));
+  });
+}
+
+async function listening(
+  name: string,
+  flag: string,
+  at: { readonly host: string; readonly port: number } | { readonly path: string },
+  state: () => AgentState,
+): Promise<Server> {
   const server = createServer((request, response) => {
     void answerTo(request, state())
       .catch((error: unknown): Answer => plain(500, messageOf(error)))
@@ -55,33 +133,34 @@ export async function serveHttp(flag: string, state: () => AgentState): Promise<
   await new Promise<void>((resolve, reject) => {
     server.once('error', (cause) =>
       reject(
-        new CgrouteError('EHTTP', `--http ${flag} cannot be listened on: ${messageOf(cause)}`, { cause }),
+        new CgrouteError('EHTTP', `${name} ${flag} cannot be listened on: ${messageOf(cause)}`, { cause }),
       ),
     );
-    server.listen(port, host, resolve);
+    server.listen(at, resolve);
   });
   // A late error concerns one connection; nobody waits for it.
   server.on('error', () => {});
-  const taken = (server.address() as AddressInfo).port;
-  return {
-    address: `${host.includes(':') ? `[${host}]` : host}:${taken}`,
-    [Symbol.asyncDispose]: () =>
-      new Promise((resolve) => {
-        server.close(() => resolve());
-        server.closeAllConnections();
-      }),
-  };
+  return server;
 }
+
+const closed = (server: Server): Promise<void> =>
+  new Promise((resolve) => {
+    server.close(() => resolve());
+    server.closeAllConnections();
+  });
 
 const plain = (code: number, text: string): Answer => ({ code, type: 'text/plain', text: `${text}\n` });
 
-async function answerTo(request: IncomingMessage, { ready, sources, agent }: AgentState): Promise<Answer> {
+async function answerTo(
+  request: IncomingMessage,
+  { ready, waits, sources, agent }: AgentState,
+): Promise<Answer> {
   const [path, query = ''] = (request.url ?? '').split('?', 2);
   switch (path) {
     case '/healthz':
       return plain(200, 'ok');
     case '/readyz':
-      return ready ? plain(200, 'ok') : plain(503, 'not ready: the first reconcile is not done');
+      return ready ? plain(200, 'ok') : WAITING[waits ?? 'not'];
     case '/status':
       return json({ ready, sources });
     case '/metrics':
@@ -96,6 +175,11 @@ async function answerTo(request: IncomingMessage, { ready, sources, agent }: Age
   }
 }
 
+const WAITING: Readonly<Record<'not' | NonNullable<AgentState['waits']>, Answer>> = {
+  not: plain(503, 'not ready: the first reconcile is not done'),
+  loading: plain(503, 'not ready: another agent runs, and this one is loading to take over from it'),
+  loaded: plain(200, 'ok: another agent runs, and this one has loaded all to take over from it'),
+};
 const STARTING = 'the agent is starting: try again in a moment';
 const EXPLAIN_CODES: Readonly<Record<string, number>> = { EUSAGE: 400, ENOPOD: 404, EAMBIGUOUS: 409 };
 

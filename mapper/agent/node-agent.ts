@@ -7,11 +7,11 @@ import { statSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { capabilityReport } from '../../native/survey/capability.ts';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
-import { openDataPlane, type DataPlane } from '../../native/data-plane/data-plane.ts';
+import { openDataPlane, type DataPlane, type DataPlaneOptions } from '../../native/data-plane/data-plane.ts';
 import { messageOf } from '../../native/error.ts';
-import { lockDirectory, type DirectoryLock } from '../../native/boundary/lock.ts';
+import type { DirectoryLock } from '../../native/boundary/lock.ts';
 import { trimMemory } from '../../native/boundary/memory.ts';
-import { lockPinDirectory, pinnedVersions } from '../../native/pins/pin-directory.ts';
+import { pinnedVersions } from '../../native/pins/pin-directory.ts';
 import { undoPins } from '../../native/data-plane/pin-removal.ts';
 import { attachProgram } from '../../native/netlink/proc-connector.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
@@ -39,7 +39,7 @@ import { agentParts } from './agent-parts.ts';
 import { leave, withdraw, type Departing } from './departure.ts';
 import { Heartbeat } from './heartbeat.ts';
 import { PartWalk } from './part-walk.ts';
-import { refuseOthers } from './rival-programs.ts';
+import { awaitTurn, takeTurn, type Standby } from './standby.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
@@ -58,7 +58,16 @@ export interface NodeAgent {
 }
 
 /** @throws CgrouteError with a sentence for the operator; nothing is left half-started */
-export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAgent> {
+export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAgent>;
+/** Waits where another agent runs. Undefined when that was ended. @throws CgrouteError as without it */
+export async function startNodeAgent(
+  options: NodeAgentOptions,
+  standby: Standby | undefined,
+): Promise<NodeAgent | undefined>;
+export async function startNodeAgent(
+  options: NodeAgentOptions,
+  standby?: Standby,
+): Promise<NodeAgent | undefined> {
   const { config, logger, procRoot, bpffsRoot } = options;
   const stack = new AsyncDisposableStack();
   let before: readonly string[] | undefined;
@@ -67,29 +76,24 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
     const cgroupRoot = realCgroupRoot(options.cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
     const rootLevel = levelOf(cgroupRoot, procRoot);
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
-    const lock = stack.use(lockDirectory(cgroupRoot, '--cgroup-root'));
-    if (lock.note !== undefined) logger.warn(lock.note);
-    await refuseOthers({
-      cgroupRoot,
-      mountPoint: findCgroupMount(procRoot, cgroupRoot).mountPoint,
+    const { mountPoint } = findCgroupMount(procRoot, cgroupRoot);
+    const place = { cgroupRoot, mountPoint, bpffsRoot, procRoot, logger };
+    const plane: DataPlaneOptions = {
       bpffsRoot,
-      procRoot,
-      logger,
-    });
-    const pinLock = stack.use(lockPinDirectory(bpffsRoot));
+      root,
+      rootLevel,
+      ports: { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort },
+      maxEntries: mapSizes(config),
+      shares: mapShares(config),
+      warn: (sentence) => logger.warn(sentence),
+    };
+    const asked = { place, plane, source: options.source, logger };
+    const turn = standby === undefined ? await takeTurn(asked) : await awaitTurn(asked, standby);
+    if (turn === undefined) return undefined;
+    stack.use(turn);
+    const { lock: pinLock, source } = turn;
     before = pinnedVersions(bpffsRoot);
-    const ports = { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort };
-    const dataPlane = stack.use(
-      openDataPlane({
-        bpffsRoot,
-        root,
-        rootLevel,
-        ports,
-        maxEntries: mapSizes(config),
-        shares: mapShares(config),
-        warn: (sentence) => logger.warn(sentence),
-      }),
-    );
+    const dataPlane = stack.use(openDataPlane(plane, turn.objects));
     logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
     const record = stack.use(
@@ -101,7 +105,7 @@ export async function startNodeAgent(options: NodeAgentOptions): Promise<NodeAge
       }),
     );
 
-    const agent = stack.use(new RunningAgent(options, root, dataPlane, record, pinLock));
+    const agent = stack.use(new RunningAgent({ ...options, source }, root, dataPlane, record, pinLock));
     await agent.start();
     const disposables = stack.move();
     return {

@@ -3,6 +3,9 @@ import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CgrouteError } from '../../native/error.ts';
 
+/** Where the chart's pods have it. */
+export const PROBE_SOCKET = '/run/cgroute/probe.sock';
+
 const FLAGS = {
   source: {
     type: 'string',
@@ -38,6 +41,16 @@ const FLAGS = {
     help: 'ADDR:PORT of /healthz, /readyz, /status, /metrics and /explain',
     verbs: ['run'],
   },
+  'probe-socket': {
+    type: 'string',
+    help: `Unix socket on which run answers probes (default: none), and probe asks (default: ${PROBE_SOCKET})`,
+    verbs: ['run', 'probe'],
+  },
+  'wait-for-lock': {
+    type: 'boolean',
+    help: 'where another agent runs, load everything beside it and take over when it has gone, in place of being refused',
+    verbs: ['run'],
+  },
   config: {
     type: 'string',
     help: 'configuration file (YAML)',
@@ -60,8 +73,8 @@ const FLAGS = {
 
 type FlagName = keyof typeof FLAGS;
 /** Relative ones are of the directory where cgroute was started. */
-const PATHS: ReadonlySet<FlagName> = new Set(['cgroup-root', 'proc-root', 'bpffs-root']);
-/** As given: defaults are not filled in, see {@link valueOf}. */
+const PATHS: ReadonlySet<FlagName> = new Set(['cgroup-root', 'proc-root', 'bpffs-root', 'probe-socket']);
+/** As given: defaults are not filled in, see {@link valueOf}; one that takes no value is `true`. */
 export type Flags = { readonly [Name in FlagName]?: string };
 
 interface Verb {
@@ -82,6 +95,10 @@ const VERBS = {
   uninstall: {
     help: 'delete the DaemonSet of the agents and wait until they have left: uninstall NAMESPACE/NAME',
     argument: 'a DaemonSet as NAMESPACE/NAME',
+  },
+  probe: {
+    help: 'how the agent of this pod is, for the kubelet: probe live, or probe ready',
+    argument: 'live or ready',
   },
   version: { help: 'print the version' },
   help: { help: 'print this' },
@@ -130,14 +147,25 @@ export function parseCommandLine(args: readonly string[]): CommandLine {
         .map(([flag]) => `--${flag}`);
       throw usage(`cgroute ${verb} has no flag ${token.rawName}: expected ${known.join(', ') || 'none'}`);
     }
-    if (token.value === undefined || token.value === '')
-      throw usage(`${token.rawName} expects a value, got none`);
+    const value = FLAGS[name].type === 'boolean' ? withoutValue(token) : token.value;
+    if (value === undefined || value === '') throw usage(`${token.rawName} expects a value, got none`);
     if (flags[name] !== undefined)
-      throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${token.value}"`);
-    flags[name] = PATHS.has(name) ? resolve(token.value) : token.value;
+      throw usage(`${token.rawName} is given twice: "${flags[name]}" and "${value}"`);
+    flags[name] = PATHS.has(name) ? resolve(value) : value;
   }
   if (wanted !== undefined && argument === '') throw usage(`cgroute ${verb} expects ${wanted}, got none`);
   return { verb, flags, argument };
+}
+
+function withoutValue({
+  rawName,
+  value,
+}: {
+  readonly rawName: string;
+  readonly value?: string | undefined;
+}): string {
+  if (value !== undefined) throw usage(`${rawName} takes no value, got "${value}"`);
+  return 'true';
 }
 
 /** The flag's value or its default. */
@@ -158,7 +186,7 @@ export function helpText(): string {
   const verbs = Object.entries(VERBS).map(([name, { help }]) => `  ${name.padEnd(9)} ${help}`);
   const flags = Object.entries(FLAGS).map(([name, flag]) => {
     const dashed = `${'short' in flag ? `-${flag.short}, ` : ''}--${name}`;
-    return `  ${dashed.padEnd(15)} ${flag.help}${'default' in flag ? ` (default: ${flag.default})` : ''}; ${flag.verbs.join(', ')}`;
+    return `  ${dashed.padEnd(16)} ${flag.help}${'default' in flag ? ` (default: ${flag.default})` : ''}; ${flag.verbs.join(', ')}`;
   });
   return [
     'usage: cgroute VERB [FLAGS]',

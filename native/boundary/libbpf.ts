@@ -68,6 +68,10 @@ function bind(lib: LibraryHandle) {
       map: MapPointer,
       path: string,
     ) => number,
+    mapReuseFd: lib.func('int bpf_map__reuse_fd(void *map, int fd)') as (
+      map: MapPointer,
+      fd: number,
+    ) => number,
     mapSetInitialValue: lib.func(
       'int bpf_map__set_initial_value(void *map, const void *data, size_t size)',
     ) as (map: MapPointer, data: Buffer, size: number) => number,

@@ -11,6 +11,8 @@ export interface DirectoryLock extends Disposable {
   readonly note?: string;
 }
 
+const TRIES = 5;
+
 /**
  * Locks a directory (of cgroupfs or bpffs, where no file could be made) until
  * disposed of, or until the process ends in whatever way.
@@ -18,9 +20,10 @@ export interface DirectoryLock extends Disposable {
  * Anybody who may read a directory may lock it, so a holder that is not root does
  * not count: no user of the host shall keep the agent from starting.
  *
+ * @param tries how often it is tried, some 40 ms apart: `status` holds the lock for an instant to see whether it is held
  * @throws CgrouteError `ELOCKED` when another agent holds it
  */
-export function lockDirectory(path: string, purpose: string): DirectoryLock {
+export function lockDirectory(path: string, purpose: string, tries = TRIES): DirectoryLock {
   let fd = openSync(path, 'r');
   try {
     const unlock = {
@@ -41,7 +44,7 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
       },
       [Symbol.dispose]: () => closeSync(fd),
     };
-    if (lockSoon(fd, path)) return unlock;
+    if (lockSoon(fd, path, tries)) return unlock;
     const holders = holdersOf(fd);
     // An agent lives as long as its lock, and from the host's PID namespace it can be seen.
     const seesAll = hostNamespaces().pid === true;
@@ -65,13 +68,12 @@ export function lockDirectory(path: string, purpose: string): DirectoryLock {
   );
 }
 
-/** `status` holds the lock for an instant to see whether it is held. */
-function lockSoon(fd: number, path: string): boolean {
-  for (let tries = 0; tries < 5; tries++) {
+function lockSoon(fd: number, path: string, tries = TRIES): boolean {
+  for (let left = tries; ; ) {
     if (tryFlock(fd, LOCK_EX, path)) return true;
+    if (--left <= 0) return false;
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 40);
   }
-  return false;
 }
 
 /** Processes that hold a flock on the file, as far as /proc shows them. Format: proc_locks(5). */

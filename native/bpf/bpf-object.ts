@@ -18,6 +18,7 @@ import {
   type OpenObject,
 } from '../boundary/libbpf.ts';
 import { moveAside } from '../pins/pin-directory.ts';
+import type { MapsBeside } from '../pins/maps-beside.ts';
 import { settlePin, type PinnedMapOptions, type WantedMap } from '../pins/pinned-map.ts';
 import { withPin } from '../pins/pinned-object.ts';
 
@@ -35,6 +36,8 @@ export interface LoadOptions extends PinnedMapOptions {
   readonly maxEntries?: Readonly<Record<string, number>>;
   /** `const volatile` tunables by name, __u32 as numbers and __u64 as bigints; an object without .rodata has none. */
   readonly tunables?: Readonly<Record<string, number | bigint>>;
+  /** The maps of all objects that are loaded beside an agent at work: nothing is pinned, nor moved. */
+  readonly beside?: MapsBeside;
 }
 
 export interface LoadedObject extends Disposable {
@@ -72,13 +75,15 @@ export function loadPinned(name: string, options: LoadOptions): LoadedObject {
   const open = openObject(file);
   try {
     const notes: string[] = [];
+    const made: (() => void)[] = [];
     const types = parseBtf(readElf(bytes, file).section('.BTF'), file);
     for (let map = lib.nextMap(open.object, null); map !== null; map = lib.nextMap(open.object, map)) {
-      if (!lib.mapIsInternal(map)) prepareMap(map, types, options, notes);
+      if (!lib.mapIsInternal(map)) made.push(prepareMap(map, types, options, notes));
       else if (options.tunables !== undefined && lib.mapName(map).endsWith('.rodata'))
         setTunables(map, readElf(bytes, file), options.tunables, file);
     }
     loadObject(open, file);
+    for (const tell of made) tell();
     return {
       programs: programsOf(open),
       notes,
@@ -118,27 +123,44 @@ function setTunables(
   );
 }
 
-function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: string[]): void {
+/** Returns what is to be done once the object is loaded. */
+function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: string[]): () => void {
   const lib = libbpf();
   const name = lib.mapName(map);
   const path = `${options.mapDirectory}/${name}`;
-  const wanted = options.maxEntries?.[name];
-  if (wanted !== undefined) checked(lib.mapSetMaxEntries(map, wanted), 'bpf_map__set_max_entries', name);
-  checked(lib.mapSetPinPath(map, path), 'bpf_map__set_pin_path', name);
-  notes.push(...settlePin(declared(map, types), options));
-  if (!existsSync(path)) return;
-  const fd = checked(lib.objGet(path), 'bpf_obj_get', path);
-  try {
-    const info = mapInfo(fd, name);
-    if (wanted !== undefined && info.maxEntries !== wanted) {
-      notes.push(
-        `the pinned map ${name} keeps its ${info.maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``,
-      );
-      checked(lib.mapSetMaxEntries(map, info.maxEntries), 'bpf_map__set_max_entries', name);
-    }
-  } finally {
-    closeSync(fd);
+  const { beside } = options;
+  const entries = options.maxEntries?.[name];
+  if (entries !== undefined) checked(lib.mapSetMaxEntries(map, entries), 'bpf_map__set_max_entries', name);
+  const wanted = declared(map, types);
+  if (beside !== undefined) {
+    const fd = beside.find(wanted, options);
+    if (fd === undefined) return () => beside.made(wanted, lib.mapFd(map));
+    keepEntries(map, fd, entries, notes);
+    checked(lib.mapReuseFd(map, fd), 'bpf_map__reuse_fd', name);
+    return () => {};
   }
+  checked(lib.mapSetPinPath(map, path), 'bpf_map__set_pin_path', name);
+  notes.push(...settlePin(wanted, options));
+  if (existsSync(path)) {
+    const fd = checked(lib.objGet(path), 'bpf_obj_get', path);
+    try {
+      keepEntries(map, fd, entries, notes);
+    } finally {
+      closeSync(fd);
+    }
+  }
+  return () => {};
+}
+
+/** A map that is there is as large as it is. */
+function keepEntries(map: MapPointer, fd: number, wanted: number | undefined, notes: string[]): void {
+  const name = libbpf().mapName(map);
+  const { maxEntries } = mapInfo(fd, name);
+  if (wanted === undefined || maxEntries === wanted) return;
+  notes.push(
+    `the pinned map ${name} keeps its ${maxEntries} entries, not the configured ${wanted}, until \`cgroute cleanup\``,
+  );
+  checked(libbpf().mapSetMaxEntries(map, maxEntries), 'bpf_map__set_max_entries', name);
 }
 
 function declared(map: MapPointer, types: Types): WantedMap {

@@ -11,6 +11,7 @@ import { CgrouteError, messageOf } from '../error.ts';
 import type { CgroupEvent } from '../layout/layouts.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { pinDirectory } from '../pins/pin-directory.ts';
+import { MapsBeside } from '../pins/maps-beside.ts';
 import { heldMaps } from '../pins/pinned-map.ts';
 import { maps as mapTable } from '../programs/maps.ts';
 import {
@@ -25,7 +26,7 @@ import { pinBypassFilter } from './bypass-filter.ts';
 import { recountOriginals, recountShares } from './map-shares.ts';
 import { openMaps, settleOverflow, type MapShares, type PinnedMaps } from './maps.ts';
 import { removePins, stopRedirecting } from './pin-removal.ts';
-import { beginHandover } from './version-handover.ts';
+import { beginHandover, type Handover } from './version-handover.ts';
 
 /** Longer than a proxy leaves a connection unaccepted. */
 const STALE_MS = 60_000;
@@ -145,27 +146,72 @@ function loadObjects(
   }
 }
 
+/** Programs that the kernel has taken, with maps that are none of the pins' yet. */
+export interface PreparedObjects extends Disposable {
+  /** Pins their maps and gives them away; undefined where the pins lead to others by now. */
+  take(
+    load: Omit<LoadOptions, 'tunables'>,
+  ): { readonly objects: readonly LoadedObject[]; readonly notes: readonly string[] } | undefined;
+}
+
+/**
+ * Loads the programs while another agent is at work, which is most of what a start
+ * takes. Changes nothing, neither pins nor maps.
+ * @throws CgrouteError `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
+ */
+export function prepareObjects(options: DataPlaneOptions): PreparedObjects {
+  const objects: LoadedObject[] = [];
+  const notes: string[] = [];
+  const maps = new MapsBeside();
+  const prepared: PreparedObjects = {
+    take(load) {
+      const settled = maps.settle(load);
+      return settled && { objects: objects.splice(0), notes: [...notes, ...settled] };
+    },
+    [Symbol.dispose]() {
+      maps[Symbol.dispose]();
+      for (const object of objects.splice(0)) object[Symbol.dispose]();
+    },
+  };
+  try {
+    const load = { ...loadOptions(options, beginHandover(options.bpffsRoot)), beside: maps };
+    loadObjects(objects, notes, load, tunablesOf(options));
+    return prepared;
+  } catch (error) {
+    prepared[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function loadOptions(
+  { bpffsRoot, maxEntries }: DataPlaneOptions,
+  handover: Handover | undefined,
+): Omit<LoadOptions, 'tunables'> {
+  const { maps: mapDirectory, links } = pinDirectory(bpffsRoot);
+  const adopt: LoadOptions['adopt'] = handover?.adopt ?? (() => undefined);
+  return { bpffsRoot, mapDirectory, held: heldMaps(links), adopt, maxEntries };
+}
+
 /**
  * Loads the programs and takes over the maps and links that are pinned. Nothing
  * is attached by this alone.
+ * @param prepared with the same options; loaded anew where it is not fit any more
  * @throws CgrouteError `ELAYOUT`, `EPINLAYOUT`, `EBPFLOAD`, `EBPF`
  */
-export function openDataPlane(options: DataPlaneOptions): DataPlane {
+export function openDataPlane(options: DataPlaneOptions, prepared?: PreparedObjects): DataPlane {
   const { bpffsRoot, root, warn = () => {} } = options;
   const { maps: mapDirectory, links } = pinDirectory(bpffsRoot);
+  for (const directory of [mapDirectory, links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
   let handover = beginHandover(bpffsRoot);
   const objects: LoadedObject[] = [];
   const notes: string[] = [];
-  const load = {
-    bpffsRoot,
-    mapDirectory,
-    held: heldMaps(links),
-    adopt: handover?.adopt ?? (() => undefined),
-    maxEntries: options.maxEntries,
-  };
   let maps: PinnedMaps;
   try {
-    loadObjects(objects, notes, load, tunablesOf(options));
+    const load = loadOptions(options, handover);
+    const taken = prepared?.take(load);
+    if (taken === undefined) loadObjects(objects, notes, load, tunablesOf(options));
+    else objects.push(...taken.objects);
+    notes.push(...(taken?.notes ?? []));
     notes.push(...(handover?.copyDecisions() ?? []));
     maps = openMaps(pinDirectory(bpffsRoot));
     recountShares(maps);

@@ -31,10 +31,13 @@ function openMap(path: string): OpenMap | undefined {
 
 /** Whether both paths are pins of one map. */
 export function sameMap(one: string, other: string): boolean {
-  const [a, b] = [one, other].map((path) =>
-    withPin(path, (kind, fd) => (kind === 'map' ? mapFacts(fd, path).id : undefined)),
-  );
-  return a !== undefined && a === b;
+  const id = mapIdAt(one);
+  return id !== undefined && id === mapIdAt(other);
+}
+
+/** The map that is pinned there, by the kernel's number; undefined where none is. */
+export function mapIdAt(path: string): number | undefined {
+  return withPin(path, (kind, fd) => (kind === 'map' ? mapFacts(fd, path).id : undefined));
 }
 
 function* entriesOf({

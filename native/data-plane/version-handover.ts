@@ -12,7 +12,7 @@
  * The process may be killed at any point: the next start, of whichever version,
  * goes on from what it finds.
  */
-import { existsSync, mkdirSync, renameSync, unlinkSync } from 'node:fs';
+import { existsSync, renameSync, unlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { checked, libbpf } from '../boundary/libbpf.ts';
@@ -21,6 +21,7 @@ import {
   copyConnections,
   requireCopyable,
   dropTaken,
+  mapIdAt,
   readCounters,
   replaceEntries,
   sameMap,
@@ -53,8 +54,11 @@ const MAX_FORMER = 8;
 export interface Handover {
   /** Link directories of the other versions. */
   readonly links: readonly string[];
-  /** The other version's map, where it can serve both; the caller closes it. */
-  adopt(wanted: WantedMap): number | undefined;
+  /**
+   * The other version's map, where it can serve both; the caller closes it.
+   * @param idOf this version's maps by name, those that are settled. @default as they are pinned
+   */
+  adopt(wanted: WantedMap, idOf?: (name: string) => number | undefined): number | undefined;
   /** When this version's maps are there and nothing uses them yet. Returns sentences about what was lost. @throws CgrouteError `EPINLAYOUT` */
   copyDecisions(): string[];
   /** When this version's programs redirect. Returns a sentence about what was done. */
@@ -68,7 +72,7 @@ export const isServing = ({ links }: PinDirectory): boolean =>
     return redirects(pin) && isLiveLink(pin, program, cgroupId);
   });
 
-/** Makes this version's directory. Undefined where no other version has left anything. */
+/** Undefined where no other version has left anything. Changes nothing. */
 export function beginHandover(bpffsRoot: string): Handover | undefined {
   const own = pinDirectory(bpffsRoot);
   const all = pinDirectories(bpffsRoot).filter(
@@ -76,7 +80,6 @@ export function beginHandover(bpffsRoot: string): Handover | undefined {
   );
   // The one that serves comes first.
   const others = [...all.filter(isServing), ...all.filter((other) => !isServing(other))];
-  for (const directory of [own.maps, own.links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
   const [source] = others;
   if (source === undefined) return undefined;
   return handover(own, source, others);
@@ -86,12 +89,14 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
   const counted = new Map<string, CounterBase>();
   return {
     links: others.map(({ links }) => links),
-    adopt(wanted) {
+    adopt(wanted, idOf = (name) => mapIdAt(`${own.maps}/${name}`)) {
       if (!SHARED.includes(wanted.name)) return undefined;
       // It counts what is in the map before it, which was settled just before it.
       const counts = mapNamed(wanted.name)?.counts;
-      if (counts !== undefined && !sameMap(`${source.maps}/${counts}`, `${own.maps}/${counts}`))
-        return undefined;
+      if (counts !== undefined) {
+        const theirs = mapIdAt(`${source.maps}/${counts}`);
+        if (theirs === undefined || theirs !== idOf(counts)) return undefined;
+      }
       const path = `${source.maps}/${wanted.name}`;
       const isFit =
         withPin(path, (kind, fd) => {

@@ -60,9 +60,9 @@ export function makePinDirectory(bpffsRoot: string): void {
  * Makes the directory for pins and locks it. To renew makes it again, where somebody has removed it.
  * @throws CgrouteError `EBPFFS`, `ELOCKED`
  */
-export function lockPinDirectory(bpffsRoot: string): DirectoryLock {
+export function lockPinDirectory(bpffsRoot: string, tries?: number): DirectoryLock {
   makePinDirectory(bpffsRoot);
-  const lock = lockDirectory(bpffsRoot, '--bpffs-root');
+  const lock = lockDirectory(bpffsRoot, '--bpffs-root', tries);
   const renew = (): void => {
     makePinDirectory(bpffsRoot);
     lock.renew();

@@ -59,7 +59,23 @@ export interface PinnedMapOptions {
   readonly mapDirectory: string;
   readonly held: HeldMaps;
   /** Another version's map that serves as this one, where neither a pin nor a program of this version has it. */
-  readonly adopt: (wanted: WantedMap) => number | undefined;
+  readonly adopt: (wanted: WantedMap, idOf?: (name: string) => number | undefined) => number | undefined;
+}
+
+/**
+ * The map that {@link settlePin} would lead to as things stand, found without touching
+ * anything; undefined where none is there yet. The caller closes it.
+ * @throws CgrouteError `EPINLAYOUT`, as that does
+ */
+export function findStanding(
+  wanted: WantedMap,
+  { mapDirectory, held, adopt }: PinnedMapOptions,
+  idOf?: (name: string) => number | undefined,
+): number | undefined {
+  const path = `${mapDirectory}/${wanted.name}`;
+  const found = judgePin(path, wanted, held);
+  if (found?.is === 'ours') return checked(libbpf().objGet(path), 'bpf_obj_get', path);
+  return findHeld(wanted, held) ?? adopt(wanted, idOf);
 }
 
 /**
@@ -74,16 +90,8 @@ export function settlePin(
 ): string[] {
   const path = `${mapDirectory}/${wanted.name}`;
   const notes: string[] = [];
-  const found = withPin(path, (kind, fd) =>
-    judge(wanted, held, kind === 'map' ? mapFacts(fd, wanted.name) : undefined, kind),
-  );
+  const found = judgePin(path, wanted, held);
   if (found?.is === 'ours') return [];
-  if (found?.is === 'conflict') {
-    throw new CgrouteError(
-      'EPINLAYOUT',
-      `the map pinned at ${path} has ${found.what}, and attached programs use it: it is of another build with the same pins; run \`cgroute cleanup\` first`,
-    );
-  }
   if (found !== undefined)
     notes.push(`${path} was ${found.what}; it is kept as ${moveAside(bpffsRoot, path, found.what)}`);
   const inUse = findHeld(wanted, held);
@@ -97,6 +105,18 @@ export function settlePin(
   return inUse === undefined
     ? notes
     : [...notes, `${path} was missing; the map that the attached programs use is pinned there again`];
+}
+
+/** Undefined where nothing is pinned. @throws CgrouteError `EPINLAYOUT` */
+function judgePin(path: string, wanted: WantedMap, held: HeldMaps): Judgement | undefined {
+  const found = withPin(path, (kind, fd) =>
+    judge(wanted, held, kind === 'map' ? mapFacts(fd, wanted.name) : undefined, kind),
+  );
+  if (found?.is !== 'conflict') return found;
+  throw new CgrouteError(
+    'EPINLAYOUT',
+    `the map pinned at ${path} has ${found.what}, and attached programs use it: it is of another build with the same pins; run \`cgroute cleanup\` first`,
+  );
 }
 
 interface Judgement {

@@ -13,7 +13,13 @@ export interface Container {
   readonly command?: readonly string[];
   readonly args?: readonly string[];
   readonly securityContext?: SecurityContext;
+  readonly livenessProbe?: Probe;
+  readonly readinessProbe?: Probe;
   readonly volumeMounts?: readonly { readonly mountPath: string; readonly readOnly?: boolean }[];
+}
+
+interface Probe {
+  readonly exec: { readonly command: readonly string[] };
 }
 
 export interface SecurityContext {
@@ -43,5 +49,8 @@ function podSpec(): PodSpec {
 /** Its pods' specification, and the agent's container in it. */
 export const POD: PodSpec = podSpec();
 export const CONTAINER: Container = POD.containers[0] ?? {};
+export const PROBES: readonly Probe[] = [CONTAINER.livenessProbe, CONTAINER.readinessProbe].filter(
+  (probe) => probe !== undefined,
+);
 /** As Kubernetes names them, `NET_ADMIN`. */
 export const CAPABILITIES: readonly string[] = CONTAINER.securityContext?.capabilities?.add ?? [];

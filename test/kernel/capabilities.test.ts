@@ -5,12 +5,13 @@
  * without it, and so have the host's PID namespace and its network.
  */
 import assert from 'node:assert/strict';
-import { globSync, readFileSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+import { globSync, mkdtempSync, readFileSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, type Confinement, PROJECT, confine } from '../harness/confined.ts';
+import { PROBE_SOCKET } from '../../mapper/cli/command-line.ts';
 import { CAPABILITIES, CONTAINER, POD } from '../harness/daemon-set.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
@@ -63,7 +64,12 @@ async function makeCast(name: string): Promise<Cast> {
 function confined({ node, own }: Cast, options: Partial<Confinement> = {}): Confined {
   return confine(node.sandbox, own.startContainer().path.slice(1), {
     capabilities: CAPABILITIES,
-    mounts: { '/etc/cgroute': { source: node.sandbox.directory }, '/host/proc': { source: '/proc' } },
+    mounts: {
+      '/etc/cgroute': { source: node.sandbox.directory },
+      '/host/proc': { source: '/proc' },
+      // An emptyDir: each pod has its own.
+      '/run/cgroute': { source: mkdtempSync(node.sandbox.file('run-')), writable: true },
+    },
     ...options,
   });
 }
@@ -76,7 +82,7 @@ function startIn({ node }: Cast, inside: Confined, args: readonly string[] = [])
     manifest: '/etc/cgroute/pods.yaml',
     cgroupRoot: inside.cgroupRoot,
     bpffsRoot: '/sys/fs/bpf/cgroute',
-    args: ['--config', '/etc/cgroute/config.yaml', ...args],
+    args: ['--config', '/etc/cgroute/config.yaml', '--probe-socket', PROBE_SOCKET, ...args],
     start: (all) => inside.program([CGROUTE, ...all]),
   });
 }
@@ -123,10 +129,10 @@ describe('the agent with what the chart gives it, and no more', () => {
     const writable = mounts
       .filter(([, , , , , options]) => options?.split(',').includes('rw'))
       .map(([, , , , at]) => at);
-    // Its own /proc and an empty /dev; on the node itself, pins alone.
+    // Its own /proc, an empty /dev and a directory of its pod's; on the node itself, pins alone.
     assert.deepEqual(
       writable.filter((at) => at !== undefined && !/^\/(proc|dev)(\/|$)/.test(at)),
-      ['/sys/fs/bpf'],
+      ['/sys/fs/bpf', '/run/cgroute'],
     );
   });
 
@@ -183,6 +189,26 @@ describe('the agent with what the chart gives it, and no more', () => {
       [],
     );
     assert.equal(doctor.code, 0);
+  });
+
+  test('is followed by another container that has waited, each probed by itself', async () => {
+    const before = (await cast.node.podStatus(cast.pod)).connections['redirected'] ?? 0;
+    const probe = async (container: Confined): Promise<string> => {
+      const { stdout, stderr } = await run(container.exec([CGROUTE, 'probe', 'ready']));
+      return stdout + stderr;
+    };
+    const nextInside = confined(cast);
+    const next = startIn(cast, nextInside, ['--wait-for-lock']);
+    await eventually('it has loaded all', async () =>
+      (await probe(nextInside)).startsWith('ok: another agent runs'),
+    );
+    assert.equal(await probe(inside), 'ok');
+    await agent.stop();
+    [agent, inside] = [next, nextInside];
+    await agent.ready();
+    assert.equal(await probe(inside), 'ok');
+    assert.equal(await cast.node.travel(cast.pod.place), 'redirected');
+    assert.equal((await cast.node.podStatus(cast.pod)).connections['redirected'], before + 1);
   });
 
   for (const [what, end] of [
@@ -331,7 +357,7 @@ test('the DaemonSet asks for no more than this', () => {
     Object.entries(mounts)
       .filter(([, readOnly]) => !readOnly)
       .map(([path]) => path),
-    ['/sys/fs/bpf'],
+    ['/sys/fs/bpf', '/run/cgroute'],
   );
   assert.equal(POD.containers.length, 1);
 });

@@ -1,11 +1,11 @@
 /** The image of deploy/Containerfile, built and run: what is in it, and that it is all that the agent needs. */
 import assert from 'node:assert/strict';
-import { lstatSync, readFileSync, readdirSync, statSync } from 'node:fs';
+import { lstatSync, mkdtempSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { join, relative, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { type Agent, startAgent } from '../../deploy/stage/agent.ts';
 import { type Confined, confine } from '../harness/confined.ts';
-import { CAPABILITIES, CONTAINER } from '../harness/daemon-set.ts';
+import { CAPABILITIES, CONTAINER, PROBES } from '../harness/daemon-set.ts';
 import { IMAGE_MISSING, type Image, buildImage } from '../harness/image.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
@@ -57,7 +57,11 @@ describe('the image', () => {
       root: image.root,
       capabilities: CAPABILITIES,
       // The kubelet gives each container a file of hosts.
-      mounts: { '/etc/cgroute': { source: node.sandbox.directory }, '/etc/hosts': { source: '/etc/hosts' } },
+      mounts: {
+        '/etc/cgroute': { source: node.sandbox.directory },
+        '/etc/hosts': { source: '/etc/hosts' },
+        '/run/cgroute': { source: mkdtempSync(node.sandbox.file('run-')), writable: true },
+      },
       env: Object.fromEntries(
         Env.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
       ),
@@ -172,9 +176,11 @@ describe('the image', () => {
       manifest: '/etc/cgroute/pods.yaml',
       cgroupRoot: inside.cgroupRoot,
       bpffsRoot: '/sys/fs/bpf/cgroute',
+      args: (CONTAINER.args ?? []).filter((flag) => /^--(wait|probe)/.test(flag)),
       start: (args) => inside.program([...entrypoint(), ...args]),
     });
     await agent.ready();
+    for (const { exec } of PROBES) assert.match(await must(inside.exec(exec.command)), /^ok$/m);
     assert.equal(await node.travel(pod.place), 'redirected');
     const { sources } = await node.status();
     assert.deepEqual(

@@ -38,8 +38,10 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['podLabels', { 'app.kubernetes.io/name': 'x' }, /at '\/podLabels\/app\.kubernetes\.io~1name'/],
   ['podAnnotations', { 'checksum/config': 'x' }, /at '\/podAnnotations\/checksum~1config'/],
   ['terminationGracePeriodSeconds', 5, /at '\/terminationGracePeriodSeconds': minimum: got 5, want 20/],
-  ['maxUnavailable', 0, /at '\/maxUnavailable'/],
-  ['maxUnavailable', '0%', /at '\/maxUnavailable'/],
+  ['maxUnavailable', -1, /at '\/maxUnavailable'/],
+  ['maxSurge', '101%', /at '\/maxSurge'/],
+  ['maxSurge', 0, /expected one of them to be 0 and the other one not, got 0 and 0/],
+  ['maxUnavailable', '10%', /expected one of them to be 0 and the other one not, got 1 and 10%/],
   ['serviceAccount.create', 'yes', /at '\/serviceAccount\/create': got string, want boolean/],
   ['serviceAccount.name', 'Not A Name', /at '\/serviceAccount\/name'/],
   [

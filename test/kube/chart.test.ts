@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { parse } from 'yaml';
 import { plainManifest } from '../../deploy/build/manifest.ts';
+import { PROBE_SOCKET } from '../../mapper/cli/command-line.ts';
 import { parseConfig } from '../../mapper/config/config.ts';
 import { CHART, chartObjects, helm, HELM_MISSING } from '../../deploy/build/helm.ts';
 import type { KubeObject } from '../harness/kube-objects.ts';
@@ -52,7 +53,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
     assert.deepEqual(hostPaths, ['/sys/fs/cgroup', '/sys/fs/bpf']);
     assert.deepEqual(spec.updateStrategy, {
       type: 'RollingUpdate',
-      rollingUpdate: { maxUnavailable: 1, maxSurge: 0 },
+      rollingUpdate: { maxUnavailable: 0, maxSurge: 1 },
     });
     assert.deepEqual(
       [pod['priorityClassName'], pod['tolerations'], pod['nodeSelector']],
@@ -163,19 +164,38 @@ describe('the chart', { skip: HELM_MISSING }, () => {
     ]);
   });
 
-  test('serves where it is probed', async () => {
-    for (const [address, host, flag] of [
-      ['loopback', '127.0.0.1', '--http=127.0.0.1:9999'],
-      ['node', undefined, '--http=[$(HOST_IP)]:9999'],
+  test('replaces agents without a gap, or without room for two where that is asked for', async () => {
+    const { args } = agentOf(await daemonSet());
+    assert.ok(args.includes('--wait-for-lock'), args.join(' '));
+    const { spec } = await daemonSet({ maxSurge: 0, maxUnavailable: '10%' });
+    assert.deepEqual(spec.updateStrategy, {
+      type: 'RollingUpdate',
+      rollingUpdate: { maxUnavailable: '10%', maxSurge: 0 },
+    });
+  });
+
+  test('is probed over a socket of the pod alone, and takes no port of the node', async () => {
+    for (const [address, flag] of [
+      ['loopback', '--http=127.0.0.1:9999'],
+      ['node', '--http=[$(HOST_IP)]:9999'],
     ] as const) {
-      const agent = agentOf(await daemonSet({ 'http.address': address, 'http.port': 9999 }));
-      assert.deepEqual([agent.livenessProbe.httpGet.host, agent.readinessProbe.httpGet.host], [host, host]);
+      const { spec } = await daemonSet({ 'http.address': address, 'http.port': 9999 });
+      const pod = spec.template.spec as typeof spec.template.spec & {
+        readonly volumes: readonly { readonly name: string; readonly emptyDir?: unknown }[];
+      };
+      const [agent] = pod.containers;
+      assert.equal(agent.ports, undefined);
       assert.deepEqual(
-        [agent.livenessProbe.httpGet.path, agent.readinessProbe.httpGet.path],
-        ['/healthz', '/readyz'],
+        [agent.livenessProbe.exec.command, agent.readinessProbe.exec.command],
+        [
+          ['cgroute', 'probe', 'live'],
+          ['cgroute', 'probe', 'ready'],
+        ],
       );
+      assert.ok(agent.args.includes(`--probe-socket=${PROBE_SOCKET}`), agent.args.join(' '));
+      const mount = agent.volumeMounts.find(({ mountPath }) => PROBE_SOCKET.startsWith(`${mountPath}/`));
+      assert.deepEqual(pod.volumes.find(({ name }) => name === mount?.name)?.emptyDir, {});
       assert.ok(agent.args.includes(flag), agent.args.join(' '));
-      assert.equal(agent.ports[0]?.containerPort, 9999);
       assert.equal(
         agent.env.some(({ name }) => name === 'HOST_IP'),
         address === 'node',

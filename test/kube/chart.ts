@@ -12,7 +12,8 @@ interface Container {
   readonly image: string;
   readonly args: readonly string[];
   readonly env: readonly { readonly name: string }[];
-  readonly ports: readonly { readonly containerPort: number }[];
+  readonly ports?: unknown;
+  readonly volumeMounts: readonly { readonly name: string; readonly mountPath: string }[];
   readonly livenessProbe: Probe;
   readonly readinessProbe: Probe;
   readonly resources: { readonly requests: Readonly<Record<string, string>> };
@@ -20,7 +21,7 @@ interface Container {
 }
 
 interface Probe {
-  readonly httpGet: { readonly host?: string; readonly path: string; readonly port: string };
+  readonly exec: { readonly command: readonly string[] };
 }
 
 export interface DaemonSet extends KubeObject {

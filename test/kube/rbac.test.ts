@@ -82,7 +82,9 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
         ? `--config=${config}`
         : flag.startsWith('--http=')
           ? '--http=127.0.0.1:0'
-          : flag,
+          : flag.startsWith('--probe-socket=')
+            ? `--probe-socket=${sandbox.file('probe.sock')}`
+            : flag,
     );
     await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
   });

@@ -91,7 +91,7 @@ describe('helm uninstall', { skip: HELM_MISSING || KUBE_MISSING }, () => {
       namespace: 'kube-system',
       pod: { name: serviceAccountName, uid },
     });
-    const own = args.filter((flag) => !/^--(config|http)=/.test(flag));
+    const own = args.filter((flag) => !/^--(config|http|probe-socket)=/.test(flag));
     return sandbox.spawn({
       cmd: program,
       args: [...own, ...more],

@@ -36,6 +36,22 @@ test('help and version are asked for as flags, too', () => {
   assert.match(helpText(), /^usage: cgroute VERB/);
 });
 
+test('a flag that takes no value takes none', () => {
+  const { flags } = parseCommandLine(['run', '--wait-for-lock', '--node', 'a']);
+  assert.deepEqual(flags, { 'wait-for-lock': 'true', node: 'a' });
+  refuses(['run', '--wait-for-lock=yes'], /^--wait-for-lock takes no value, got "yes"$/);
+  refuses(['run', '--wait-for-lock', 'yes'], /^cgroute run takes flags only, got "yes"$/);
+  refuses(['run', '--wait-for-lock', '--wait-for-lock'], /--wait-for-lock is given twice/);
+  refuses(['status', '--wait-for-lock'], /status has no flag --wait-for-lock/);
+});
+
+test('a probe is of one thing', () => {
+  const { argument, flags } = parseCommandLine(['probe', 'ready', '--probe-socket', '/x.sock']);
+  assert.deepEqual([argument, flags], ['ready', { 'probe-socket': '/x.sock' }]);
+  refuses(['probe'], /^cgroute probe expects live or ready, got none$/);
+  refuses(['probe', 'live', 'ready'], /got "live" and "ready"/);
+});
+
 test('what cannot be meant is refused with what was expected', () => {
   refuses([], /^a verb is missing: expected one of run, status/);
   refuses(['constructor'], /^"constructor" is no verb/);
