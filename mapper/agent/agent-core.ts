@@ -142,7 +142,7 @@ function podMarks(core: Omit<AgentCore, 'marks'>): PodMarks | undefined {
     config,
     logger,
     maps: dataPlane.maps,
-    annotator: config.annotate ? makePodAnnotator({ client, logger }) : undefined,
+    annotator: config.annotate ? makePodAnnotator({ client, logger, takeOver: config.takeOver }) : undefined,
     events: config.events ? makePodEvents({ client, node, logger }) : undefined,
     reconciled: () => reconciler.idle(),
   });

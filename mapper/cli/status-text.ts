@@ -57,6 +57,7 @@ export function statusText(status: NodeStatus): string {
         'FULL',
         `${name} has no room for more than its ${capacity} entries; ${WITHOUT_ROOM[name] ?? 'see the log of the agent'}`,
       ]),
+    ...leftToOthers(status),
   ]);
   const pods = table([
     [
@@ -92,6 +93,22 @@ export function statusText(status: NodeStatus): string {
           ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`),
         ];
   return [head, '', ...(status.pods.length === 0 ? ['no pods'] : [pods]), ...unknown, ''].join('\n');
+}
+
+/** So many pods are named, of those that one line is about. */
+const NAMED = 5;
+
+function leftToOthers({ pods }: NodeStatus): string[][] {
+  const left = pods.filter(({ reason }) => reason === 'other-mesh');
+  if (left.length === 0) return [];
+  const names = left.slice(0, NAMED).map(({ namespace, name }) => `${namespace}/${name}`);
+  const more = left.length > NAMED ? ` and ${left.length - NAMED} more` : '';
+  return [
+    [
+      'OTHER MESH',
+      `its annotation is on ${left.length} of the pods, which are left to it (takeOver: false): ${names.join(', ')}${more}`,
+    ],
+  ];
 }
 
 /** What becomes of connections. */

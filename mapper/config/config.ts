@@ -43,6 +43,10 @@ const TABLE = {
     { item: 'a runtime class\'s name, which may end in "*"', form: RUNTIME_CLASS, mayBeEmpty: true },
     'Values of `spec.runtimeClassName` whose pods have a kernel of their own, which makes their sockets out of reach of this one: they are never redirected. A name that ends in `*` stands for all that begin like it. The defaults are what the installers of Kata Containers (`kata-qemu`, `kata-clh`, `kata-fc`, `kata-dragonball`, `kata-remote`, `kata-cc-isolation`, ...) and of gVisor create.',
   ),
+  takeOver: onOrOff(
+    false,
+    'Whether pods that another mesh redirects, which it says by the annotation `ambient.istio.io/redirection` or `kmesh.net/redirection`, are enrolled all the same. For what a mesh has left behind that is gone: on pods that it still has, each connection would be redirected twice.',
+  ),
   proxy: {
     selector: selector('app=ztunnel', "Label selector of the node's ztunnel pod."),
     namespaces: texts(

@@ -12,6 +12,7 @@ export type Reason =
   | 'excluded-namespace'
   | 'gateway'
   | 'runtime'
+  | 'other-mesh'
   | 'pod-label'
   | 'pod-opt-out'
   | 'namespace-label'
@@ -26,6 +27,7 @@ export type Reason =
 export interface Note {
   readonly code:
     | 'unknown-mode'
+    | 'other-mesh'
     | 'unknown-bypass'
     | 'bypass-refused'
     | 'bypass-beside-sidecar'

@@ -1,22 +1,17 @@
 /** The case of one pod: what the rules ask of its labels and annotations, its namespace and the configuration. */
 
 import type { Config } from '../config/config.ts';
-import {
-  ALLOW_BYPASS_LABEL,
-  BYPASS_LABEL,
-  MODE_LABEL,
-  REDIRECTION,
-  SIDECAR_STATUS,
-} from '../objects/label-names.ts';
+import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Note, Remembered } from './decision.ts';
+import { optsOut, otherMeshes, type MeshClaim } from './redirection-annotation.ts';
 
 /** What the decision reads of the configuration. */
 export type VerdictConfig = Pick<
   Config,
-  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'runtimeClasses' | 'bypass'
+  'meshModes' | 'excludedNamespaces' | 'gatewayControllers' | 'runtimeClasses' | 'takeOver' | 'bypass'
 > & {
   readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
 };
@@ -31,6 +26,7 @@ export interface PodCase {
   readonly sidecar: boolean;
   /** Its sockets live in another kernel. */
   readonly otherKernel: boolean;
+  readonly otherMeshes: readonly MeshClaim[];
   /** Its annotation asks for no redirection, as Istio's older way of opting out. */
   readonly optsOut: boolean;
   readonly ownMode: ModeLabel;
@@ -78,6 +74,7 @@ export function caseOf(
     proxy: isProxy(pod, config.proxy),
     sidecar: labelValue(pod.annotations, SIDECAR_STATUS) !== undefined,
     otherKernel: isOneOf(config.runtimeClasses, pod.runtimeClass),
+    otherMeshes: otherMeshes(pod),
     optsOut: optsOut(pod),
     ownMode,
     namespaceMode: namespaceLabel,
@@ -91,11 +88,6 @@ export function caseOf(
 function isOneOf(names: readonly string[], name: string | undefined): boolean {
   if (name === undefined) return false;
   return names.some((each) => (each.endsWith('*') ? name.startsWith(each.slice(0, -1)) : name === each));
-}
-
-/** Whether its owner, or somebody for them, has annotated the pod so that it is not redirected. In any case, as with the label. */
-export function optsOut({ annotations }: Pick<Pod, 'annotations'>): boolean {
-  return labelValue(annotations, REDIRECTION)?.toLowerCase() === 'disabled';
 }
 
 /** Whether a pod is one of the node's ztunnels by its labels and namespace. */

@@ -9,6 +9,7 @@
 import {
   BYPASS_LABEL,
   GATEWAY_LABEL,
+  KMESH_REDIRECTION,
   MODE_LABEL,
   REDIRECTION,
   SIDECAR_STATUS,
@@ -26,6 +27,7 @@ import {
   type PodCase,
   type VerdictConfig,
 } from './pod-case.ts';
+import type { MeshClaim } from './redirection-annotation.ts';
 import { trafficOptions, type TrafficAnnotations } from './traffic-options.ts';
 
 /** What a rule that applies makes of the pod. */
@@ -116,6 +118,15 @@ const RULES: readonly Rule[] = [
         ? 'spec.runtimeClassName absent'
         : `spec.runtimeClassName: ${pod.runtimeClass}`,
     applies: ({ otherKernel }) => (otherKernel ? apart('runtime') : undefined),
+  },
+  {
+    number: 7,
+    condition: 'another mesh redirects the pod, and takeOver is false',
+    see: sawOtherMeshes,
+    applies: (of) =>
+      of.otherMeshes.length === 0 || of.config.takeOver
+        ? undefined
+        : { ...apart('other-mesh'), notes: leftToOthers(of) },
   },
   {
     number: 8,
@@ -264,6 +275,31 @@ function bypassBeside({ pod, bypass }: PodCase): readonly Note[] {
       message: `pod ${nameOf(pod)} carries ${BYPASS_LABEL}=${JSON.stringify(bypass.value)} and its sidecar is short-circuited as well: the bypass is in force, the reason shown is that of the earlier rule`,
     },
   ];
+}
+
+/** Worth knowing where the pod's labels ask for what another mesh does already. */
+function leftToOthers({ pod, mode, ownMode, optsOut, otherMeshes }: PodCase): readonly Note[] {
+  if (mode === undefined || ownMode.mode === 'none' || optsOut) return [];
+  const claims = otherMeshes.map(claimText).join(' and ');
+  return [
+    {
+      code: 'other-mesh',
+      message: `pod ${nameOf(pod)} has the annotation ${claims}: another mesh redirects it, and cgroute leaves it alone (takeOver: false)`,
+    },
+  ];
+}
+
+function claimText({ annotation, value, writer }: MeshClaim): string {
+  return `${annotation}=${JSON.stringify(value)}, written by ${writer ?? 'nobody knows whom'}`;
+}
+
+function sawOtherMeshes({ pod, config, otherMeshes }: PodCase): string {
+  const saw = [REDIRECTION, KMESH_REDIRECTION].map((key) => {
+    const writer = pod.writers === undefined ? undefined : labelValue(pod.writers, key);
+    const text = sawAnnotation(key, labelValue(pod.annotations, key));
+    return writer === undefined ? text : `${text} by ${writer}`;
+  });
+  return [...saw, ...(otherMeshes.length === 0 ? [] : [`takeOver: ${config.takeOver}`])].join(', ');
 }
 
 function selectorText(proxy: VerdictConfig['proxy']): string {

@@ -198,6 +198,7 @@ function samePod(a: Pod, b: Pod): boolean {
     ips: a.ips.length === b.ips.length && a.ips.every((ip, at) => ip === b.ips[at]),
     labels: sameLabels(a.labels, b.labels),
     annotations: sameLabels(a.annotations, b.annotations),
+    writers: sameLabels(a.writers ?? {}, b.writers ?? {}),
   };
   return Object.values(same).every(Boolean);
 }

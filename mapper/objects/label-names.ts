@@ -13,6 +13,8 @@ export const ALLOW_BYPASS_LABEL = 'cgroute.io/allow-bypass';
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
 /** Annotation that says whether a pod's connections are redirected: `enabled`; or, by its owner, that they shall not be: `disabled`. */
 export const REDIRECTION = 'ambient.istio.io/redirection';
+/** The same of Kmesh's own data plane; cgroute never writes it. */
+export const KMESH_REDIRECTION = 'kmesh.net/redirection';
 /** What the annotations about ports and ranges begin with. */
 export const TRAFFIC = 'traffic.sidecar.istio.io/';
 /** Annotation of a static pod, by the kubelet: what stands in its cgroup's path in place of the UID. */

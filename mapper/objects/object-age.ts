@@ -1,5 +1,7 @@
 /** What an object of the API says of when it was changed: pure functions of its metadata. */
 
+import { ownersOf } from './field-owners.ts';
+
 /**
  * `resourceVersion` as a number: a decimal integer of at most 128 bits since
  * Kubernetes 1.35, and in fact since ever. Undefined where there is none.
@@ -13,25 +15,12 @@ export function versionOf(metadata: Readonly<Record<string, unknown>>): bigint |
  * When a label got its value, milliseconds since the epoch by the API server's
  * clock, whole seconds; or later, where the same writer has changed more of the
  * object since. Of a label that is not there nothing says when it was removed.
- *
- * Read from `managedFields`,
- * https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/
  */
 export function labelSetAt(metadata: Readonly<Record<string, unknown>>, label: string): number | undefined {
-  const writers = metadata['managedFields'];
-  if (!Array.isArray(writers)) return undefined;
-  const times = writers.flatMap((writer: unknown) => {
-    const time = child(writer, 'time');
-    const owned = child(child(child(child(writer, 'fieldsV1'), 'f:metadata'), 'f:labels'), `f:${label}`);
-    const at = owned !== undefined && typeof time === 'string' ? Date.parse(time) : NaN;
+  const times = ownersOf(metadata, 'labels', label).flatMap(({ time }) => {
+    const at = typeof time === 'string' ? Date.parse(time) : NaN;
     return Number.isNaN(at) ? [] : [at];
   });
   // Whoever says later what is so already owns the label, too.
   return times.length === 0 ? undefined : Math.min(...times);
-}
-
-function child(value: unknown, key: string): unknown {
-  return typeof value === 'object' && value !== null && Object.hasOwn(value, key)
-    ? (value as Readonly<Record<string, unknown>>)[key]
-    : undefined;
 }

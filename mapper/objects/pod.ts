@@ -7,7 +7,15 @@
  */
 
 import { canonicalIp } from './address.ts';
-import { CONFIG_HASH, CONFIG_MIRROR, REDIRECTION, SIDECAR_STATUS, TRAFFIC } from './label-names.ts';
+import { FIELD_MANAGER, ownersOf } from './field-owners.ts';
+import {
+  CONFIG_HASH,
+  CONFIG_MIRROR,
+  KMESH_REDIRECTION,
+  REDIRECTION,
+  SIDECAR_STATUS,
+  TRAFFIC,
+} from './label-names.ts';
 import { labelsOf, type Labels } from './labels.ts';
 import type { Namespace } from './namespace.ts';
 import { versionOf } from './object-age.ts';
@@ -53,6 +61,11 @@ export interface Pod {
   readonly labels: Labels;
   /** Only those of {@link keepsAnnotation}. */
   readonly annotations: Labels;
+  /**
+   * Who has written the annotations about redirection, by their names: another field
+   * manager than cgroute where one owns it, too. Without those of whom it is not known.
+   */
+  readonly writers?: Labels;
 }
 
 /** What may stand for the pod in its cgroup's name: its UID or, for a static pod, its configuration's hash. */
@@ -73,6 +86,7 @@ const KEPT_ANNOTATIONS: ReadonlySet<string> = new Set([
   CONFIG_HASH,
   CONFIG_MIRROR,
   REDIRECTION,
+  KMESH_REDIRECTION,
 ]);
 
 const UID_FORM = /^(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32})$/i;
@@ -106,6 +120,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       refuse,
       keepsAnnotation,
     );
+    const writers = writersOf(metadata, annotations);
     const configHash = annotations[CONFIG_HASH]?.toLowerCase() || undefined;
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
     const runtimeClass = optionalText(spec['runtimeClassName'], ['spec', 'runtimeClassName'], refuse);
@@ -126,8 +141,20 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       ips: ipsOf(status, strict, refuse),
       labels: labelsOf(metadata['labels'], ['metadata', 'labels'], refuse),
       annotations,
+      ...(writers === undefined ? {} : { writers }),
     };
   });
+}
+
+/** Of all that the API tells of writers nothing else is kept: it is the largest part of many pods. */
+function writersOf(metadata: Readonly<Record<string, unknown>>, annotations: Labels): Pod['writers'] {
+  const known = [REDIRECTION, KMESH_REDIRECTION].flatMap((key) => {
+    if (!Object.hasOwn(annotations, key)) return [];
+    const names = ownersOf(metadata, 'annotations', key).map(({ name }) => name);
+    const name = names.find((each) => each !== FIELD_MANAGER) ?? names[0];
+    return name === undefined ? [] : [[key, name] as const];
+  });
+  return known.length === 0 ? undefined : Object.fromEntries(known);
 }
 
 function phaseOf(value: unknown, strict: boolean, refuse: Refuse): Phase {

@@ -8,19 +8,12 @@ import { messageOf } from '../../native/error.ts';
 import { makeBackoff, type Backoff } from '../pacing/backoff.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
-import { optsOut } from '../decisions/pod-case.ts';
+import { ENABLED, isAnnotated, isOursToWrite } from '../decisions/redirection-annotation.ts';
+import { FIELD_MANAGER } from '../objects/field-owners.ts';
 import { REDIRECTION } from '../objects/label-names.ts';
 import { versionOf } from '../objects/object-age.ts';
 import { podOf, type Pod } from '../objects/pod.ts';
 import { isProblem } from '../objects/projection.ts';
-
-const ENABLED = 'enabled';
-
-/** What the API's object says. */
-export const isAnnotated = (pod: Pod): boolean => pod.annotations[REDIRECTION] === ENABLED;
-
-/** Whether it is cgroute's to write: not where the pod's owner has opted out with it. */
-const isOurs = (pod: Pod): boolean => !optsOut(pod);
 
 export interface PodAnnotator extends Disposable {
   /** The annotation as it should be; returns at once. What the API says already is not written. */
@@ -33,6 +26,8 @@ export interface PodAnnotator extends Disposable {
 export interface PodAnnotatorOptions {
   readonly client: Pick<KubeClient, 'json'>;
   readonly logger: Logger;
+  /** Whether the annotation is cgroute's to write where another mesh has written it. @default false */
+  readonly takeOver?: boolean;
   /** First and longest wait before another try, milliseconds. */
   readonly backoffMs?: readonly [number, number];
 }
@@ -53,11 +48,15 @@ interface Written {
 export function makePodAnnotator({
   client,
   logger,
+  takeOver = false,
   backoffMs = [500, 120_000],
 }: PodAnnotatorOptions): PodAnnotator {
   const pods = new Map<string, Written>();
   const queue = new PQueue({ concurrency: 8 });
   const closing = new AbortController();
+
+  const isDone = ({ wanted, said, pod }: Written): boolean =>
+    wanted === said || !isOursToWrite(pod, takeOver);
 
   const patch = async (each: Written): Promise<void> => {
     const {
@@ -80,7 +79,7 @@ export function makePodAnnotator({
       const written = await client.json({
         method: 'PATCH',
         path,
-        query: { fieldManager: 'cgroute' },
+        query: { fieldManager: FIELD_MANAGER },
         body: { type: 'application/merge-patch+json', text },
         signal: closing.signal,
       });
@@ -193,8 +192,6 @@ export function makePodAnnotator({
 }
 
 const pathOf = ({ namespace }: Pod): string => `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods`;
-
-const isDone = ({ wanted, said, pod }: Written): boolean => wanted === said || !isOurs(pod);
 
 const isConflict = (error: unknown): boolean => error instanceof KubeError && error.status === 409;
 

@@ -8,6 +8,7 @@ import { makeBackoff } from '../pacing/backoff.ts';
 import { makeTokenBucket } from '../pacing/token-bucket.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
+import { FIELD_MANAGER } from '../objects/field-owners.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Note } from '../decisions/decision.ts';
 
@@ -20,7 +21,8 @@ export type EventReason =
   | 'SidecarStays'
   | 'NotRedirected'
   | 'ConnectionsNotReset'
-  | 'NoRoom';
+  | 'NoRoom'
+  | 'OtherMesh';
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {
@@ -28,6 +30,7 @@ export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> 
   'unknown-mode': 'LabelNotUnderstood',
   'unknown-bypass': 'LabelNotUnderstood',
   'sidecar-stays': 'SidecarStays',
+  'other-mesh': 'OtherMesh',
   'traffic-annotation': 'AnnotationNotUnderstood',
 };
 
@@ -81,7 +84,7 @@ export function makePodEvents(options: PodEventsOptions): PodEvents {
     const request = {
       method: 'POST',
       path: `/api/v1/namespaces/${encodeURIComponent(pod.namespace)}/events`,
-      query: { fieldManager: 'cgroute' },
+      query: { fieldManager: FIELD_MANAGER },
       body: { type: 'application/json', text: JSON.stringify(body) },
       signal: closing.signal,
     } as const;

@@ -7,12 +7,13 @@ import type { Logger } from 'pino';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { messageOf } from '../../native/error.ts';
 import type { PodCgroup } from '../decisions/cgroup-path.ts';
+import { isAnnotated, isOursToWrite } from '../decisions/redirection-annotation.ts';
 import type { Config } from '../config/config.ts';
 import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
 import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 import { podKeys, type Pod } from '../objects/pod.ts';
-import { isAnnotated, type PodAnnotator } from './pod-annotator.ts';
+import type { PodAnnotator } from './pod-annotator.ts';
 import { NOTE_REASONS, type PodEvents } from './pod-events.ts';
 
 export interface PodMarksOptions {
@@ -121,7 +122,8 @@ export class PodMarks implements Disposable {
     const redirected = decision.enrolled && missing === undefined;
     const mark = this.#marks.get(uid);
     // What an earlier agent said needs no saying again; without annotations nobody knows what it said.
-    const before = mark?.redirected ?? (isAnnotated(pod) || (isInitial && !config.annotate && redirected));
+    const isMarked = isAnnotated(pod) && isOursToWrite(pod, false);
+    const before = mark?.redirected ?? (isMarked || (isInitial && !config.annotate && redirected));
     annotator?.want(pod, redirected);
     if (redirected && !before)
       events?.report(

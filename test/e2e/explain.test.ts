@@ -47,7 +47,20 @@ describe('explain', () => {
     );
     assert.deepEqual(
       of.rules.map(({ rule, outcome }) => `${rule} ${outcome}`),
-      ['1 no', '2 no', '3 no', '4 no', '5 no', '6 no', '8 no', '9 no', '10 decides', '11 no', '12 no'],
+      [
+        '1 no',
+        '2 no',
+        '3 no',
+        '4 no',
+        '5 no',
+        '6 no',
+        '7 no',
+        '8 no',
+        '9 no',
+        '10 decides',
+        '11 no',
+        '12 no',
+      ],
     );
     assert.equal(
       of.rules.find(({ rule }) => rule === 10)?.saw,

@@ -6,7 +6,14 @@ import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod, PodOptions } from '../../deploy/stage/node.ts';
 import type { NodeStatus } from '../../deploy/stage/node-status.ts';
 import { listen } from '../../deploy/stage/sock.ts';
-import { BYPASS, GATEWAY, MODE, REDIRECTION, SIDECAR_STATUS } from '../harness/label-names.ts';
+import {
+  BYPASS,
+  GATEWAY,
+  KMESH_REDIRECTION,
+  MODE,
+  REDIRECTION,
+  SIDECAR_STATUS,
+} from '../harness/label-names.ts';
 import { type Expected, REASONS, expected } from '../harness/verdict-oracle.ts';
 
 const SIDECAR = { [SIDECAR_STATUS]: '{"containers":["istio-proxy"]}' };
@@ -30,6 +37,8 @@ const PODS: readonly PodOptions[] = [
   { name: 'other-gateway', labels: { [GATEWAY]: 'example.com-controller' } },
   { name: 'kata', runtimeClass: 'kata-qemu', labels: { [MODE]: 'ambient' } },
   { name: 'nvidia', runtimeClass: 'nvidia' },
+  { name: 'other-mesh', annotations: { [KMESH_REDIRECTION]: 'enabled' } },
+  { name: 'annotated', annotations: { [REDIRECTION]: 'enabled' } },
   { name: 'annotated-out', annotations: { [REDIRECTION]: 'disabled' }, labels: { [MODE]: 'ambient' } },
   { name: 'labelled', namespace: 'plain', labels: { [MODE]: 'Ambient' } },
   { name: 'labelled-kmesh', namespace: 'plain', labels: { [MODE]: 'Kmesh' } },

@@ -16,6 +16,7 @@ export interface ObjectMeta {
   readonly deletionGracePeriodSeconds?: number;
   readonly ownerReferences?: readonly unknown[];
   readonly finalizers?: readonly string[];
+  readonly managedFields?: readonly { readonly manager: string; readonly fieldsV1?: unknown }[];
 }
 
 export interface KubeObject {

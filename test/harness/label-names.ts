@@ -16,6 +16,8 @@ export const GATEWAY = 'gateway.istio.io/managed';
 export const SIDECAR_STATUS = 'sidecar.istio.io/status';
 /** Annotation of a pod whose connections are redirected: `enabled`. */
 export const REDIRECTION = 'ambient.istio.io/redirection';
+/** The same by Kmesh's own data plane. */
+export const KMESH_REDIRECTION = 'kmesh.net/redirection';
 /** What the annotations about ports and ranges begin with. */
 export const TRAFFIC = 'traffic.sidecar.istio.io/';
 /** Annotations of a static pod, by its kubelet. */

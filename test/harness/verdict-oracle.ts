@@ -6,7 +6,15 @@
  * weakest to the strongest, and each that holds takes the pod from the one before.
  */
 import type { Pod, Texts } from './kube-objects.ts';
-import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, REDIRECTION, SIDECAR_STATUS } from './label-names.ts';
+import {
+  ALLOW_BYPASS,
+  BYPASS,
+  GATEWAY,
+  KMESH_REDIRECTION,
+  MODE,
+  REDIRECTION,
+  SIDECAR_STATUS,
+} from './label-names.ts';
 
 export type Verdict = 'in' | 'out' | 'bypass';
 
@@ -18,6 +26,7 @@ const REASON = {
   'excluded-namespace': { verdict: 'out', rule: 4 },
   gateway: { verdict: 'out', rule: 5 },
   runtime: { verdict: 'out', rule: 6 },
+  'other-mesh': { verdict: 'out', rule: 7 },
   'pod-opt-out': { verdict: 'out', rule: 8 },
   'pod-label': { verdict: 'in', rule: 9 },
   'namespace-label': { verdict: 'in', rule: 10 },
@@ -40,6 +49,7 @@ const APART: readonly Reason[] = [
   'excluded-namespace',
   'gateway',
   'runtime',
+  'other-mesh',
 ];
 /** No mesh mode counts. */
 const MODELESS: readonly Reason[] = [...APART, 'pod-opt-out', 'not-enrolled'];
@@ -49,6 +59,8 @@ export interface PodTraits {
   readonly namespace: string;
   readonly labels?: Texts;
   readonly annotations?: Texts;
+  /** Field managers by the annotation that they own. */
+  readonly writers?: Texts;
   readonly hostNetwork?: boolean;
   readonly runtimeClass?: string;
   readonly phase?: string;
@@ -67,6 +79,7 @@ export interface Settings {
   readonly gatewayControllers: readonly string[];
   /** `name-*` is all that begin like it. */
   readonly runtimeClasses: readonly string[];
+  readonly takeOver: boolean;
   /** The label of the node's proxy, and its namespaces; none is all. */
   readonly proxy: {
     readonly label: readonly [key: string, value: string];
@@ -84,6 +97,7 @@ export const DEFAULT_SETTINGS: Settings = {
     'istio.io-eastwest-controller',
   ],
   runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
+  takeOver: false,
   proxy: { label: ['app', 'ztunnel'], namespaces: [] },
 };
 
@@ -141,7 +155,11 @@ export function expected(
 ): Expected {
   const { namespace, labels = {}, annotations = {}, hostNetwork = false, phase = 'Running' } = pod;
   const { allowed, meshModes, excludedNamespaces, gatewayControllers, runtimeClasses, proxy } = settings;
-  const { runtimeClass = '' } = pod;
+  const { runtimeClass = '', writers = {} } = pod;
+  /** What cgroute writes itself is its own, unless another is known to have written it. */
+  const isTheirs = (key: string, mine: string | undefined): boolean =>
+    ['enabled', 'pending'].includes(word(annotations, key)) &&
+    (writers[key] ?? (word(annotations, key) === mine ? 'cgroute' : '')) !== 'cgroute';
   const modeIn = (of: Texts): string | undefined => meshModes.find((mode) => mode === word(of, MODE));
   const mode = modeIn(labels) ?? modeIn(theirs);
   const mayBypass = allowed === 'any' || (allowed === 'namespace' && theirs[ALLOW_BYPASS] === 'true');
@@ -159,6 +177,8 @@ export function expected(
     if (sidecar) reason = mode === 'kmesh' ? 'sidecar-short-circuited' : 'sidecar';
   }
   if (word(labels, MODE) === 'none' || word(annotations, REDIRECTION) === 'disabled') reason = 'pod-opt-out';
+  if (!settings.takeOver && (isTheirs(REDIRECTION, 'enabled') || isTheirs(KMESH_REDIRECTION, undefined)))
+    reason = 'other-mesh';
   const classes = new RegExp(`^(${runtimeClasses.join('|').replaceAll('*', '.*')})$`);
   if (runtimeClass !== '' && classes.test(runtimeClass)) reason = 'runtime';
   if (gatewayControllers.includes(word(labels, GATEWAY))) reason = 'gateway';
@@ -197,6 +217,22 @@ export function expected(
   };
 }
 
+/** Of several that own one annotation, one that is not cgroute. */
+function writersOf({ managedFields = [] }: Pod['metadata']): Texts {
+  const owners = (key: string): string[] =>
+    managedFields
+      .filter((entry) => JSON.stringify(entry.fieldsV1 ?? {}).includes(`"f:${key}"`))
+      .map(({ manager }) => manager)
+      .sort((a, b) => Number(a === 'cgroute') - Number(b === 'cgroute'));
+  return Object.fromEntries(
+    [REDIRECTION, KMESH_REDIRECTION].flatMap((key) =>
+      owners(key)
+        .slice(0, 1)
+        .map((name) => [key, name]),
+    ),
+  );
+}
+
 /** What is true of a pod by what the API says of it and of its namespace. */
 export function expectedOf(
   { metadata, spec, status }: Pod,
@@ -210,6 +246,7 @@ export function expectedOf(
     namespace,
     labels,
     annotations,
+    writers: writersOf(metadata),
     hostNetwork,
     phase,
     ...(runtimeClassName === undefined ? {} : { runtimeClass: runtimeClassName }),

@@ -78,6 +78,7 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.excludedNamespaces', ['Kube'], /at '\/config\/excludedNamespaces\/0'/],
   ['config.gatewayControllers', [''], /at '\/config\/gatewayControllers\/0'/],
   ['config.runtimeClasses', ['*'], /at '\/config\/runtimeClasses\/0'/],
+  ['config.takeOver', 'yes', /at '\/config\/takeOver': got string, want boolean/],
   ['config.proxy', 'app=ztunnel', /at '\/config\/proxy': got string, want object/],
   ['config.proxy.name', 'x', /at '\/config\/proxy': additional properties 'name' not allowed/],
   ['config.proxy.selector', '', /at '\/config\/proxy\/selector': minLength/],

@@ -95,6 +95,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       excludedNamespaces: [],
       gatewayControllers: ['mine'],
       runtimeClasses: ['mine-*'],
+      takeOver: true,
       proxy: { selector: 'app in (a, b)', namespaces: ['kmesh-system'], outboundPort: 1, inboundPort: 65535 },
       enrollment: 'new-pods',
       existingConnections: 'reset',

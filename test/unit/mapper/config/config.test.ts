@@ -24,6 +24,7 @@ describe('the configuration', () => {
           'istio.io-eastwest-controller',
         ],
         runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
+        takeOver: false,
         proxy: { namespaces: [], outboundPort: 15001, inboundPort: 15006 },
         enrollment: 'live',
         existingConnections: 'keep',

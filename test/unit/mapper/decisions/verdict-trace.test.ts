@@ -5,7 +5,7 @@ import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
-import { BYPASS, MODE } from '../../../harness/label-names.ts';
+import { BYPASS, KMESH_REDIRECTION, MODE, REDIRECTION } from '../../../harness/label-names.ts';
 import type { Settings } from '../../../harness/verdict-oracle.ts';
 import { AMBIENT, configured, shop } from './verdict-input.ts';
 import { podWith } from '../pod-with.ts';
@@ -22,6 +22,7 @@ describe('the trace of a verdict', () => {
         [4, 'no'],
         [5, 'no'],
         [6, 'no'],
+        [7, 'no'],
         [8, 'no'],
         [9, 'no'],
         [10, 'yes'],
@@ -39,6 +40,7 @@ describe('the trace of a verdict', () => {
     const { trace } = decide(podWith({ labels: { [MODE]: 'kmesh' } }), undefined, defaultConfig);
     assert.deepEqual(trace.map(({ rule, outcome }) => [rule, outcome]).slice(5), [
       [6, 'no'],
+      [7, 'no'],
       [8, 'no'],
       [9, 'decides'],
       [11, 'no'],
@@ -87,6 +89,25 @@ describe('the notes of a verdict', () => {
     assert.match(
       notesOf({ labels: { [BYPASS]: 'enabled' } }, AMBIENT, { allowed: 'namespace' }).join(),
       /^bypass-refused: .*namespace shop does not carry cgroute\.io\/allow-bypass=true/,
+    );
+  });
+
+  test('name the annotation of another mesh, where labels ask for cgroute as well', () => {
+    const theirs: Partial<Pod> = {
+      annotations: { [REDIRECTION]: 'enabled', [KMESH_REDIRECTION]: 'enabled' },
+      writers: { [REDIRECTION]: 'istio-cni' },
+    };
+    assert.equal(
+      notesOf(theirs, AMBIENT).join(),
+      'other-mesh: pod shop/web has the annotation ambient.istio.io/redirection="enabled", written by istio-cni and kmesh.net/redirection="enabled", written by nobody knows whom: another mesh redirects it, and cgroute leaves it alone (takeOver: false)',
+    );
+    assert.deepEqual(notesOf(theirs, shop()), []);
+    assert.deepEqual(notesOf({ ...theirs, labels: { [MODE]: 'none' } }, AMBIENT), []);
+    assert.deepEqual(notesOf(theirs, AMBIENT, { takeOver: true }), []);
+    const { trace } = decide(podWith(theirs), AMBIENT, defaultConfig);
+    assert.equal(
+      trace.at(-1)?.saw,
+      'annotation ambient.istio.io/redirection = "enabled" by istio-cni, annotation kmesh.net/redirection = "enabled", takeOver: false',
     );
   });
 

@@ -6,7 +6,14 @@ import { type Config, defaultConfig } from '../../../../mapper/config/config.ts'
 import type { Decision } from '../../../../mapper/decisions/decision.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 import { PHASES, type Pod } from '../../../../mapper/objects/pod.ts';
-import { ALLOW_BYPASS, BYPASS, GATEWAY, MODE, REDIRECTION } from '../../../harness/label-names.ts';
+import {
+  ALLOW_BYPASS,
+  BYPASS,
+  GATEWAY,
+  KMESH_REDIRECTION,
+  MODE,
+  REDIRECTION,
+} from '../../../harness/label-names.ts';
 import {
   DEFAULT_SETTINGS,
   expected,
@@ -25,10 +32,12 @@ const TRAITS = {
   excluded: [false, true],
   gateway: [undefined, 'Istio.io-mesh-controller', 'unknown'],
   runtime: [undefined, 'kata-clh', 'unknown'],
+  kmesh: [undefined, 'enabled', 'disabled'],
+  writer: [undefined, 'cgroute', 'istio-cni'],
 } as const;
 /** The same of labels and annotations of modes, and of what follows them. */
 const LABELS = {
-  redirection: [undefined, 'Disabled', 'unknown'],
+  redirection: [undefined, 'Disabled', 'enabled', 'unknown'],
   podLabel: [undefined, 'Ambient', 'kmesh', 'None', 'unknown'],
   namespaceLabel: [undefined, 'ambient', 'KMESH', 'none', 'unknown'],
   sidecar: [false, true],
@@ -59,6 +68,7 @@ const CONFIGURATIONS: readonly Configuration[] = [
       excludedNamespaces: ['shop'],
       gatewayControllers: ['unknown'],
       runtimeClasses: ['unk*'],
+      takeOver: true,
       proxy: { label: ['app', 'ztunnel'], namespaces: ['kube-system'] },
     },
   },
@@ -75,7 +85,7 @@ function product<T extends Readonly<Record<string, readonly unknown[]>>>(space: 
 const ALL_TRAITS = product(TRAITS);
 const ALL_LABELS = product(LABELS);
 /** Every combination of both would be half a million: a random part of those has a test of its own. */
-const SOME_LABELS = ALL_LABELS.filter((_, at) => at % 53 === 0);
+const SOME_LABELS = ALL_LABELS.filter((_, at) => at % 101 === 0);
 const isUsual = (key: string, value: unknown): boolean =>
   value === (key === 'phase' ? 'Running' : TRAITS[key as keyof typeof TRAITS][0]);
 const SOME_TRAITS = ALL_TRAITS.filter(
@@ -98,7 +108,11 @@ function podAt(point: Point): Pod {
     hostNetwork: point.hostNetwork,
     phase: point.phase,
     ...(point.runtime === undefined ? {} : { runtimeClass: point.runtime }),
-    annotations: { ...(point.sidecar ? SIDECAR : {}), ...texts({ [REDIRECTION]: point.redirection }) },
+    annotations: {
+      ...(point.sidecar ? SIDECAR : {}),
+      ...texts({ [REDIRECTION]: point.redirection, [KMESH_REDIRECTION]: point.kmesh }),
+    },
+    writers: texts({ [REDIRECTION]: point.writer, [KMESH_REDIRECTION]: point.writer }),
   });
 }
 
@@ -140,7 +154,10 @@ describe('the verdict', () => {
     test(`is the oracle's ${configuration.name}, whatever decides first`, () => {
       const reasons = new Set(POINTS.map((point) => assertOracleAgrees(point, configuration, config).reason));
       if (configuration.settings.allowed === undefined)
-        assert.deepEqual([...reasons].toSorted(), REASONS.toSorted());
+        assert.deepEqual(
+          [...reasons].toSorted(),
+          REASONS.filter((reason) => !(config.takeOver && reason === 'other-mesh')).toSorted(),
+        );
     });
 
     test(`is the oracle's ${configuration.name}, whatever comes together`, () => {

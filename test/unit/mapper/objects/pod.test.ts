@@ -6,7 +6,13 @@ import fc from 'fast-check';
 import { namespaceOf } from '../../../../mapper/objects/namespace.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { isProblem } from '../../../../mapper/objects/projection.ts';
-import { CONFIG_HASH, SIDECAR_STATUS, TRAFFIC } from '../../../harness/label-names.ts';
+import {
+  CONFIG_HASH,
+  KMESH_REDIRECTION,
+  REDIRECTION,
+  SIDECAR_STATUS,
+  TRAFFIC,
+} from '../../../harness/label-names.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const RAW = {
@@ -43,6 +49,41 @@ function projected(raw: unknown, origin?: 'api' | 'manifest'): Pod {
 }
 
 describe('the projection of a pod', () => {
+  test('keeps of all writers those of the annotations about redirection', () => {
+    const entry = (manager: unknown, ...keys: string[]): object => ({
+      manager,
+      operation: 'Update',
+      time: '2026-01-31T12:00:00Z',
+      fieldsV1: {
+        'f:metadata': { 'f:annotations': Object.fromEntries(keys.map((key) => [`f:${key}`, {}])) },
+      },
+    });
+    const writersIn = (managedFields: unknown, annotations: object = { [REDIRECTION]: 'enabled' }) =>
+      projected({ metadata: { name: 'web', uid: UID, annotations, managedFields } }).writers;
+
+    assert.deepEqual(writersIn([entry('kubelet', 'other'), entry('cgroute', REDIRECTION)]), {
+      [REDIRECTION]: 'cgroute',
+    });
+    const both = { [REDIRECTION]: 'enabled', [KMESH_REDIRECTION]: 'enabled' };
+    assert.deepEqual(
+      writersIn(
+        [entry('cgroute', REDIRECTION), entry('istio-cni', REDIRECTION), entry('kmesh', KMESH_REDIRECTION)],
+        both,
+      ),
+      { [REDIRECTION]: 'istio-cni', [KMESH_REDIRECTION]: 'kmesh' },
+    );
+    assert.equal(writersIn([entry('istio-cni', REDIRECTION)], {}), undefined);
+    for (const unknown of [
+      undefined,
+      null,
+      {},
+      [null, 7, 'text', { manager: 'x' }, { manager: 'x', fieldsV1: { 'f:metadata': null } }],
+      [entry('before-first-apply', REDIRECTION), entry('', REDIRECTION), entry(7, REDIRECTION)],
+      [entry('kubelet', 'other')],
+    ])
+      assert.equal(writersIn(unknown), undefined, JSON.stringify(unknown));
+  });
+
   test('keeps what decides and nothing else', () => {
     const { labels, annotations, ...rest } = projected(RAW);
     assert.deepEqual(rest, {

@@ -134,6 +134,21 @@ describe('the annotation', () => {
     assert.deepEqual(client.values(), ['enabled']);
   });
 
+  test("is left to another mesh that has written it, and to cgroute's own again when that has gone", async () => {
+    const client = fake();
+    using annotator = makePodAnnotator({ client, logger });
+    using taking = makePodAnnotator({ client, logger, takeOver: true });
+    const theirs: Pod = { ...pod(true), writers: { [REDIRECTION]: 'istio-cni' } };
+    annotator.want(theirs, false);
+    taking.want(theirs, true);
+    await turn();
+    assert.equal(client.asked.length, 0);
+    annotator.want(pod(false), true);
+    taking.want(theirs, false);
+    await turn();
+    assert.deepEqual(client.values(), ['enabled', null]);
+  });
+
   test('is not written over what somebody wrote in the same moment', async () => {
     const client = fake();
     using annotator = makePodAnnotator({ client, logger });
