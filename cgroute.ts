@@ -117,6 +117,7 @@ async function run(flags: Flags): Promise<number> {
   const state = (): AgentState => ({
     ready: agent?.isReady ?? false,
     waits,
+    waitsFor: agent?.waitsFor,
     sources: agent?.sources() ?? [],
     agent,
   });

@@ -15,10 +15,12 @@
 #include "lib/address.bpf.h"
 #include "lib/identity.bpf.h"
 #include "lib/maps.bpf.h"
+#include "lib/older-kernel.bpf.h"
 #include "lib/verdict.bpf.h"
 
 #define ALLOW 1
 #define DENY 0
+#define ECONNREFUSED 111 /* <asm-generic/errno.h> */
 
 /* Entries of connection_overflow_map that one pod may have. */
 const volatile __u32 connection_share = 32768;
@@ -78,6 +80,16 @@ static __always_inline bool is_remembered(__u64 cookie, const struct address *ds
 	       connection->proxy_port_be == port_be;
 }
 
+/*
+ * Clients try again on ECONNREFUSED, and give up on EPERM, which a denial is without
+ * this. What a nearer program has denied keeps its error.
+ */
+static __always_inline void refuse_for_now(void)
+{
+	if (HAS_SET_RETVAL && !bpf_get_retval())
+		bpf_set_retval(-ECONNREFUSED);
+}
+
 /* Fills the verdict and has it counted. Returns ALLOW or DENY. */
 static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 				  const struct address *dst, bool ip4, struct verdict *verdict)
@@ -117,7 +129,11 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		verdict->branch = BRANCH_ERROR_DENIED;
 	}
 	count(verdict->slot, verdict->branch);
-	return verdict->denied ? DENY : ALLOW;
+	if (!verdict->denied)
+		return ALLOW;
+	if (verdict->for_now)
+		refuse_for_now();
+	return DENY;
 }
 
 /* MPTCP opens TCP connections, and falls back to plain ones. */

@@ -16,6 +16,12 @@ static __always_inline __u64 now_ns(void)
 }
 
 /*
+ * bpf_set_retval() is for programs at connect() from Linux 6.1 on, as is all of
+ * bpf_ktime_get_tai_ns(); before that a denial is EPERM.
+ */
+#define HAS_SET_RETVAL HAS_HELPER(ktime_get_tai_ns)
+
+/*
  * bpf_get_netns_cookie() is for these programs from Linux 5.15 on, as is all of
  * bpf_task_pt_regs(). Before that the number of the namespace's inode stands for
  * it, which no other has at the time. The verifier lets nobody calculate with a

@@ -28,6 +28,8 @@ struct verdict {
 	enum branch branch;
 	__u32 slot;
 	bool denied;
+	/* Because something is not there yet: whoever tries again may be lucky. */
+	bool for_now;
 	bool redirected;
 	struct address proxy;
 	__u16 proxy_port_be;
@@ -60,6 +62,7 @@ static __always_inline void redirect(struct verdict *verdict, const struct addre
 
 	if (!find_proxy(ip4, &proxy)) {
 		verdict->denied = denies(true);
+		verdict->for_now = true;
 		verdict->branch =
 			verdict->denied ? BRANCH_NO_PROXY_DENIED : BRANCH_NO_PROXY_ALLOWED;
 		return;
@@ -78,7 +81,17 @@ static __always_inline void redirect(struct verdict *verdict, const struct addre
 static __always_inline void decide_unknown(struct verdict *verdict)
 {
 	verdict->denied = denies(false);
+	verdict->for_now = true;
 	verdict->branch = verdict->denied ? BRANCH_UNKNOWN_DENIED : BRANCH_UNKNOWN_ALLOWED;
+}
+
+/* The proxy could not be told the destination until the agent has attached what does so. */
+static __always_inline void deny_without_handoff(struct verdict *verdict)
+{
+	verdict->redirected = false;
+	verdict->denied = true;
+	verdict->for_now = true;
+	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
 /* Whether the destination of a host process's connection would get to the proxy. */
@@ -118,9 +131,7 @@ static __always_inline void decide_host(struct verdict *verdict, const struct ad
 		return;
 	/* Among host processes' own: the agent takes it for a call to attach there. */
 	verdict->slot = 0;
-	verdict->redirected = false;
-	verdict->denied = true;
-	verdict->branch = BRANCH_ERROR_DENIED;
+	deny_without_handoff(verdict);
 }
 
 /*
@@ -164,11 +175,8 @@ static __always_inline void decide_pod(struct verdict *verdict, const struct cgr
 		verdict->branch = BRANCH_EXCLUDED;
 	else
 		redirect(verdict, dst, port_be, ip4, false);
-	if (verdict->redirected && (flags & INFO_NO_HANDOFF)) {
-		verdict->redirected = false;
-		verdict->denied = true;
-		verdict->branch = BRANCH_ERROR_DENIED;
-	}
+	if (verdict->redirected && (flags & INFO_NO_HANDOFF))
+		deny_without_handoff(verdict);
 }
 
 #endif

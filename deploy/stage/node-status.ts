@@ -2,6 +2,7 @@
 
 export interface NodeStatus {
   readonly node: string | null;
+  readonly redirecting: boolean;
   readonly agent: {
     readonly running: boolean;
     readonly ready: boolean;

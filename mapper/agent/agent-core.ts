@@ -125,6 +125,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     cgroupIdAt: (path) => host.ensure(path)?.id,
     onReconciled: () => tell.reconciled(),
     onMapped: (seconds) => ground.mapped(seconds),
+    onDisplaced: (uid) => tell.podsChanged([uid]),
   });
   const core = { ...ground, inventory, enrolment, settings, ledger, sidecars, proxy, handoffs, reconciler };
   return { ...core, marks: podMarks(core) };

@@ -11,6 +11,8 @@ export interface AgentState {
   readonly ready: boolean;
   /** Another agent runs, and this one is to follow it: whether all is loaded for that. Undefined where it does not wait. */
   readonly waits?: 'loading' | 'loaded' | undefined;
+  /** Why it is not; undefined where that is only a matter of time. */
+  readonly waitsFor?: string | undefined;
   readonly sources: readonly SourceState[];
   /** What answers the rest; undefined until the agent has started. */
   readonly agent?: Pick<NodeAgent, 'metrics' | 'explain'> | undefined;
@@ -153,14 +155,15 @@ const plain = (code: number, text: string): Answer => ({ code, type: 'text/plain
 
 async function answerTo(
   request: IncomingMessage,
-  { ready, waits, sources, agent }: AgentState,
+  { ready, waits, waitsFor, sources, agent }: AgentState,
 ): Promise<Answer> {
   const [path, query = ''] = (request.url ?? '').split('?', 2);
   switch (path) {
     case '/healthz':
       return plain(200, 'ok');
     case '/readyz':
-      return ready ? plain(200, 'ok') : WAITING[waits ?? 'not'];
+      if (ready) return plain(200, 'ok');
+      return waitsFor === undefined ? WAITING[waits ?? 'not'] : plain(503, `not ready: ${waitsFor}`);
     case '/status':
       return json({ ready, sources });
     case '/metrics':

@@ -12,6 +12,7 @@ import { messageOf } from '../../native/error.ts';
 import type { DirectoryLock } from '../../native/boundary/lock.ts';
 import { trimMemory } from '../../native/boundary/memory.ts';
 import { pinnedVersions } from '../../native/pins/pin-directory.ts';
+import { isRedirecting } from '../../native/data-plane/maps.ts';
 import { undoPins } from '../../native/data-plane/pin-removal.ts';
 import { attachProgram } from '../../native/netlink/proc-connector.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
@@ -37,6 +38,7 @@ import { objectSourceMetrics } from '../reports/object-source-metrics.ts';
 import { agentCore, type AgentCore, type NodeAgentOptions } from './agent-core.ts';
 import { agentParts } from './agent-parts.ts';
 import { leave, withdraw, type Departing } from './departure.ts';
+import { attachesUnlisted, WAITS, waitingState } from './first-start.ts';
 import { Heartbeat } from './heartbeat.ts';
 import { PartWalk } from './part-walk.ts';
 import { awaitTurn, takeTurn, type Standby } from './standby.ts';
@@ -47,6 +49,8 @@ const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice']
 export interface NodeAgent {
   /** Programs attached, all objects seen once, and all that ran then is mapped. Once true it stays so. */
   readonly isReady: boolean;
+  /** Why it is not, where somebody should know; for `/readyz`. */
+  readonly waitsFor: string | undefined;
   sources(): SourceState[];
   readonly metrics: Metrics;
   /** @throws CgrouteError a sentence for who asked, see {@link explain} */
@@ -93,6 +97,7 @@ export async function startNodeAgent(
     stack.use(turn);
     const { lock: pinLock, source } = turn;
     before = pinnedVersions(bpffsRoot);
+    const wasRedirecting = isRedirecting(bpffsRoot);
     const dataPlane = stack.use(openDataPlane(plane, turn.objects));
     logger.info({ capabilities: capabilityReport() }, 'the kernel took the programs');
     for (const note of dataPlane.notes) logger.warn(note);
@@ -106,11 +111,14 @@ export async function startNodeAgent(
     );
 
     const agent = stack.use(new RunningAgent({ ...options, source }, root, dataPlane, record, pinLock));
-    await agent.start();
+    await agent.start(wasRedirecting);
     const disposables = stack.move();
     return {
       get isReady() {
         return agent.isReady;
+      },
+      get waitsFor() {
+        return agent.waits ? WAITS : undefined;
       },
       sources: () => agent.sources(),
       metrics: agent.metrics,
@@ -150,6 +158,9 @@ class RunningAgent implements AsyncDisposable, Departing {
   readonly metrics: Metrics;
   #eventsLost = 0;
   #isStopped = false;
+  #isAttached = false;
+  /** For the first list of objects, with nothing attached. */
+  waits = false;
   isReady = false;
 
   constructor(
@@ -223,8 +234,8 @@ class RunningAgent implements AsyncDisposable, Departing {
     });
   }
 
-  async start(): Promise<void> {
-    const { source } = this.#options;
+  async start(wasRedirecting: boolean): Promise<void> {
+    const { source, config } = this.#options;
     const { inventory, enrolment, reconciler } = this.#core;
     this.walk.start();
     const following = this.#stack.use(
@@ -233,20 +244,32 @@ class RunningAgent implements AsyncDisposable, Departing {
     await this.#watch.ready;
     // Maps first, programs second: the first connection that they see gets its verdict.
     const isSynced = await settlesWithin(following.synced, PATIENCE_MS);
+    reconciler.begin();
     await reconciler.idle();
     const removed = isSynced ? this.walk.takeOver() : 0;
-    this.walk.attach();
-    this.dataPlane.attachRoot();
-    await this.#completeHandover();
+    // What found no room before the leftovers of an earlier agent were gone.
+    await reconciler.idle();
+    this.waits = !isSynced && !attachesUnlisted(wasRedirecting, config);
+    if (!this.waits) await this.#attach();
     this.#stack.use(this.#heartbeat).start();
     this.#stack.defer(() => void (this.#isStopped = true));
     this.#record.beat();
     if (isSynced) return this.#becomeReady(removed);
     this.logger.warn(
       { sources: source.states() },
-      'nobody says yet which pods there are: what the maps hold from before stands',
+      this.waits
+        ? `not ready: ${WAITS}`
+        : 'nobody says yet which pods there are: what the maps hold from before stands',
     );
     void this.#becomeReadyLater(following.synced);
+  }
+
+  async #attach(): Promise<void> {
+    if (this.#isAttached) return;
+    this.walk.attach();
+    this.dataPlane.attachRoot();
+    this.#isAttached = true;
+    await this.#completeHandover();
   }
 
   /** Whatever is left of another version after this does no harm, and the next start tries again. */
@@ -267,7 +290,11 @@ class RunningAgent implements AsyncDisposable, Departing {
     while (!this.#isStopped) {
       try {
         await this.#core.reconciler.idle();
-        if (!this.#isStopped) this.#becomeReady(this.walk.takeOver());
+        if (this.#isStopped) return;
+        const removed = this.walk.takeOver();
+        await this.#attach();
+        this.waits = false;
+        if (!this.#isStopped) this.#becomeReady(removed);
         return;
       } catch (error) {
         this.#failed(error, 'the first reconcile failed, and is tried again');
@@ -292,7 +319,8 @@ class RunningAgent implements AsyncDisposable, Departing {
   }
 
   sources(): SourceState[] {
-    return [...this.#options.source.states(), ...this.#watch.sources(), ...this.walk.sources()];
+    const waiting = this.waits ? [waitingState] : [];
+    return [...waiting, ...this.#options.source.states(), ...this.#watch.sources(), ...this.walk.sources()];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

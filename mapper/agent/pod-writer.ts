@@ -28,7 +28,7 @@ import {
 import { PodOptions } from '../maps/pod-options.ts';
 import { PodSlots } from '../maps/pod-slots.ts';
 import { addressText } from '../objects/address.ts';
-import type { Pod } from '../objects/pod.ts';
+import { hasEnded, type Pod } from '../objects/pod.ts';
 import type { HandoffPlaces } from '../placement/handoff-places.ts';
 import type { NodeProxy } from '../placement/node-proxy.ts';
 import type { SidecarRules } from '../sidecars/sidecar-rules.ts';
@@ -117,8 +117,7 @@ export class PodWriter {
     }
     sidecars.want(pod, decision, ips);
     if (!isAwaited) handoffs.podArrived(key);
-    const ended = pod.phase === 'Succeeded' || pod.phase === 'Failed';
-    this.#addresses.claim(key, ended ? [] : ips, {
+    this.#addresses.claim(key, hasEnded(pod) ? [] : ips, {
       slot,
       // What a pod shows in its own network namespace never takes an address from one whose status says so.
       createdAt: isTold ? pod.createdAt : -1,

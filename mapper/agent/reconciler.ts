@@ -4,7 +4,6 @@
  * the pod that it concerns, and only differences are written.
  */
 import type { Logger } from 'pino';
-import { CgrouteError, messageOf } from '../../native/error.ts';
 import type { PodView } from '../cli/explain.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
 import type { Decision } from '../decisions/decision.ts';
@@ -12,14 +11,17 @@ import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
 import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 import type { PodAddressBook } from '../inventory/pod-addresses.ts';
-import { podKeys, type Pod } from '../objects/pod.ts';
+import { rankOf } from '../maps/pod-rank.ts';
+import { hasEnded, podKeys, type Pod } from '../objects/pod.ts';
 import { PodQueue } from '../pacing/pod-queue.ts';
 import { DecisionLog } from '../reports/decision-log.ts';
 import type { FormerConnections } from '../reports/connection-metrics.ts';
 import type { CgroupFigures } from '../reports/pod-metrics.ts';
 import type { SidecarRules } from '../sidecars/sidecar-rules.ts';
 import type { CgroupLedger } from './cgroup-ledger.ts';
+import { PodRoom } from './pod-room.ts';
 import type { PodWriter } from './pod-writer.ts';
+import { WriteFailures } from './write-failures.ts';
 
 export interface ReconcilerOptions {
   readonly writer: PodWriter;
@@ -34,6 +36,8 @@ export interface ReconcilerOptions {
   readonly onReconciled: () => void;
   /** An object's change has reached the maps, so long after it was told. */
   readonly onMapped: (seconds: number) => void;
+  /** A pod has lost its entries to one that needs the room more. */
+  readonly onDisplaced: (uid: string) => void;
 }
 
 /** For metrics; totals are since the agent's start. */
@@ -56,33 +60,40 @@ export class Reconciler {
   /** The keys of each pod of the API. */
   readonly #keysOfUid = new Map<string, readonly string[]>();
   readonly #queue: PodQueue;
+  readonly #room: PodRoom;
   readonly #log: DecisionLog;
-  /** Pods whose entries could not be written, to be tried again. */
-  readonly #failedKeys = new Set<string>();
+  readonly #failures: WriteFailures;
   #hasTakenOver = false;
-  readonly #errnos = new Map<string, number>();
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
   readonly #changedAt = new Map<string, number>();
-  #errors = 0;
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
+    this.#failures = new WriteFailures(options.logger);
     this.#queue = new PodQueue(
       (key) => this.#reconcile(key),
-      (key, error) => this.#failed(key, error),
+      (key, error) => this.#failures.failed(key, error),
+      (key) => this.#rankOf(key),
     );
+    this.#room = new PodRoom({
+      writer: options.writer,
+      ledger: options.ledger,
+      pods: () => this.#pods,
+      decisionOf: (key) => this.#pods.get(key)?.decision,
+      onDisplaced: (key) => this.#displaced(key),
+    });
     this.#log = new DecisionLog(options.logger);
   }
 
   cgroupAppeared({ cgroup, owner }: OwnedCgroup): void {
     const { writer } = this.#options;
     if (owner.kind === 'ambiguous') this.#markUnknown(cgroup, owner.why);
-    else if (owner.kind === 'none' || owner.nested) this.#attempt('', () => writer.dropCgroup(cgroup));
+    else if (owner.kind === 'none' || owner.nested) this.#failures.attempt(() => writer.dropCgroup(cgroup));
     else this.#queueAll(owner.uid);
   }
 
   cgroupGone({ cgroup, owner }: OwnedCgroup): void {
-    this.#attempt('', () => this.#options.writer.removeCgroup(cgroup));
+    this.#failures.attempt(() => this.#options.writer.removeCgroup(cgroup));
     if (owner.kind === 'pod' && !owner.nested) this.#queueAll(owner.uid);
   }
 
@@ -126,6 +137,11 @@ export class Reconciler {
     }
   }
 
+  /** All cgroups have been seen, and what objects there are as far as anybody says: nothing is written before. */
+  begin(): void {
+    this.#queue.begin();
+  }
+
   idle(): Promise<void> {
     return this.#queue.idle();
   }
@@ -137,10 +153,12 @@ export class Reconciler {
   removeLeftovers(): number {
     const { writer, ledger } = this.#options;
     this.#hasTakenOver = true;
-    return writer.removeLeftovers(
+    const removed = writer.removeLeftovers(
       (id) => ledger.isTracked(id),
       (key) => this.#pods.has(key) || ledger.has(key),
     );
+    if (removed > 0) this.retryFailed();
+    return removed;
   }
 
   /** Undoes what others did to the maps: one step for each, which returns the number of entries. */
@@ -154,7 +172,7 @@ export class Reconciler {
 
   /** Tries again what failed, a full map for instance. */
   retryFailed(): void {
-    for (const key of this.#failedKeys) this.#queue.add(key);
+    for (const key of this.#failures.pods) this.#queue.add(key);
   }
 
   stop(): void {
@@ -176,7 +194,7 @@ export class Reconciler {
       pods: this.#pods.size,
       cgroups: this.#options.ledger.size,
       queued: this.#queue.size,
-      errors: this.#errors,
+      errors: this.#failures.total,
     };
   }
 
@@ -185,8 +203,8 @@ export class Reconciler {
     return {
       tracked: ledger.trackedSize,
       unresolvedSince: ledger.unresolvedSince((key) => this.#pods.get(key)?.pod !== undefined),
-      failedPods: this.#failedKeys.size,
-      errors: this.#errnos,
+      failedPods: this.#failures.pods.size,
+      errors: this.#failures.byErrno,
       ...writer.counted,
     };
   }
@@ -203,7 +221,7 @@ export class Reconciler {
               pod,
               decision,
               cgroups: ledger.of(key).map(({ cgroup }) => cgroup),
-              failed: this.#failedKeys.has(key),
+              failed: this.#failures.pods.has(key),
               sidecar: sidecars.words(pod.uid),
             },
           ],
@@ -214,6 +232,7 @@ export class Reconciler {
     const { writer, ledger, addresses, sidecars, enrolment } = this.#options;
     const claimant = this.#podOf(key);
     const current = claimant !== undefined && ledger.homeOf(claimant) === key ? claimant : undefined;
+    if (current !== undefined && hasEnded(current) && !ledger.has(key)) return this.#end(key, current);
     if (current === undefined && !ledger.has(key)) {
       // Before all cgroups have been seen, what the maps remember may yet be some pod's.
       if (this.#hasTakenOver || !writer.remembers(key)) this.#forget(key);
@@ -226,8 +245,7 @@ export class Reconciler {
     const state = this.#pods.get(key) ?? { pod: undefined, decision: undefined };
     this.#pods.set(key, state);
     state.pod = current ?? state.pod;
-    // What fails from here on is noted again.
-    this.#failedKeys.delete(key);
+    this.#failures.retried(key);
     if (state.pod === undefined) {
       this.#changedAt.delete(key);
       writer.writeUnknown(key, ledger.of(key));
@@ -240,12 +258,43 @@ export class Reconciler {
       this.#log.decided(state.pod, before, state.decision);
     }
     const writes = writer.writes;
-    this.#write(key, state.pod, state.decision);
+    const { pod, decision } = state;
+    this.#room.write(key, decision, () => this.#write(key, pod, decision));
+    if (!this.#failures.pods.has(key)) this.#failures.over(key);
     const changedAt = this.#changedAt.get(key);
     this.#changedAt.delete(key);
     if (changedAt !== undefined && ledger.has(key) && writer.writes > writes)
       this.#options.onMapped((performance.now() - changedAt) / 1000);
     this.#options.onReconciled();
+  }
+
+  /** It is known and takes no room: nothing of it runs, and nothing ever will. */
+  #end(key: string, pod: Pod): void {
+    const { enrolment, addresses, sidecars } = this.#options;
+    const before = this.#pods.get(key)?.decision;
+    const decision = enrolment.decide(pod);
+    this.#log.decided(pod, before, decision);
+    sidecars.forget(pod.uid);
+    addresses.forget(key);
+    this.#release(key);
+    this.#pods.set(key, { pod, decision });
+    this.#options.onReconciled();
+  }
+
+  #displaced(key: string): void {
+    this.#queue.add(key);
+    const uid = this.#pods.get(key)?.pod?.uid;
+    if (uid !== undefined) this.#options.onDisplaced(uid);
+  }
+
+  #rankOf(key: string): number {
+    const { ledger, enrolment } = this.#options;
+    const pod = this.#podOf(key);
+    return rankOf({
+      decision: pod === undefined ? this.#pods.get(key)?.decision : enrolment.decide(pod),
+      hasEnded: pod !== undefined && hasEnded(pod),
+      hasCgroup: ledger.has(key),
+    });
   }
 
   #write(key: string, pod: Pod, decision: Decision): void {
@@ -259,7 +308,7 @@ export class Reconciler {
       isTold: addresses.told(pod).length > 0,
       paths: () => ledger.pathsOf(key),
     });
-    if (unfit !== undefined) this.#failed(key, unfit);
+    if (unfit !== undefined) this.#failures.failed(key, unfit);
   }
 
   #forget(key: string): void {
@@ -268,37 +317,27 @@ export class Reconciler {
       this.#log.forget(uid);
       this.#options.sidecars.forget(uid);
     }
-    this.#options.writer.forget(key);
+    this.#release(key);
     this.#pods.delete(key);
-    this.#changedAt.delete(key);
-    this.#failedKeys.delete(key);
     this.#options.onReconciled();
   }
 
+  /** What it had in the maps is others'. */
+  #release(key: string): void {
+    const { writer } = this.#options;
+    const hadRoom = writer.remembers(key);
+    writer.forget(key);
+    this.#room.released(key);
+    this.#changedAt.delete(key);
+    this.#failures.over(key);
+    if (hadRoom) this.retryFailed();
+  }
+
   #markUnknown(cgroup: OwnedCgroup['cgroup'], why: string): void {
-    this.#attempt('', () => this.#options.writer.markUnknown(cgroup));
+    this.#failures.attempt(() => this.#options.writer.markUnknown(cgroup));
     this.#options.logger.warn(
       { cgroupId: String(cgroup.id), path: cgroup.path },
       `a cgroup's path does not say whose it is: ${why}`,
-    );
-  }
-
-  #attempt(key: string, work: () => unknown): void {
-    try {
-      work();
-    } catch (error) {
-      this.#failed(key, error);
-    }
-  }
-
-  #failed(key: string, error: unknown): void {
-    this.#errors++;
-    const errno = (error instanceof CgrouteError ? error.errno : undefined) ?? 'other';
-    this.#errnos.set(errno, (this.#errnos.get(errno) ?? 0) + 1);
-    if (key !== '') this.#failedKeys.add(key);
-    this.#options.logger.error(
-      { err: error, podUid: key },
-      `the maps could not be brought up to date: ${messageOf(error)}`,
     );
   }
 }

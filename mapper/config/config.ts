@@ -70,12 +70,17 @@ const TABLE = {
   unknownPods: choice(
     ['allow', 'deny'],
     'allow',
-    'Connections of a pod that has no verdict yet: `allow` lets them pass untouched, `deny` refuses them with EPERM.',
+    'Connections of a pod that has no verdict yet: `allow` lets them pass untouched, `deny` refuses them with ECONNREFUSED, on which clients try again (EPERM before Linux 6.1).',
   ),
   whenProxyDown: choice(
     ['deny', 'allow'],
     'deny',
-    'Connections of enrolled pods while no proxy is ready: `deny` refuses them with EPERM, `allow` lets them pass untouched, outside the mesh.',
+    'Connections of enrolled pods while no proxy is ready: `deny` refuses them with ECONNREFUSED (EPERM before Linux 6.1), `allow` lets them pass untouched, outside the mesh.',
+  ),
+  firstStart: choice(
+    ['wait', 'deny'],
+    'wait',
+    'What a start does where nothing of cgroute redirects yet and the API server does not answer within three seconds, so that nobody knows a pod. `wait`: nothing is attached, connections pass as without cgroute, and the agent is not ready until it has the first list. `deny`: the programs are attached at once, and connections of pods are treated by `unknownPods` until then.',
   ),
   bypass: {
     allowed: choice(
@@ -106,7 +111,12 @@ const TABLE = {
     600,
     'Seconds between two full lists of pods and namespaces, beside the watch that tells of each change at once. Up to a fifth is added at random.',
   ),
-  maxPods: integer(16, 1_048_576, 4096, 'Room for this many pods in the maps of the kernel.'),
+  maxPods: integer(
+    16,
+    1_048_576,
+    4096,
+    'Room for this many pods in the maps of the kernel, of those that have a cgroup or may get one: what has ended takes none. The proxy comes first, then pods that run; a pod without room is treated as unknown (`unknownPods`).',
+  ),
   maxConnections: integer(
     1024,
     16_777_216,

@@ -4,7 +4,7 @@ import type { Config } from '../config/config.ts';
 import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import type { Pod } from '../objects/pod.ts';
+import { hasEnded, type Pod } from '../objects/pod.ts';
 import type { Note, Remembered } from './decision.ts';
 import { optsOut, otherMeshes, type MeshClaim } from './redirection-annotation.ts';
 
@@ -70,7 +70,7 @@ export function caseOf(
   return {
     pod,
     config,
-    terminal: pod.phase === 'Succeeded' || pod.phase === 'Failed',
+    terminal: hasEnded(pod),
     proxy: isProxy(pod, config.proxy),
     sidecar: labelValue(pod.annotations, SIDECAR_STATUS) !== undefined,
     otherKernel: isOneOf(config.runtimeClasses, pod.runtimeClass),

@@ -2,7 +2,7 @@
 
 import type { CgroupOwner } from '../decisions/cgroup-path.ts';
 import type { Config } from '../config/config.ts';
-import type { Objects, Pod } from '../objects/pod.ts';
+import { hasEnded, type Objects, type Pod } from '../objects/pod.ts';
 import type { Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import { isProxy } from '../decisions/pod-case.ts';
@@ -138,8 +138,7 @@ export function createInventory({ node, proxy }: InventoryOptions): Inventory {
     nodeProxy() {
       let best: Pod | undefined;
       for (const pod of pods.values()) {
-        if (!pod.ready || pod.phase === 'Succeeded' || pod.phase === 'Failed' || !isProxy(pod, proxy))
-          continue;
+        if (!pod.ready || hasEnded(pod) || !isProxy(pod, proxy)) continue;
         if (best === undefined || isBetterProxy(pod, best)) best = pod;
       }
       return best;

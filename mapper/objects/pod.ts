@@ -72,6 +72,10 @@ export interface Pod {
 export const podKeys = ({ uid, configHash }: Pod): readonly string[] =>
   configHash === undefined ? [uid] : [uid, configHash];
 
+/** By its phase: it has run, and will not again. */
+export const hasEnded = ({ phase }: Pick<Pod, 'phase'>): boolean =>
+  phase === 'Succeeded' || phase === 'Failed';
+
 /** The kubelet's own image in the API of a static pod. */
 export const isMirror = ({ annotations }: Pod): boolean => annotations[CONFIG_MIRROR] !== undefined;
 

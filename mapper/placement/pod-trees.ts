@@ -99,11 +99,14 @@ export class PodTrees {
     const trees = this.#waiting;
     this.#waiting = undefined;
     this.#write(this.#earlier);
+    // Those that are not reached are tried again, where the start goes on without them.
+    for (const place of trees?.values() ?? []) this.#failed.set(place.id, place);
     for (const place of trees?.values() ?? []) {
       try {
-        this.#options.dataPlane.attachPodTree(place);
+        this.#attach(place);
       } catch (error) {
         if (isStill(place)) throw error;
+        this.#failed.delete(place.id);
       }
     }
   }

@@ -144,6 +144,11 @@ export class PodMarks implements Disposable {
         'NotRedirected',
         `connections of this pod should be redirected (${decision.reason}) and are not: ${missing.why}`,
       );
+    if (!decision.enrolled && this.#isWithoutRoom(pod))
+      this.noRoom(
+        uid,
+        `connections of this pod are treated as an unknown pod's (unknownPods: ${config.unknownPods}): the kernel's map of pods, which has room for ${this.#options.maps.pods.info.maxEntries}, is full (maxPods)`,
+      );
     for (const { code, message } of decision.notes) {
       const reason = NOTE_REASONS[code];
       if (reason !== undefined && mark?.notes.has(message) !== true) events?.report(pod, reason, message);
@@ -161,6 +166,16 @@ export class PodMarks implements Disposable {
   /** Connections that were open before the pod's verdict changed go on as they were. */
   notReset(pod: Pod, message: string): void {
     this.#options.events?.report(pod, 'ConnectionsNotReset', message);
+  }
+
+  /** Whether it runs, and has no entry. */
+  #isWithoutRoom(pod: Pod): boolean {
+    const { maps } = this.#options;
+    const keys = podKeys(pod);
+    return (
+      keys.some((key) => this.#cgroups.has(key)) &&
+      !keys.some((key) => maps.pods.get({ text: key }) !== undefined)
+    );
   }
 
   /** Why the maps don't redirect the pod, without a `why` where that is only a matter of time; undefined where they do. */

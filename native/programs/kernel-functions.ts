@@ -17,6 +17,8 @@ export const helperIds = {
   bpf_ringbuf_reserve: 131,
   bpf_ringbuf_submit: 132,
   bpf_skc_to_tcp_sock: 137,
+  bpf_get_retval: 186,
+  bpf_set_retval: 187,
   bpf_skc_to_mptcp_sock: 196,
 } as const;
 export type Helper = keyof typeof helperIds;
@@ -28,8 +30,11 @@ export type Helper = keyof typeof helperIds;
  */
 export const alwaysThere: ReadonlySet<number> = new Set([1, 2, 3, 5, 26, 160]);
 
-/** The kernel version that lets a type of program call it; or with what is done in its place on older ones, so that nothing is lost. */
-export type Since = string | { readonly since: string; readonly instead: string };
+/** The kernel version that lets a type of program call it; or with what older ones lack, or with what is done in its place there, so that nothing is lost. */
+export type Since =
+  | string
+  | { readonly since: string; readonly without: string }
+  | { readonly since: string; readonly instead: string };
 
 /**
  * What a program calls, with the versions. They are from the commits that allowed
@@ -38,6 +43,6 @@ export type Since = string | { readonly since: string; readonly instead: string 
  * comm; netns cookie in sockops 6cf1770d63dd and in sockopt f1248dee954c;
  * bpf_probe_read_kernel there f470378c7562; cgroup ids everywhere c501bf55c88b and
  * in SYSCALL 95b861a7935b; callback flags b13d88072172; bpf_skc_to_mptcp_sock
- * 3bc253c2e652.
+ * 3bc253c2e652; return values at sock_addr hooks bed89185af0d.
  */
 export type Helpers = Readonly<Partial<Record<Helper, Since>>>;

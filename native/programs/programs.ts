@@ -56,11 +56,19 @@ export interface OwnProgram {
   readonly helpers: Helpers;
 }
 
+/** See HAS_SET_RETVAL in bpf/lib/older-kernel.bpf.h. */
+const RETVAL = {
+  since: '6.1',
+  without:
+    'connections that are denied because something is not there yet (no proxy, a pod that nobody knows) get EPERM in place of ECONNREFUSED, on which more clients try again',
+} as const;
 const POD_CONNECT = {
   bpf_get_current_uid_gid: '4.17',
   bpf_get_socket_cookie: '4.19',
   bpf_get_current_cgroup_id: '5.7',
   bpf_get_current_ancestor_cgroup_id: '5.7',
+  bpf_get_retval: RETVAL,
+  bpf_set_retval: RETVAL,
 } as const satisfies Helpers;
 const ROOT_CONNECT = {
   bpf_get_current_uid_gid: '4.17',
@@ -68,6 +76,8 @@ const ROOT_CONNECT = {
   bpf_get_socket_cookie: '4.19',
   bpf_get_current_cgroup_id: '5.7',
   bpf_get_current_ancestor_cgroup_id: '5.7',
+  bpf_get_retval: RETVAL,
+  bpf_set_retval: RETVAL,
 } as const satisfies Helpers;
 const TRACE = {
   bpf_probe_read_kernel: '5.5',

@@ -116,13 +116,18 @@ function needs(): Need[] {
     for (const program of there) {
       for (const [helper, since] of Object.entries(program.helpers) as [Helper, Since][]) {
         const before = helpers.get(helper);
-        const without = before === undefined ? program.without : lossOfAll([before.without, program.without]);
+        const loss = lossWithout(since) ?? program.without;
+        const without = before === undefined ? loss : lossOfAll([before.without, loss]);
         helpers.set(helper, { since, without });
       }
     }
     return { hook: hooks[name], without: lossOfAll(there.map(({ without }) => without)), helpers };
   });
 }
+
+/** What is lost where only this helper is missing. */
+const lossWithout = (since: Since): string | undefined =>
+  typeof since !== 'string' && 'without' in since ? since.without : undefined;
 
 /** The types of maps that are used, in the order of {@link mapTypes}. */
 function mapNeeds(): { readonly name: string; readonly id: number; since: string; without?: string }[] {
@@ -132,6 +137,11 @@ function mapNeeds(): { readonly name: string; readonly id: number; since: string
     const without = lossOfAll(used.map(({ only }) => (only === undefined ? undefined : lossOf(only))));
     return [{ name, ...mapTypes[name], ...optional(without) }];
   });
+}
+
+function sinceOf(since: Since): Pick<Feature, 'since' | 'instead'> {
+  if (typeof since === 'string') return { since };
+  return 'instead' in since ? since : { since: since.since };
 }
 
 const optional = (without: string | undefined): { readonly without?: string } =>
@@ -162,7 +172,7 @@ export function probeFeatures(): readonly ProbedFeature[] {
       features.push({
         name: `${helper} in ${hook.section}`,
         kind: 'helper',
-        ...(typeof need.since === 'string' ? { since: need.since } : need.since),
+        ...sinceOf(need.since),
         ...optional(need.without),
         support: support === 'yes' ? helperSupport(hook, helper) : support,
       });

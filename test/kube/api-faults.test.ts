@@ -5,8 +5,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { KUBE_MISSING } from '../harness/kube-tools.ts';
 import { MODE, REDIRECTION } from '../harness/label-names.ts';
 import { eventually } from '../../deploy/stage/process.ts';
+import type { PodOnNode } from '../harness/kubelet-view.ts';
 import { agree } from './agreement.ts';
 import { type FaultNode, startFaultNode } from './fault-node.ts';
+import { FOR_NOW } from '../harness/for-now.ts';
 
 const HOUR = 3_600_000;
 const YEAR = 365 * 24 * HOUR;
@@ -168,23 +170,23 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
     await f.isBack();
   });
 
-  test('away when the agent starts for the first time: it attaches, and is not ready before the lists are in', async () => {
+  const startUnlisted = async (config: string): Promise<PodOnNode> => {
     await f.node.agent.stop();
     await f.node.cleanUp();
     f.proxy.set({ refuse: true });
-    f.launch({ config: 'unknownPods: deny' });
+    f.launch({ config });
     await f.node.agent.logged('serving');
     assert.deepEqual(
       [(await f.node.http('healthz')).status, (await f.node.http('readyz')).status],
       [200, 503],
     );
-    assert.match((await f.node.http('readyz')).text, /not ready/);
     assert.match(
       (await f.node.status()).sources.find(({ name }) => name === 'pods')?.detail ?? '',
       /never listed; since .*cannot be reached/,
     );
-    const enrolled = await f.node.kubelet.started('shop', 'enrolled');
-    assert.equal(await f.node.travel(enrolled.place()), 'EPERM', 'unknownPods: deny');
+    return f.node.kubelet.started('shop', 'enrolled');
+  };
+  const isServed = async (): Promise<void> => {
     f.proxy.set({});
     await f.node.agent.ready();
     assert.equal((await f.node.http('readyz')).status, 200);
@@ -195,5 +197,50 @@ describe('with the API server', { skip: KUBE_MISSING }, () => {
       async () =>
         (await f.mesh.cluster.pod('shop', 'enrolled'))?.metadata.annotations?.[REDIRECTION] === 'enabled',
     );
+  };
+
+  test('away when the agent starts for the first time: nothing is attached, which is said, before the lists are in', async () => {
+    const enrolled = await startUnlisted('unknownPods: deny\nwhenProxyDown: deny\n');
+    const waits = /^no list of pods and namespaces has come yet, so nothing is attached .*firstStart: wait/;
+    assert.match((await f.node.http('readyz')).text.replace(/^not ready: /, ''), waits);
+    const { redirecting, agent, sources } = await f.node.status();
+    assert.deepEqual([redirecting, agent.ready], [false, false]);
+    assert.match(sources.find(({ name }) => name === 'first-start')?.detail ?? '', waits);
+    assert.ok(
+      f.node.agent
+        .log()
+        .some(({ level, msg }) => level === 'warn' && /^not ready: no list/.test(String(msg))),
+    );
+    assert.equal(await f.node.travel(enrolled.place()), 'direct', 'as without cgroute');
+    // Maps are pinned by now, and nothing of them redirects: the next one waits as well.
+    await f.node.agent.kill9();
+    f.launch({ config: 'unknownPods: deny\n' });
+    await f.node.agent.logged('serving');
+    assert.equal(await f.node.travel(enrolled.place()), 'direct', 'as without cgroute');
+    await isServed();
+    assert.equal(
+      (await f.node.status()).sources.some(({ name }) => name === 'first-start'),
+      false,
+    );
+  });
+
+  test('away when an agent starts where another one was: redirection goes on as it stood', async () => {
+    const enrolled = await f.node.kubelet.started('shop', 'enrolled');
+    assert.equal(await f.node.travel(enrolled.place()), 'redirected');
+    await f.node.agent.stop();
+    f.proxy.set({ refuse: true });
+    f.launch({ config: 'unknownPods: deny\n' });
+    await f.node.agent.logged('serving');
+    assert.equal((await f.node.http('readyz')).status, 503);
+    assert.equal(await f.node.travel(enrolled.place()), 'redirected');
+    await isServed();
+  });
+
+  test('away when the agent starts for the first time, with firstStart: deny: it attaches, and refuses', async () => {
+    const enrolled = await startUnlisted('unknownPods: deny\nfirstStart: deny\n');
+    assert.match((await f.node.http('readyz')).text, /^not ready: the first reconcile is not done/);
+    assert.equal((await f.node.status()).redirecting, true);
+    assert.equal(await f.node.travel(enrolled.place()), FOR_NOW, 'unknownPods: deny');
+    await isServed();
   });
 });

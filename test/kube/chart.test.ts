@@ -102,6 +102,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       sidecars: false,
       unknownPods: 'deny',
       whenProxyDown: 'allow',
+      firstStart: 'deny',
       bypass: { allowed: 'never' },
       sweepSeconds: 1,
       relistSeconds: 86400,

@@ -50,6 +50,9 @@ const newTally = (): Tally => ({
   deniedWrongly: 0,
 });
 
+/** Of a connection that the programs have denied, for good or for now. */
+const DENIALS: ReadonlySet<string> = new Set(['EPERM', 'ECONNREFUSED']);
+
 const textOf = ({ ip, port }: Endpoint): string => `${ip}:${port}`;
 
 function grouped<T>(items: readonly T[], keyOf: (item: T) => string): Map<string, T[]> {
@@ -89,7 +92,7 @@ export function account(observed: Observed): Account {
       // The proxy saw it perhaps, and gave it up.
       const given = client.local === '' ? undefined : takeProxyLine(client, ({ state }) => state !== '--');
       const failure = `${client.step} ${client.errno}${given === undefined ? '' : `, the proxy took ${given.destination} for its destination`}`;
-      const isDenied = given === undefined && client.step === 'connect' && client.errno === 'EPERM';
+      const isDenied = given === undefined && client.step === 'connect' && DENIALS.has(client.errno ?? '');
       const disagreement =
         line === undefined
           ? {}

@@ -1,6 +1,6 @@
 /** One connection of the leak test: who makes it, where to, and what may become of it. */
 
-/** By the proxy's outbound port, by its inbound port, past it, or refused with EPERM. */
+/** By the proxy's outbound port, by its inbound port, past it, or refused in connect(). */
 export type Way = 'proxied' | 'inbound' | 'direct' | 'denied';
 
 export const CASES = {

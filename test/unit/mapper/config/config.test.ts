@@ -30,6 +30,7 @@ describe('the configuration', () => {
         existingConnections: 'keep',
         unknownPods: 'allow',
         whenProxyDown: 'deny',
+        firstStart: 'wait',
         bypass: { allowed: 'any' },
         sweepSeconds: 30,
         relistSeconds: 600,

@@ -12,6 +12,7 @@ function noting(during: (pod: string, queue: PodQueue) => void = () => {}) {
     },
     (pod, error) => done.push(`${pod}: ${String(error)}`),
   );
+  queue.begin();
   return { queue, done };
 }
 
@@ -55,4 +56,22 @@ test('what is added after the work is through is worked on, and what is cleared 
   queue.add('c');
   await queue.idle();
   assert.deepEqual(done, ['a', 'c']);
+});
+
+test('nothing is done before it begins, and what waits together goes by rank, also what comes meanwhile', async () => {
+  const done: string[] = [];
+  const queue = new PodQueue(
+    (pod) => {
+      done.push(pod);
+      if (pod === 'b2') for (const more of ['c3', 'a1', 'b4']) queue.add(more);
+    },
+    (pod, error) => assert.fail(`${pod}: ${String(error)}`),
+    (pod) => Number(pod.slice(1)),
+  );
+  for (const pod of ['c3', 'a2', 'b2', 'z1']) queue.add(pod);
+  await queue.idle();
+  assert.deepEqual([queue.size, done.length], [4, 0]);
+  queue.begin();
+  await queue.idle();
+  assert.deepEqual(done, ['z1', 'a2', 'b2', 'c3', 'a1', 'b4']);
 });
