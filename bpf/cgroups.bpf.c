@@ -178,7 +178,8 @@ static __always_inline bool read_pod(const struct pod_key *key, struct cgroup_in
 	info->flags = pod->flags;
 	info->detected_flags = pod->detected_flags;
 	info->proxy_mode = pod->proxy_mode;
-	info->netns = pod->netns;
+	/* Its network is not known yet: a pod's cgroup is made before that, also when it is made again. */
+	info->netns = 0;
 	__builtin_memcpy(info->cgroup_ip, pod->ip4, sizeof(info->cgroup_ip));
 	__builtin_memcpy(info->cgroup_ip6, pod->ip6, sizeof(info->cgroup_ip6));
 	return true;
@@ -219,13 +220,30 @@ static __always_inline bool is_container(const struct name *name)
 }
 
 /*
+ * The first container of a pod, also when its runtime makes them all anew, is in a
+ * network that nobody has seen. In place: another entry that the element has become
+ * this moment is without its network for as long as the agent does not look.
+ */
+static __always_inline void forget_network(__u64 pod)
+{
+	struct cgroup_info *info = bpf_map_lookup_elem(&cgroup_info_map, &pod);
+
+	if (info && info->id == pod)
+		info->netns = 0;
+}
+
+/*
  * A container's cgroup is as the pod's. CRI-O's monitor beside it is in the host's
  * network, and never redirected.
  */
-static __always_inline void fill_container(__u64 id, const struct name *name, __u64 pod)
+static __always_inline void fill_container(struct cgroup *cgroup, const struct name *name,
+					   __u64 pod)
 {
+	__u64 id = id_of(cgroup);
 	struct cgroup_info info;
 
+	if (BPF_CORE_READ(parent_of(cgroup), nr_descendants) == 1)
+		forget_network(pod);
 	if (!read_info(pod, &info))
 		return;
 	info.id = id;
@@ -278,7 +296,7 @@ int BPF_PROG(cgroup_mkdir, struct cgroup *cgroup, const char *path)
 	/* What is made inside a pod never passes for another pod. */
 	if (place.known_parent && place.known_above == 1 && is_container(&name)) {
 		if (!is_joined(parent_of(cgroup)))
-			fill_container(id_of(cgroup), &name, place.known_parent);
+			fill_container(cgroup, &name, place.known_parent);
 	} else if (!place.known_above && !place.of_users && read_key(cgroup, &name, &key) &&
 		   !is_below_pod(cgroup)) {
 		note_branch(place.branch);

@@ -15,6 +15,7 @@
 #include "lib/address.bpf.h"
 #include "lib/identity.bpf.h"
 #include "lib/maps.bpf.h"
+#include "lib/network.bpf.h"
 #include "lib/older-kernel.bpf.h"
 #include "lib/verdict.bpf.h"
 
@@ -90,6 +91,30 @@ static __always_inline void refuse_for_now(void)
 		bpf_set_retval(-ECONNREFUSED);
 }
 
+enum owner {
+	OWNER_PROXY,
+	OWNER_POD,
+	OWNER_UNKNOWN, /* a pod that nobody knows yet */
+	OWNER_HOST,
+};
+
+/*
+ * Whose the connection is. The proxy by its cgroup alone, as its sockets may be in any
+ * network. What is in the host's network is never a pod's, whatever its cgroup.
+ */
+static __always_inline enum owner owner_of(struct bpf_sock_addr *ctx, bool at_root,
+					   struct cgroup_info *info)
+{
+	__u32 netns = netns_inode(ctx->sk);
+
+	if (find_pod(at_root, info)) {
+		if (is_proxy(info))
+			return OWNER_PROXY;
+		return is_hosts_network(netns) ? OWNER_HOST : OWNER_POD;
+	}
+	return at_root || is_hosts_network(netns) ? OWNER_HOST : OWNER_UNKNOWN;
+}
+
 /* Fills the verdict and has it counted. Returns ALLOW or DENY. */
 static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 				  const struct address *dst, bool ip4, struct verdict *verdict)
@@ -107,12 +132,17 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		*handled = 0;
 		return ALLOW;
 	}
-	if (find_pod(at_root, &info))
-		decide_pod(verdict, &info, dst, port_be, ip4);
-	else if (at_root)
+	switch (owner_of(ctx, at_root, &info)) {
+	case OWNER_PROXY: decide_proxy(verdict, &info, port_be); break;
+	case OWNER_POD: decide_pod(verdict, &info, dst, port_be, ip4); break;
+	case OWNER_UNKNOWN: decide_unknown(verdict, dst, ip4); break;
+	case OWNER_HOST:
+		/* The program at the root runs for it, too. */
+		if (!at_root)
+			return ALLOW;
 		decide_host(verdict, dst, port_be, ip4);
-	else
-		decide_unknown(verdict);
+		break;
+	}
 	/*
 	 * Not a loop, but the same connect() once more: at the root, where the pod_
 	 * program's mark has been lost; at a pod, where the program is attached twice, as

@@ -5,7 +5,7 @@
  * about, hence the current cgroup is that process's.
  *
  * Passed are the exec events of processes that can be a pod's and whose cgroup
- * is new, or whose pod still has no address; the first in each branch that holds
+ * is new, or whose pod's network or address is not known yet; the first in each branch that holds
  * no pods, as it may be one that the agent has not seen; and the kernel's answers.
  */
 #include "vmlinux.h"
@@ -61,6 +61,8 @@ int exec_filter(struct __sk_buff *skb)
 		return PASS;
 	if (info->flags & INFO_HOST_NETWORK)
 		return DROP; /* its addresses are the host's */
+	if (!info->netns)
+		return PASS;
 	return is_unspecified((void *)info->cgroup_ip) && is_unspecified((void *)info->cgroup_ip6)
 		       ? PASS
 		       : DROP;

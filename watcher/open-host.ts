@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
-import { openProc, unifiedPath, type Addresses } from './proc.ts';
+import { openProc, unifiedPath, type Addresses, type ProcessNetwork } from './proc.ts';
 import { followHost, type HostEvents, type HostWatch, type TreeEvents } from './host-watch.ts';
 
 export interface HostOptions {
@@ -25,11 +25,14 @@ export interface Host {
   pidsOf(path: string): number[];
   /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. */
   hasUserProcess(path: string): boolean;
+  networkOf(pid: number): ProcessNetwork | undefined;
   addressesOf(pid: number): Addresses | undefined;
   netnsOf(pid: number): number | undefined;
   /** True for an address of the host's own network namespace. */
   isOwnAddress(ip: string): boolean;
   hostNetns(): number | undefined;
+  /** The cgroup of this process, relative to the watched root; undefined when it is outside. */
+  ownCgroup(): string | undefined;
   /** Looks at that place now; what is new there is reported to who follows. */
   ensure(path: string): Cgroup | undefined;
 }
@@ -72,10 +75,12 @@ export function openHost(options: HostOptions): OpenHost {
     cgroups: tree.cgroups,
     pidsOf,
     hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),
+    networkOf: proc.networkOf,
     addressesOf: proc.addressesOf,
     netnsOf: proc.netnsOf,
     isOwnAddress: proc.isHostAddress,
     hostNetns: proc.hostNetns,
+    ownCgroup: () => proc.cgroupOfPid(process.pid),
     ensure: tree.ensure,
     follow(events) {
       const listen = (listener: TreeEvents): void => {

@@ -29,6 +29,17 @@ export interface Addresses {
   readonly startedTicks: number;
 }
 
+/** The network namespace of one process. */
+export interface ProcessNetwork {
+  readonly pid: number;
+  /** Inode number. */
+  readonly netns: number;
+  /** It is that of PID 1: it says nothing of the process. */
+  readonly isHost: boolean;
+  /** When the process began, in clock ticks since boot. */
+  readonly startedTicks: number;
+}
+
 export interface Proc {
   /**
    * The process's cgroup relative to the watched root, without ' (deleted)'.
@@ -46,6 +57,8 @@ export interface Proc {
   hostNetns(): number | undefined;
   /** True for an address of the host's own network namespace. */
   isHostAddress(ip: string): boolean;
+  /** Undefined also where the host's network namespace is not known: nothing is proved then. */
+  networkOf(pid: number): ProcessNetwork | undefined;
   /** The addresses of the process's network namespace, without entering it. */
   addressesOf(pid: number): Addresses | undefined;
 }
@@ -177,7 +190,7 @@ export function openProc(options: ProcOptions): Proc {
     return host.ips;
   }
 
-  function addressesOf(pid: number): Addresses | undefined {
+  function networkOf(pid: number): ProcessNetwork | undefined {
     const startedTicks = Number(startOf(pid));
     return ofOneProcess(
       () => startOf(pid),
@@ -186,7 +199,19 @@ export function openProc(options: ProcOptions): Proc {
         const host = hostNetns();
         // Without the host's to compare with, nothing is proved.
         if (netns === undefined || host === undefined) return undefined;
-        if (netns === host) return { netns, isHost: true, ips: [], startedTicks };
+        return { pid, netns, isHost: netns === host, startedTicks };
+      },
+    );
+  }
+
+  function addressesOf(pid: number): Addresses | undefined {
+    return ofOneProcess(
+      () => startOf(pid),
+      () => {
+        const network = networkOf(pid);
+        if (network === undefined) return undefined;
+        const { netns, isHost, startedTicks } = network;
+        if (isHost) return { netns, isHost, ips: [], startedTicks };
         const own = hostAddresses();
         const ips = addressesIn(pid).filter((ip) => !own.has(ip));
         // One that has ended meanwhile is still there for its parent, and has no network any more: what was read is a part.
@@ -202,6 +227,7 @@ export function openProc(options: ProcOptions): Proc {
     netnsOf,
     hostNetns,
     isHostAddress: (ip) => hostAddresses().has(ip),
+    networkOf,
     addressesOf,
   };
 }

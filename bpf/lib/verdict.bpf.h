@@ -78,8 +78,19 @@ static __always_inline void redirect(struct verdict *verdict, const struct addre
 	verdict->proxy_port_be = bpf_htons(inbound ? inbound_port : outbound_port);
 }
 
-static __always_inline void decide_unknown(struct verdict *verdict)
+/* What leaves no network is nobody's business. */
+static __always_inline bool is_within(const struct address *dst, bool ip4)
 {
+	return (ip4 ? is_loopback4(dst) : is_loopback6(dst)) || is_unspecified(dst);
+}
+
+static __always_inline void decide_unknown(struct verdict *verdict, const struct address *dst,
+					   bool ip4)
+{
+	if (is_within(dst, ip4)) {
+		verdict->branch = BRANCH_LOCAL;
+		return;
+	}
 	verdict->denied = denies(false);
 	verdict->for_now = true;
 	verdict->branch = verdict->denied ? BRANCH_UNKNOWN_DENIED : BRANCH_UNKNOWN_ALLOWED;
@@ -94,15 +105,23 @@ static __always_inline void deny_without_handoff(struct verdict *verdict)
 	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
-/* Whether the destination of a host process's connection would get to the proxy. */
+/*
+ * Whether the destination of a host process's connection would get to the proxy: its
+ * branch is served or, where it is a pod's in the host's network, a cgroup on the way.
+ */
 static __always_inline bool is_handed_over(void)
 {
-	__u64 branch = bpf_get_current_ancestor_cgroup_id(root_level + 1);
-	__u64 root = bpf_get_current_ancestor_cgroup_id(root_level);
+	__u64 root = bpf_get_current_ancestor_cgroup_id(root_level), id;
 	enum handoff handoff;
+	int i;
 
-	if (bpf_map_lookup_elem(&handoff_map, &branch))
-		return true;
+	for (i = 1; i <= CGROUTE_MAX_DEPTH; i++) {
+		id = bpf_get_current_ancestor_cgroup_id(root_level + i);
+		if (!id)
+			break;
+		if (bpf_map_lookup_elem(&handoff_map, &id))
+			return true;
+	}
 	return READ_ENTRY(&handoff_map, &root, &handoff) && handoff == HANDOFF_ALL;
 }
 
@@ -134,12 +153,24 @@ static __always_inline void decide_host(struct verdict *verdict, const struct ad
 	deny_without_handoff(verdict);
 }
 
+static __always_inline __u16 flags_of(const struct cgroup_info *info)
+{
+	return info->flags & info->detected_flags;
+}
+
+static __always_inline bool is_proxy(const struct cgroup_info *info)
+{
+	return (flags_of(info) & (INFO_PROXY | INFO_UNKNOWN_POD)) == INFO_PROXY;
+}
+
 /*
  * A proxy that has lost the original destination dials itself, for ever; by any
  * address, as it may have others than the one that is published.
  */
-static __always_inline void decide_proxy(struct verdict *verdict, __u16 port_be)
+static __always_inline void decide_proxy(struct verdict *verdict, const struct cgroup_info *info,
+					 __u16 port_be)
 {
+	verdict->slot = info->slot;
 	verdict->denied = is_redirect_port(port_be);
 	verdict->branch = verdict->denied ? BRANCH_LOOP_DENIED : BRANCH_PROXY;
 }
@@ -155,19 +186,16 @@ static __always_inline void decide_pod(struct verdict *verdict, const struct cgr
 				       const struct address *dst, __u16 port_be, bool ip4)
 {
 	const struct address *own = ip4 ? (void *)info->cgroup_ip : (void *)info->cgroup_ip6;
-	__u16 flags = info->flags & info->detected_flags;
+	__u16 flags = flags_of(info);
 
 	verdict->slot = info->slot;
 	if (flags & INFO_UNKNOWN_POD)
-		decide_unknown(verdict);
-	else if (flags & INFO_PROXY)
-		decide_proxy(verdict, port_be);
+		decide_unknown(verdict, dst, ip4);
 	else if (!info->is_in_mesh)
 		verdict->branch = BRANCH_OUT;
 	else if (flags & INFO_BYPASS_OUTBOUND)
 		verdict->branch = BRANCH_BYPASSED;
-	else if ((ip4 ? is_loopback4(dst) : is_loopback6(dst)) || is_unspecified(dst) ||
-		 same_address(dst, own))
+	else if (is_within(dst, ip4) || same_address(dst, own))
 		verdict->branch = BRANCH_LOCAL;
 	else if (is_ambiguous(dst, ip4))
 		deny_ambiguous(verdict);

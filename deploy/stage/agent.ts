@@ -20,6 +20,8 @@ export interface AgentOptions {
   readonly cgroupRoot?: string;
   /** Default `cgroute` in the sandbox's bpffs. */
   readonly bpffsRoot?: string;
+  /** Default the sandbox's, where a network of its own passes for the host's. */
+  readonly procRoot?: string;
   /** Default `127.0.0.1:0`, any free port. */
   readonly http?: string;
   /** More flags of `cgroute run`. */
@@ -52,11 +54,13 @@ export interface Agent extends AsyncDisposable {
 
 /** The flags that say where on this machine, for any verb. */
 function roots(sandbox: Sandbox, options: Partial<AgentOptions>): string[] {
+  const procRoot = options.procRoot ?? sandbox.procRoot;
   return [
     '--cgroup-root',
     options.cgroupRoot ?? sandbox.cgroupRoot,
     '--bpffs-root',
     options.bpffsRoot ?? `${sandbox.bpffs}/cgroute`,
+    ...(procRoot === undefined ? [] : ['--proc-root', procRoot]),
   ];
 }
 

@@ -81,6 +81,7 @@ export interface StageNode {
 /** Makes the node, with nothing on it. All of it goes away with the sandbox. */
 export async function makeNode(sandbox: Sandbox): Promise<StageNode> {
   const network = await makeNetwork(sandbox);
+  await sandbox.hostIn(network.gateway.netns);
   const manifest = makeManifest(sandbox.file('pods.yaml'));
   let proxies = 0;
   return {

@@ -54,12 +54,12 @@ const OUTPUT_MS = 1000;
 /** Moves the shell to the cgroup, then becomes the program: same PID throughout. */
 const ENTER_CGROUP = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"';
 
-/** The command line that runs a program in its cgroup and network namespace. */
+/** The command line that runs a program in its cgroup and network namespace; the namespace first, as runtimes do. */
 export function commandLine(program: Program): [string, ...string[]] {
   let line: [string, ...string[]] = [program.cmd, ...(program.args ?? [])];
+  if (program.cgroup !== undefined) line = ['sh', '-c', ENTER_CGROUP, 'sh', program.cgroup.absolute, ...line];
   // nsenter, as `ip netns exec` would unshare and remount.
   if (program.netns !== undefined) line = ['nsenter', `--net=/run/netns/${program.netns}`, '--', ...line];
-  if (program.cgroup !== undefined) line = ['sh', '-c', ENTER_CGROUP, 'sh', program.cgroup.absolute, ...line];
   return line;
 }
 

@@ -10,11 +10,15 @@ import { mkdirSync, readFileSync, readdirSync, rmSync, unlinkSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Cgroup, cgroup2Mount, makeCgroup, removeCgroup } from './cgroup.ts';
-import { type Program, type Running, spawnIn } from './process.ts';
+import { must, type Program, type Running, spawnIn } from './process.ts';
 
 const CGROUP_PREFIX = 'cgroute-test-';
 const NETNS_PREFIX = 'cgrt-';
 const NETNS_DIRECTORY = '/run/netns';
+const PROC = 'proc';
+/** Private, as else what is mounted on /proc/1 of the one would be so on that of the other. */
+const MOUNT_PROC =
+  'mkdir "$1" && mount --bind /proc "$1" && mount --make-private "$1" && mount --bind "/proc/$2" "$1/1"';
 
 export interface Sandbox extends AsyncDisposable {
   /** Unique among all sandboxes that live: `<pid>-<start time>-<number>`. */
@@ -23,6 +27,8 @@ export interface Sandbox extends AsyncDisposable {
   readonly cgroupRoot: string;
   /** A bpffs mount of its own. */
   readonly bpffs: string;
+  /** A /proc whose PID 1 is in the network that {@link Sandbox.hostIn} named, for `--proc-root`; undefined before that. */
+  readonly procRoot: string | undefined;
   /** An empty directory for files. */
   readonly directory: string;
   /** Where {@link Sandbox.spawn} starts programs: "host processes", a leaf below the root. */
@@ -33,6 +39,8 @@ export interface Sandbox extends AsyncDisposable {
   file(name: string): string;
   /** A name for a network namespace, which is deleted with the sandbox. */
   netnsName(name: string): string;
+  /** From now on a network namespace passes for the host's. */
+  hostIn(netns: string): Promise<void>;
   /** Starts a program, in {@link Sandbox.hostCgroup} unless told otherwise. */
   spawn(program: Program): Running;
 }
@@ -103,10 +111,11 @@ function remove(remains: Remains): void {
   }
   for (const directory of remains.directories) {
     attempt(() => {
-      const bpffs = join(directory, 'bpffs');
-      while (isMounted(bpffs)) {
-        const { status, stderr } = spawnSync('umount', [bpffs], { encoding: 'utf8' });
-        if (status !== 0) throw new Error(stderr);
+      for (const mount of [join(directory, 'bpffs'), join(directory, PROC)]) {
+        while (isMounted(mount)) {
+          const { status, stderr } = spawnSync('umount', ['--recursive', mount], { encoding: 'utf8' });
+          if (status !== 0) throw new Error(stderr);
+        }
       }
       rmSync(directory, { recursive: true, force: true });
     });
@@ -163,10 +172,21 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
     throw new Error(`mount -t bpf: ${stderr.trim()}`);
   }
   const hostCgroup = makeCgroup(cgroupRoot, 'host');
+  let stand: Running | undefined;
   return {
     token,
     cgroupRoot,
     bpffs,
+    get procRoot() {
+      return stand === undefined ? undefined : join(directory, PROC);
+    },
+    async hostIn(netns) {
+      if (stand !== undefined) throw new Error('a sandbox has one host');
+      // In no cgroup of the sandbox: it ends with its standard input.
+      stand = spawnIn({ cmd: 'sh', args: ['-c', 'echo here; exec cat'], netns });
+      await stand.line(/^here$/);
+      await must({ cmd: 'sh', args: ['-ec', MOUNT_PROC, 'sh', join(directory, PROC), String(stand.pid)] });
+    },
     directory,
     hostCgroup,
     cgroup: (path) => makeCgroup(cgroupRoot, path),
@@ -174,7 +194,11 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
     netnsName: (host) => `${NETNS_PREFIX}${host}-${token}`,
     spawn: (program) => spawnIn({ cgroup: hostCgroup, ...program }),
     async [Symbol.asyncDispose]() {
-      removeToken(token);
+      try {
+        removeToken(token);
+      } finally {
+        await stand?.stop('SIGKILL');
+      }
     },
   };
 }

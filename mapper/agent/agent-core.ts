@@ -7,9 +7,11 @@ import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { OpenHost } from '../../watcher/open-host.ts';
 import type { Config } from '../config/config.ts';
+import { ownerOf } from '../decisions/cgroup-path.ts';
 import { Enrolment } from '../inventory/enrolment.ts';
 import { createInventory, type Inventory } from '../inventory/inventory.ts';
 import { PodAddressBook } from '../inventory/pod-addresses.ts';
+import { PodNetworks } from '../inventory/pod-networks.ts';
 import type { AgentRecord } from '../maps/agent-record.ts';
 import { Settings } from '../maps/settings.ts';
 import type { ObjectSource } from '../object-sources/object-source.ts';
@@ -19,7 +21,7 @@ import { makePodAnnotator } from '../reports/pod-annotator.ts';
 import { makePodEvents } from '../reports/pod-events.ts';
 import { PodMarks } from '../reports/pod-marks.ts';
 import { SidecarRules } from '../sidecars/sidecar-rules.ts';
-import { addressHost } from './address-host.ts';
+import { addressHost, witnessHost } from './address-host.ts';
 import { CgroupLedger } from './cgroup-ledger.ts';
 
 import type { PartWalk } from './part-walk.ts';
@@ -90,6 +92,10 @@ export function agentCore(ground: AgentGround): AgentCore {
     host: addressHost(host),
     pathsOf: (podKey) => ledger.pathsOf(podKey),
   });
+  const networks = new PodNetworks({
+    host: witnessHost(host),
+    pathsOf: (podKey) => ledger.pathsOf(podKey),
+  });
   const settings = new Settings(dataPlane.maps.settings);
   const proxy = new NodeProxy({
     dataPlane,
@@ -105,9 +111,11 @@ export function agentCore(ground: AgentGround): AgentCore {
     logger: logger.child({ component: 'handoff' }),
     hasRootProcesses: () => host.hasUserProcess('/'),
   });
+  const own = ownerOf(host.ownCgroup() ?? '/');
   const writer = new PodWriter({
     dataPlane,
     config,
+    ownKey: own.kind === 'pod' ? own.uid : undefined,
     enrolment,
     handoffs,
     proxy,
@@ -118,6 +126,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     writer,
     ledger,
     addresses,
+    networks,
     inventory,
     enrolment,
     sidecars,

@@ -18,7 +18,7 @@ import { attachProgram } from '../../native/netlink/proc-connector.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
 import { findCgroupMount, realCgroupRoot, refuseV1Only } from '../../watcher/host.ts';
 import type { HostWatch } from '../../watcher/host-watch.ts';
-import { openHost } from '../../watcher/open-host.ts';
+import { openHost, type OpenHost } from '../../watcher/open-host.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { explain, type Explanation } from '../cli/explain.ts';
 import { objectIntake } from '../inventory/object-intake.ts';
@@ -45,6 +45,9 @@ import { awaitTurn, takeTurn, type Standby } from './standby.ts';
 
 /** Where a kubelet keeps its pods, to tell a host that does so on cgroup v1. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
+
+const NO_HOST_NETNS =
+  "the host's network namespace cannot be told (--proc-root: PID 1 shows none): processes of pods in it pass for the pods', and processes of no pod anywhere for the host's";
 
 export interface NodeAgent {
   /** Programs attached, all objects seen once, and all that ran then is mapped. Once true it stays so. */
@@ -82,10 +85,14 @@ export async function startNodeAgent(
     const root = { path: cgroupRoot, id: statSync(cgroupRoot, { bigint: true }).ino };
     const { mountPoint } = findCgroupMount(procRoot, cgroupRoot);
     const place = { cgroupRoot, mountPoint, bpffsRoot, procRoot, logger };
+    const host = openHost({ cgroupRoot, procRoot, logger: logger.child({ component: 'watcher' }) });
+    const hostNetns = host.hostNetns();
+    if (hostNetns === undefined) logger.warn(NO_HOST_NETNS);
     const plane: DataPlaneOptions = {
       bpffsRoot,
       root,
       rootLevel,
+      hostNetns,
       ports: { outbound: config.proxy.outboundPort, inbound: config.proxy.inboundPort },
       maxEntries: mapSizes(config),
       shares: mapShares(config),
@@ -110,7 +117,8 @@ export async function startNodeAgent(
       }),
     );
 
-    const agent = stack.use(new RunningAgent({ ...options, source }, root, dataPlane, record, pinLock));
+    const running = { options: { ...options, source }, root, host, dataPlane, record, lock: pinLock };
+    const agent = stack.use(new RunningAgent(running));
     await agent.start(wasRedirecting);
     const disposables = stack.move();
     return {
@@ -145,6 +153,15 @@ export async function startNodeAgent(
 const PATIENCE_MS = 3000;
 const RETRY_MS = 10_000;
 
+interface RunningAgentOptions {
+  readonly options: NodeAgentOptions;
+  readonly root: CgroupPlace;
+  readonly host: OpenHost;
+  readonly dataPlane: DataPlane;
+  readonly record: AgentRecord;
+  readonly lock: DirectoryLock;
+}
+
 class RunningAgent implements AsyncDisposable, Departing {
   readonly #options: NodeAgentOptions;
   readonly #record: AgentRecord;
@@ -163,23 +180,12 @@ class RunningAgent implements AsyncDisposable, Departing {
   waits = false;
   isReady = false;
 
-  constructor(
-    options: NodeAgentOptions,
-    root: CgroupPlace,
-    dataPlane: DataPlane,
-    record: AgentRecord,
-    lock: DirectoryLock,
-  ) {
-    const { config, logger, procRoot } = options;
+  constructor({ options, root, host, dataPlane, record, lock }: RunningAgentOptions) {
+    const { config, logger } = options;
     this.#options = options;
     this.#record = record;
     this.dataPlane = dataPlane;
     this.logger = logger;
-    const host = openHost({
-      cgroupRoot: root.path,
-      procRoot,
-      logger: logger.child({ component: 'watcher' }),
-    });
     const walk = this.#stack.use(new PartWalk({ logger, onFailed: (error) => this.metrics.failed(error) }));
     this.walk = walk;
     const failed = (error: unknown, what: string): void => this.#failed(error, what);

@@ -19,6 +19,7 @@ import {
   isInboundRedirected,
   isRedirected,
   monitorEntry,
+  ownEntry,
   podAddresses,
   podEntry,
   rememberedEntry,
@@ -38,10 +39,12 @@ export interface PodWriterOptions {
   readonly dataPlane: Pick<DataPlane, 'maps'>;
   readonly config: Pick<Config, 'sidecarUser'>;
   readonly enrolment: Pick<Enrolment, 'codeOf'>;
+  /** Of the pod that the agent runs in. */
+  readonly ownKey: string | undefined;
   /** Stands before an entry redirects. */
   readonly handoffs: Pick<
     HandoffPlaces,
-    'podRedirected' | 'podReleased' | 'podAwaited' | 'podArrived' | 'hostRedirected'
+    'podRedirected' | 'podReleased' | 'podAwaited' | 'podArrived' | 'hostRedirected' | 'hostPodFound'
   >;
   readonly proxy: Pick<NodeProxy, 'cgroupFound'>;
   readonly sidecars: Pick<SidecarRules, 'want'>;
@@ -57,6 +60,8 @@ export interface PodToWrite {
   readonly cgroups: readonly PodsCgroup[];
   /** Its own; none for one in the host's network. */
   readonly ips: readonly string[];
+  /** Inode of its network namespace; 0: not known. */
+  readonly netns: bigint;
   /** Whether its status says them. */
   readonly isTold: boolean;
   /** Paths of its cgroups as they are when asked. */
@@ -94,11 +99,11 @@ export class PodWriter {
    * @returns what of its traffic options found no room
    * @throws CgrouteError `EBPF`
    */
-  write({ key, pod, decision, cgroups, ips, isTold, paths }: PodToWrite): unknown {
+  write({ key, pod, decision, cgroups, ips, netns, isTold, paths }: PodToWrite): unknown {
     const { handoffs, enrolment, config, proxy, sidecars, onWritten } = this.#options;
     const { slot, isNew } = this.#slots.of(key);
     if (isNew) this.#counters.start(slot);
-    const facts: PodFacts = { slot, decision, addresses: podAddresses(ips) };
+    const facts: PodFacts = { slot, decision, addresses: podAddresses(ips), netns };
     const unfit = this.#podOptions.setAsFits(
       slot,
       decision.traffic,
@@ -113,6 +118,7 @@ export class PodWriter {
     for (const each of cgroups) {
       const { cgroup, owner } = each;
       this.#setEntry(cgroup, owner.monitor ? monitorEntry(cgroup.id, slot) : cgroupEntry(cgroup.id, facts));
+      if (pod.hostNetwork && !owner.monitor) handoffs.hostPodFound(cgroup);
       if (decision.proxy && isOutermost(each)) proxy.cgroupFound(key, cgroup);
     }
     sidecars.want(pod, decision, ips);
@@ -127,14 +133,18 @@ export class PodWriter {
     return unfit;
   }
 
-  /** A pod's cgroups without a pod: what an earlier agent knew of it stands, else they are marked. @throws CgrouteError `EBPF` */
+  /**
+   * A pod's cgroups without a pod: what an earlier agent knew of it stands, else they are
+   * marked. The agent's own are not, as it has to ask who its pod is.
+   * @throws CgrouteError `EBPF`
+   */
   writeUnknown(key: string, cgroups: readonly PodsCgroup[]): void {
     const remembered = this.#podInfos.get({ text: key });
+    const strange = key === this.#options.ownKey ? ownEntry : unknownEntry;
     for (const { cgroup, owner } of cgroups) {
       const { id } = cgroup;
       if (owner.monitor) this.#setEntry(cgroup, monitorEntry(id, remembered?.slot ?? 0));
-      else
-        this.#setEntry(cgroup, remembered === undefined ? unknownEntry(id) : rememberedEntry(id, remembered));
+      else this.#setEntry(cgroup, remembered === undefined ? strange(id) : rememberedEntry(id, remembered));
     }
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);

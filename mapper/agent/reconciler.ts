@@ -11,6 +11,7 @@ import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
 import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
 import type { PodAddressBook } from '../inventory/pod-addresses.ts';
+import type { PodNetworks } from '../inventory/pod-networks.ts';
 import { rankOf } from '../maps/pod-rank.ts';
 import { hasEnded, podKeys, type Pod } from '../objects/pod.ts';
 import { PodQueue } from '../pacing/pod-queue.ts';
@@ -27,6 +28,7 @@ export interface ReconcilerOptions {
   readonly writer: PodWriter;
   readonly ledger: CgroupLedger;
   readonly addresses: PodAddressBook;
+  readonly networks: PodNetworks;
   readonly inventory: Inventory;
   readonly enrolment: Enrolment;
   readonly sidecars: Pick<SidecarRules, 'place' | 'forget' | 'words'>;
@@ -109,12 +111,13 @@ export class Reconciler {
     return this.#options.inventory.podForCgroup(ownerOf(`/kubepods/pod${key}`));
   }
 
-  /** Whether a process in this cgroup could still tell its pod's address. */
-  wantsAddress(cgroupId: bigint): boolean {
-    const { ledger, addresses } = this.#options;
-    const key = ledger.keyOf(cgroupId);
+  /** Whether a process in this cgroup could still tell its pod's network, or address. */
+  wantsProcess(cgroupId: bigint): boolean {
+    const { addresses, networks } = this.#options;
+    const key = this.#options.ledger.keyOf(cgroupId);
     const pod = key === undefined ? undefined : this.#pods.get(key)?.pod;
-    return key !== undefined && pod !== undefined && addresses.isWanting(key, pod);
+    if (key === undefined || pod === undefined) return false;
+    return networks.isWanting(key, pod) || addresses.isWanting(key, pod);
   }
 
   processSeen(cgroupId: bigint): void {
@@ -157,7 +160,7 @@ export class Reconciler {
       (id) => ledger.isTracked(id),
       (key) => this.#pods.has(key) || ledger.has(key),
     );
-    if (removed > 0) this.retryFailed();
+    if (removed > 0) this.#retryFailed();
     return removed;
   }
 
@@ -170,8 +173,12 @@ export class Reconciler {
     });
   }
 
-  /** Tries again what failed, a full map for instance. */
-  retryFailed(): void {
+  /** Looks again at what nobody tells, and tries again what failed, a full map for instance. */
+  look(): void {
+    for (const key of [...this.#options.networks.doubtful(), ...this.#failures.pods]) this.#queue.add(key);
+  }
+
+  #retryFailed(): void {
     for (const key of this.#failures.pods) this.#queue.add(key);
   }
 
@@ -184,12 +191,7 @@ export class Reconciler {
     return this.#options.writer.isHostRedirected;
   }
 
-  get counts(): {
-    readonly pods: number;
-    readonly cgroups: number;
-    readonly queued: number;
-    readonly errors: number;
-  } {
+  get counts(): Readonly<Record<'pods' | 'cgroups' | 'queued' | 'errors', number>> {
     return {
       pods: this.#pods.size,
       cgroups: this.#options.ledger.size,
@@ -229,7 +231,7 @@ export class Reconciler {
   }
 
   #reconcile(key: string): void {
-    const { writer, ledger, addresses, sidecars, enrolment } = this.#options;
+    const { writer, ledger, addresses, networks, sidecars, enrolment } = this.#options;
     const claimant = this.#podOf(key);
     const current = claimant !== undefined && ledger.homeOf(claimant) === key ? claimant : undefined;
     if (current !== undefined && hasEnded(current) && !ledger.has(key)) return this.#end(key, current);
@@ -238,6 +240,7 @@ export class Reconciler {
       if (this.#hasTakenOver || !writer.remembers(key)) this.#forget(key);
       else this.#pods.delete(key);
       addresses.forget(key);
+      networks.forget(key);
       // What it claimed as a pod of an earlier agent's, whose cgroups have gone since, nobody would let go of later.
       writer.releaseAddresses(key);
       return;
@@ -298,13 +301,14 @@ export class Reconciler {
   }
 
   #write(key: string, pod: Pod, decision: Decision): void {
-    const { writer, ledger, addresses } = this.#options;
+    const { writer, ledger, addresses, networks } = this.#options;
     const unfit = writer.write({
       key,
       pod,
       decision,
       cgroups: ledger.of(key),
       ips: addresses.ownOf(key, pod),
+      netns: networks.of(key, pod),
       isTold: addresses.told(pod).length > 0,
       paths: () => ledger.pathsOf(key),
     });
@@ -330,7 +334,7 @@ export class Reconciler {
     this.#room.released(key);
     this.#changedAt.delete(key);
     this.#failures.over(key);
-    if (hadRoom) this.retryFailed();
+    if (hadRoom) this.#retryFailed();
   }
 
   #markUnknown(cgroup: OwnedCgroup['cgroup'], why: string): void {

@@ -8,8 +8,8 @@ import type { Pod } from '../objects/pod.ts';
 /** All bits that the agent can tell; DNS capture comes later. */
 const DETECTED = Object.values(infoFlag).reduce((all, bit) => all | bit, 0) & ~infoFlag.dnsCapture;
 
-/** Of each pod, as long as the node's proxy serves them all. */
-const BY_NODE_PROXY = { proxyMode: proxyMode.node, netns: 0n } as const;
+/** Of what has no pod, or whose pod nobody knows. */
+const NO_POD = { proxyMode: proxyMode.node, netns: 0n } as const;
 
 export interface PodAddresses {
   readonly ip4: Uint8Array;
@@ -21,6 +21,8 @@ export interface PodFacts {
   readonly slot: number;
   readonly decision: Decision;
   readonly addresses: PodAddresses;
+  /** Inode of its network namespace; 0: not known. */
+  readonly netns: bigint;
 }
 
 /** The first address of each family; a pod has one of each at most. */
@@ -52,12 +54,13 @@ export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean =>
   enrolled && (sidecar || traffic !== undefined);
 
 /** The entry of one of the pod's cgroups. */
-export function cgroupEntry(id: bigint, { slot, decision, addresses }: PodFacts): CgroupInfo {
+export function cgroupEntry(id: bigint, { slot, decision, addresses, netns }: PodFacts): CgroupInfo {
   return {
     id,
     slot,
     isInMesh: decision.enrolled ? 1 : 0,
-    ...BY_NODE_PROXY,
+    proxyMode: proxyMode.node,
+    netns,
     cgroupIp: addresses.ip4,
     cgroupIp6: addresses.ip6,
     flags: flagsOf(decision),
@@ -71,7 +74,7 @@ export function monitorEntry(id: bigint, slot: number): CgroupInfo {
     id,
     slot,
     isInMesh: 0,
-    ...BY_NODE_PROXY,
+    ...NO_POD,
     cgroupIp: NO_ADDRESS,
     cgroupIp6: NO_ADDRESS,
     flags: infoFlag.hostNetwork,
@@ -85,12 +88,17 @@ export function unknownEntry(id: bigint): CgroupInfo {
     id,
     slot: 0,
     isInMesh: 0,
-    ...BY_NODE_PROXY,
+    ...NO_POD,
     cgroupIp: NO_ADDRESS,
     cgroupIp6: NO_ADDRESS,
     flags: infoFlag.unknownPod,
     detectedFlags: DETECTED,
   };
+}
+
+/** The entry of the agent's own cgroup while nobody knows its pod: it has to ask who its pods are. */
+export function ownEntry(id: bigint): CgroupInfo {
+  return { ...unknownEntry(id), flags: 0 };
 }
 
 /** The entry of a pod that only an earlier agent knew. */
@@ -119,14 +127,19 @@ export function isInboundRedirected({ isInMesh, flags }: Pick<CgroupInfo, 'isInM
 }
 
 /** What `status` reads when the agent is down. */
-export function podEntry(pod: Pod, { slot, decision, addresses }: PodFacts, namespaceMode: number): PodInfo {
+export function podEntry(
+  pod: Pod,
+  { slot, decision, addresses, netns }: PodFacts,
+  namespaceMode: number,
+): PodInfo {
   return {
     slot,
     flags: flagsOf(decision),
     detectedFlags: DETECTED,
     isInMesh: decision.enrolled ? 1 : 0,
     namespaceMode,
-    ...BY_NODE_PROXY,
+    proxyMode: proxyMode.node,
+    netns,
     ...addresses,
     uid: pod.uid,
     verdict: decision.verdict,

@@ -1,7 +1,7 @@
 /**
  * Where sock_ops is attached, which brings original destinations to the proxy: at
  * the pods that are redirected and, while there are such, at the branches of host
- * processes. The kernel calls it nine times in a connection's life, so pods that
+ * processes and at the pods in the host's network. The kernel calls it nine times in a connection's life, so pods that
  * are out and the proxy itself are spared it.
  */
 import type { Logger } from 'pino';
@@ -35,6 +35,8 @@ export class HandoffPlaces {
   readonly #pods = new Map<bigint, CgroupPlace>();
   /** Cgroups right below the root that hold no pods only. */
   readonly #branches = new Map<bigint, CgroupPlace>();
+  /** Outermost cgroups of pods in the host's network, whose processes are the host's to other pods. */
+  readonly #hostPods = new Map<bigint, CgroupPlace>();
   /** Pods that the kernel is going to redirect as soon as their cgroups are made. */
   readonly #awaited = new Set<string>();
   readonly #attached = new Map<bigint, CgroupPlace>();
@@ -65,6 +67,7 @@ export class HandoffPlaces {
   cgroupGone({ cgroup: { id } }: OwnedCgroup): void {
     this.#pods.delete(id);
     this.#branches.delete(id);
+    this.#hostPods.delete(id);
     this.#released.delete(id);
     this.#told.delete(id);
     if (this.#attached.delete(id)) this.#options.dataPlane.detachHandoff(id);
@@ -76,6 +79,13 @@ export class HandoffPlaces {
     const place = this.#placeOf(id, path);
     if (!this.#isCovered(place)) this.#attach(place);
     this.#pods.set(id, place);
+  }
+
+  /** A cgroup of a pod in the host's network is about to have its entry. @throws CgrouteError `EBPF` */
+  hostPodFound({ id, path, parent }: Cgroup): void {
+    if (this.#hostPods.has(id) || (parent !== undefined && this.#hostPods.has(parent))) return;
+    this.#hostPods.set(id, this.#placeOf(id, path));
+    if (this.#isHostNeeded) this.#follow();
   }
 
   /** They are so no more. */
@@ -152,10 +162,10 @@ export class HandoffPlaces {
   }
 
   #hostPlaces(): readonly CgroupPlace[] {
-    const isRoot = this.#isRootNeeded || this.#branches.size > MAX_BRANCHES;
+    const isRoot = this.#isRootNeeded || this.#branches.size + this.#hostPods.size > MAX_BRANCHES;
     if (isRoot && (this.#isHostNeeded || this.#pods.size > 0 || this.#awaited.size > 0))
       return [this.#options.root];
-    return this.#isHostNeeded ? [...this.#branches.values()] : [];
+    return this.#isHostNeeded ? [...this.#branches.values(), ...this.#hostPods.values()] : [];
   }
 
   /** Whether a place of host processes holds it. */

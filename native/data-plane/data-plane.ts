@@ -37,6 +37,8 @@ export interface DataPlaneOptions {
   /** The watched root and its depth in the kernel's cgroup hierarchy (the real root is 0). */
   readonly root: CgroupPlace;
   readonly rootLevel: number;
+  /** Inode of the host's network namespace. @default not known: whatever is no pod's counts as the host's */
+  readonly hostNetns?: number | undefined;
   readonly maxEntries: Readonly<Record<string, number>>;
   /** Is told in a sentence of pins that were not as they should be, once {@link DataPlane.notes} have been read. */
   readonly warn?: (sentence: string) => void;
@@ -100,12 +102,14 @@ export interface DataPlane extends Disposable {
 function tunablesOf({
   root,
   rootLevel,
+  hostNetns = 0,
   ports,
   shares,
 }: DataPlaneOptions): Readonly<Partial<Record<Tunable, number | bigint>>> {
   return {
     root_level: rootLevel,
     root_id: root.id,
+    host_netns: hostNetns,
     ...(ports === undefined ? {} : { outbound_port: ports.outbound, inbound_port: ports.inbound }),
     ...(shares === undefined
       ? {}

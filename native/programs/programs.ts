@@ -10,7 +10,7 @@ import { cgroupHooks, hooks, type CgroupHook, type Hook, type HookName } from '.
 /** Compiled objects, `NAME.bpf.o`, in the order in which they are loaded, with those of their `const volatile` tunables that the agent sets. */
 export const objects = {
   origdst: { tunables: ['original_share'] },
-  connect: { tunables: ['root_level', 'outbound_port', 'inbound_port', 'connection_share'] },
+  connect: { tunables: ['root_level', 'host_netns', 'outbound_port', 'inbound_port', 'connection_share'] },
   bypass: { tunables: [] },
   execs: { tunables: ['root_level'] },
   cgroups: { tunables: ['root_level', 'root_id'] },
@@ -69,6 +69,7 @@ const POD_CONNECT = {
   bpf_get_current_ancestor_cgroup_id: '5.7',
   bpf_get_retval: RETVAL,
   bpf_set_retval: RETVAL,
+  bpf_probe_read_kernel: '5.8',
 } as const satisfies Helpers;
 const ROOT_CONNECT = {
   bpf_get_current_uid_gid: '4.17',
@@ -78,6 +79,7 @@ const ROOT_CONNECT = {
   bpf_get_current_ancestor_cgroup_id: '5.7',
   bpf_get_retval: RETVAL,
   bpf_set_retval: RETVAL,
+  bpf_probe_read_kernel: '5.8',
 } as const satisfies Helpers;
 const TRACE = {
   bpf_probe_read_kernel: '5.5',

@@ -299,8 +299,8 @@ describe('drift:', () => {
       ...node.server.ip4.split('.').map(Number),
     ]);
     const stranger = node.sandbox.hostCgroup.id;
-    const through = async (): Promise<void> => {
-      const result = await connect(node.hostPlace, node.server.ip4, 8080);
+    const through = async (netns = node.hostPlace.netns): Promise<void> => {
+      const result = await connect({ ...node.hostPlace, netns }, node.server.ip4, 8080);
       assert.ok(result.ok && result.reply.includes(node.proxyPod.host.ip4), JSON.stringify(result));
     };
     // The server as a pod that is dialled through the proxy.
@@ -313,13 +313,13 @@ describe('drift:', () => {
       },
       () => maps.podAddresses.get({ word: server }) === undefined,
     );
-    // The host's processes as a pod in the mesh. By the second sweep, as the kernel adds entries here, too.
+    // Processes of the host as a pod in the mesh, where they are not in the host's network. By the second sweep, as the kernel adds entries here, too.
     await drifts(
       ENTRIES,
       1,
       async () => {
         maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1 });
-        await through();
+        await through(pod.place.netns);
       },
       () => maps.cgroups.get(stranger) === undefined,
     );

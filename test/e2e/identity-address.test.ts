@@ -88,7 +88,8 @@ describe('a pod is known', () => {
 
   test("and the addresses of the host's namespace are not taken for its own", async () => {
     const pod = await node.addPod({ name: 'hostile', ips: [] });
-    node.sandbox.spawn({ cgroup: pod.cgroup, cmd: 'sleep', args: ['1000'] });
+    const { netns } = node.hostPlace;
+    node.sandbox.spawn({ cgroup: pod.cgroup, netns, cmd: 'sleep', args: ['1000'] });
     await node.apply();
     await seen(node, pod);
     assert.deepEqual((await node.podStatus(pod)).ips, []);

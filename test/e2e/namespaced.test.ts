@@ -50,6 +50,7 @@ async function startKind(name: string): Promise<Kind> {
           node: name,
           cgroupRoot,
           bpffsRoot,
+          procRoot: '/proc', // its own, with its own PID 1
           start: (args) => box.inside({ cmd: PROGRAM, args }),
           ...options,
         }),
@@ -247,6 +248,7 @@ describe('two nodes that are containers on one kernel', () => {
     const pod = await node.addPod({ name: 'cgroute', namespace: 'batch', hostNetwork: true });
     await start({
       cgroupRoot: box.hostCgroup,
+      procRoot: '/proc',
       start: (args) => box.inContainer(pod.cgroup, { cmd: PROGRAM, args }),
     });
     assert.deepEqual(linked(a), before);

@@ -52,7 +52,8 @@ const entryOf = (id: bigint, pod = POD): CgroupInfo => ({
   cgroupIp: pod.ip4,
   cgroupIp6: pod.ip6,
   proxyMode: pod.proxyMode,
-  netns: pod.netns,
+  // Where its network is nobody has seen, when a pod's cgroup is made.
+  netns: 0n,
 });
 
 describe('a cgroup that is made', () => {
@@ -175,6 +176,26 @@ describe('a cgroup that is made', () => {
       assert.equal(plane.plane.maps.cgroups.get(id), undefined);
     });
   }
+
+  test("is in its pod's network where that is known, and the first container in one that nobody has seen", () => {
+    const pod = `/kubepods.slice/kubepods-pod${SLICE_UID}.slice`;
+    const container = (first: string): string => `${pod}/cri-containerd-${first}${C.slice(1)}.scope`;
+    const { cgroups } = plane.plane.maps;
+    const learn = (entry: CgroupInfo | undefined): void => {
+      assert.ok(entry);
+      cgroups.set(entry.id, { ...entry, netns: POD.netns });
+    };
+    const { id, entry } = make(pod);
+    assert.equal(make(container('a')).entry?.netns, 0n);
+    learn(entry);
+    assert.equal(make(container('b')).entry?.netns, POD.netns);
+    for (const first of ['a', 'b']) remove(container(first));
+    assert.equal(cgroups.get(id)?.netns, POD.netns);
+    for (const first of ['c', 'd']) assert.equal(make(container(first)).entry?.netns, 0n);
+    assert.equal(cgroups.get(id)?.netns, 0n);
+    for (const first of ['c', 'd']) remove(container(first));
+    remove(pod);
+  });
 
   test("is CRI-O's monitor, which is in the host's network, and is never redirected", () => {
     const pod = `/kubepods.slice/kubepods-pod${SLICE_UID}.slice`;

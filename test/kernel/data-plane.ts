@@ -34,6 +34,8 @@ export interface Enrolment {
   readonly ip6?: string;
   /** Default true. */
   readonly inMesh?: boolean;
+  /** Inode of its network namespace. Default: not known. */
+  readonly netns?: number;
   /** Bits of `infoFlag`. Default `ambient` for a pod in the mesh, else none. */
   readonly flags?: number;
   /** Default: all. */
@@ -69,6 +71,8 @@ export interface PlaneOptions {
   readonly ports?: { readonly outbound: number; readonly inbound: number };
   /** What one slot may have of the maps that all share; default: no less than a test makes. */
   readonly shares?: MapShares;
+  /** Inode of the network namespace that is the host's. Default: of the sandbox's /proc, if it has one. */
+  readonly hostNetns?: number;
   /** Default `cgroute` in the sandbox's bpffs. A second plane on the same takes over. */
   readonly bpffsRoot?: string;
   /** Is told of pins that were not as they should be. */
@@ -90,6 +94,11 @@ export function notesOf({ plane }: Pick<TestPlane, 'plane'>): string[] {
   return plane.notes.filter((note) => !note.startsWith(lossOf('execs') ?? '-'));
 }
 
+/** Inode of the network namespace of a process's directory in /proc, or of a name of `ip netns`. */
+export function netnsOf(where: string): number {
+  return statSync(where.startsWith('/') ? `${where}/ns/net` : `/run/netns/${where}`).ino;
+}
+
 function placeOf(path: string): { path: string; id: bigint } {
   return { path, id: statSync(path, { bigint: true }).ino };
 }
@@ -103,6 +112,8 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
     bpffsRoot,
     root,
     rootLevel: relative(cgroup2Mount(), sandbox.cgroupRoot).split('/').length,
+    hostNetns:
+      options.hostNetns ?? (sandbox.procRoot === undefined ? undefined : netnsOf(`${sandbox.procRoot}/1`)),
     maxEntries: options.maxEntries ?? {},
     ...(options.ports === undefined ? {} : { ports: options.ports }),
     ...(options.shares === undefined ? {} : { shares: options.shares }),
@@ -121,7 +132,15 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
     leftovers,
     enrol(
       cgroup,
-      { slot, ip4, ip6, inMesh = true, flags = inMesh ? infoFlag.ambient : 0, detectedFlags = ALL_FLAGS },
+      {
+        slot,
+        ip4,
+        ip6,
+        inMesh = true,
+        flags = inMesh ? infoFlag.ambient : 0,
+        detectedFlags = ALL_FLAGS,
+        netns = 0,
+      },
     ) {
       const addresses = podAddresses([ip4, ip6].filter((text) => text !== undefined));
       const info: CgroupInfo = {
@@ -133,7 +152,7 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         cgroupIp: addresses.ip4,
         cgroupIp6: addresses.ip6,
         proxyMode: proxyMode.node,
-        netns: 0n,
+        netns: BigInt(netns),
       };
       maps.cgroups.set(cgroup.id, info);
     },

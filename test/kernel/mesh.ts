@@ -24,6 +24,7 @@ import {
   attachAll,
   type Counts,
   type Enrolment,
+  netnsOf,
   openTestPlane,
   type PlaneOptions,
   type TestPlane,
@@ -87,7 +88,8 @@ export function makeMesh(name: string, options: MeshOptions = {}): Promise<Mesh>
 async function makeMeshIn(sandbox: Sandbox, options: MeshOptions): Promise<Mesh> {
   const base = await makeNode(sandbox);
   const { network } = base;
-  const plane = openTestPlane(sandbox, options);
+  const node = await network.addHost('node');
+  const plane = openTestPlane(sandbox, { hostNetns: netnsOf(node.netns), ...options });
   const podTree = sandbox.cgroup('kubepods');
   const pods: Pod[] = [];
 
@@ -103,7 +105,6 @@ async function makeMeshIn(sandbox: Sandbox, options: MeshOptions): Promise<Mesh>
   }
 
   const server = await base.startServer({ flags: ['--dual', '--tfo'] });
-  const node = await network.addHost('node');
   const proxy = await addPod('proxy', { inMesh: false, flags: infoFlag.proxy });
   const app = await addPod('app');
   options.beforeAttach?.({ absolute: sandbox.cgroupRoot });

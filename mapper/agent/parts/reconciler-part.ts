@@ -7,16 +7,21 @@ import type { AgentCore } from '../agent-core.ts';
 import type { AgentPart } from '../agent-part.ts';
 
 export function reconcilerPart(core: AgentCore): AgentPart {
-  const { reconciler } = core;
+  const { reconciler, host } = core;
   return {
     name: 'reconciler',
+    start() {
+      // The agent's own cgroup is known before any other, as it has to ask who the pods are.
+      const own = host.ownCgroup();
+      if (own !== undefined) host.ensure(own);
+    },
     cgroupAppeared: (owned) => reconciler.cgroupAppeared(owned),
     cgroupGone: (owned) => reconciler.cgroupGone(owned),
-    wantsProcess: (cgroupId) => reconciler.wantsAddress(cgroupId),
+    wantsProcess: (cgroupId) => reconciler.wantsProcess(cgroupId),
     processSeen: ({ cgroupId }) => reconciler.processSeen(cgroupId),
     podsChanged: (uids) => reconciler.objectsChanged(uids),
     takeOver: () => reconciler.removeLeftovers(),
-    look: () => reconciler.retryFailed(),
+    look: () => reconciler.look(),
     repairs: reconciler.repairs(),
     metrics: metricsOf(core),
     [Symbol.dispose]: () => reconciler.stop(),

@@ -30,6 +30,7 @@ function setUp() {
     slot: 1,
     decision: decide(web('ambient'), undefined, defaultConfig),
     addresses: podAddresses([]),
+    netns: 0n,
   };
   const info = { maxEntries: 16 };
   const maps = {
