@@ -15,6 +15,7 @@ import { PodAddressMap } from '../maps/pod-address-map.ts';
 import { PodCounters } from '../maps/pod-counters.ts';
 import {
   cgroupEntry,
+  firstOfEach,
   hasOptions,
   isInboundRedirected,
   isRedirected,
@@ -115,6 +116,14 @@ export class PodWriter {
     const before = this.#podInfos.get({ text: key });
     this.#podInfos.set({ text: key }, entry);
     onWritten({ pod, decision, before, entry, paths });
+    // Before what may find no room: who reaches the pod is another matter.
+    this.#addresses.claim(key, hasEnded(pod) ? [] : firstOfEach(ips), {
+      slot,
+      // What a pod shows in its own network namespace never takes an address from one whose status says so.
+      createdAt: isTold ? pod.createdAt : -1,
+      redirected: decision.enrolled && !decision.bypassInbound,
+      hasOptions: hasOptions(decision),
+    });
     for (const each of cgroups) {
       const { cgroup, owner } = each;
       this.#setEntry(cgroup, owner.monitor ? monitorEntry(cgroup.id, slot) : cgroupEntry(cgroup.id, facts));
@@ -123,13 +132,6 @@ export class PodWriter {
     }
     sidecars.want(pod, decision, ips);
     if (!isAwaited) handoffs.podArrived(key);
-    this.#addresses.claim(key, hasEnded(pod) ? [] : ips, {
-      slot,
-      // What a pod shows in its own network namespace never takes an address from one whose status says so.
-      createdAt: isTold ? pod.createdAt : -1,
-      redirected: decision.enrolled && !decision.bypassInbound,
-      hasOptions: hasOptions(decision),
-    });
     return unfit;
   }
 

@@ -13,9 +13,6 @@ export interface AddressHost {
   addressesIn(paths: readonly string[]): readonly string[] | undefined;
 }
 
-/** A namespace may have any number of them, and all pods share one map. */
-const FOUND_AT_MOST = 8;
-
 export interface PodAddressBookOptions {
   readonly host: AddressHost;
   /** The cgroups of a pod whose processes are in its network, relative to the watched root. */
@@ -44,10 +41,7 @@ export class PodAddressBook {
     if (told.length > 0) return told;
     const known = this.#found.get(podKey);
     if (known !== undefined) return known;
-    const found = (this.#options.host.addressesIn(this.#options.pathsOf(podKey)) ?? []).slice(
-      0,
-      FOUND_AT_MOST,
-    );
+    const found = this.#options.host.addressesIn(this.#options.pathsOf(podKey)) ?? [];
     if (found.length > 0) this.#found.set(podKey, found);
     return found;
   }

@@ -25,7 +25,11 @@ export interface PodFacts {
   readonly netns: bigint;
 }
 
-/** The first address of each family; a pod has one of each at most. */
+/** A pod has one address of each family at most, as the API has it; what else its namespace shows takes no room. */
+export const firstOfEach = (ips: readonly string[]): readonly string[] =>
+  [ips.find((ip) => isIPv4(ip)), ips.find((ip) => !isIPv4(ip))].filter((ip) => ip !== undefined);
+
+/** {@link firstOfEach}, as the maps have them. */
 export function podAddresses(ips: readonly string[]): PodAddresses {
   const ip4 = ips.find((ip) => isIPv4(ip));
   const ip6 = ips.find((ip) => !isIPv4(ip));

@@ -3,10 +3,13 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { test } from 'node:test';
+import { cgroute } from '../../deploy/stage/agent.ts';
 import { removeCgroup } from '../../deploy/stage/cgroup.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
 import { newUid } from '../../deploy/stage/pod-cgroup.ts';
 import { eventually } from '../../deploy/stage/process.ts';
+import { listen } from '../../deploy/stage/sock.ts';
+import { FOR_NOW } from '../harness/for-now.ts';
 import { MODE } from '../harness/label-names.ts';
 import { startNode, type TestNode } from '../harness/node.ts';
 
@@ -141,6 +144,56 @@ test('a new proxy takes the room of another pod, which is then treated as unknow
           podUid === out.uid && level === 'error' && /pod_info_map/.test(String(msg)),
       ),
   );
+});
+
+test('a pod with very many addresses takes no room of others, which the host reaches through the proxy', async () => {
+  await using node = await startSmall('addresses');
+  node.manifest.pod(node.proxyPod.object);
+  const { host } = await node.addPod({
+    name: 'many',
+    ips: Array.from({ length: 8 * ROOM }, (_, n) => `10.8.0.${n + 1}`),
+  });
+  const pod = await node.addPod({ name: 'pod' });
+  await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
+  await node.startAgent(config(node));
+  const to = { ip: pod.host.ip4, port: 80 };
+  assert.equal(await node.travel(node.hostPlace, { to }), 'inbound');
+  assert.equal((await node.entries('pod_ip_map')).length, 2);
+  assert.notEqual(host.netns, pod.host.netns);
+});
+
+test('a pod whose cgroups find no room is refused and said, and reached through the proxy all the same', async () => {
+  await using node = await startSmall('cgroups');
+  node.manifest.pod(node.proxyPod.object);
+  const greedy = await node.addPod({ name: 'greedy' });
+  for (let n = 0; n < 8 * ROOM; n++) greedy.startContainer();
+  await node.startAgent(config(node));
+  const pod = await node.addPod({ name: 'pod' });
+  await listen(node.sandbox, { netns: pod.host.netns }, 'serve', '*', [80], '--dual');
+  node.manifest.write();
+  await eventually('it is said', () =>
+    node.agent
+      .log()
+      .some(({ podUid, msg }) => podUid === pod.uid && /cgroup_info_map.*E2BIG/.test(String(msg))),
+  );
+  assert.equal(await node.travel(pod.place), FOR_NOW);
+  assert.equal(
+    await node.travel(greedy.place),
+    'redirected',
+    'by its own cgroup, if its container has no entry',
+  );
+  const to = { ip: pod.host.ip4, port: 80 };
+  assert.equal(await node.travel(node.hostPlace, { to }), 'inbound');
+  const { code, stdout } = await cgroute(node.sandbox, ['status'], {
+    bpffsRoot: `${node.sandbox.bpffs}/cgroute`,
+  });
+  assert.equal(code, 3);
+  assert.match(
+    stdout,
+    /^FULL +cgroup_info_map has no room for more than its 128 entries; pods that are not in it/m,
+  );
+  removeCgroup(dirname(greedy.cgroup.absolute));
+  await eventually('there is room', async () => (await node.travel(pod.place)) === 'redirected');
 });
 
 function must<T>(value: T | undefined): T {
