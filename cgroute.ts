@@ -62,7 +62,8 @@ function print(text: string): number {
 }
 
 function readConfig(flags: Flags): Config {
-  if (flags.config === undefined) return defaultConfig;
+  const from = valueOf(flags, 'source').startsWith('file:') ? 'manifest' : 'kube';
+  if (flags.config === undefined) return defaultConfig(from);
   let text: string;
   try {
     text = readFileSync(flags.config, 'utf8');
@@ -73,7 +74,7 @@ function readConfig(flags: Flags): Config {
       { cause },
     );
   }
-  return parseConfig(text, flags.config);
+  return parseConfig(text, flags.config, from);
 }
 
 function nodeName(flags: Flags): string {

@@ -8,6 +8,8 @@ import { shown } from '../objects/shown.ts';
 export interface Field<T> {
   readonly kind: 'field';
   readonly fallback: T;
+  /** In its place with a manifest file, which nobody but its owner writes; with the same in YAML. */
+  readonly withManifest?: { readonly fallback: T; readonly fallbackText: string };
   /** One or two sentences for the reference. */
   readonly about: string;
   /** What is accepted, in words that follow "expected". */
@@ -64,6 +66,9 @@ export interface TextsOptions {
   readonly mayBeEmpty?: boolean;
   /** Words that have a meaning of their own, with the reason why they can't stand in the list. */
   readonly reserved?: Readonly<Record<string, string>>;
+  readonly withManifest?: readonly string[];
+  /** What to write instead of an empty list. */
+  readonly ratherThanEmpty?: string;
 }
 
 /** A list of texts, each once, in the order given. */
@@ -72,17 +77,21 @@ export function texts(
   options: TextsOptions,
   about: string,
 ): Field<readonly string[]> {
-  const { item, form, lowerCase = false, mayBeEmpty = false, reserved = {} } = options;
+  const { item, form, lowerCase = false, mayBeEmpty = false, reserved = {}, withManifest } = options;
   const expects = `a list, each item ${item}${mayBeEmpty ? '' : ', at least one'}`;
   return {
     kind: 'field',
     fallback,
     about,
     expects,
-    fallbackText: `[${fallback.join(', ')}]`,
+    fallbackText: listText(fallback),
+    ...(withManifest && { withManifest: { fallback: withManifest, fallbackText: listText(withManifest) } }),
     read(raw) {
       if (!Array.isArray(raw)) return { wrong: `expected ${expects}, got ${shown(raw)}` };
-      if (raw.length === 0 && !mayBeEmpty) return { wrong: `expected ${expects}, got an empty list` };
+      if (raw.length === 0 && !mayBeEmpty)
+        return {
+          wrong: `expected ${expects}, got an empty list${options.ratherThanEmpty === undefined ? '' : `; ${options.ratherThanEmpty}`}`,
+        };
       const values = new Set<string>();
       for (const [index, each] of (raw as readonly unknown[]).entries()) {
         if (typeof each !== 'string' || !form.test(each))
@@ -96,6 +105,11 @@ export function texts(
       return { value: [...values] };
     },
   };
+}
+
+/** As YAML: a star alone would be an alias there. */
+function listText(items: readonly string[]): string {
+  return `[${items.map((item) => (item === '*' ? '"*"' : item)).join(', ')}]`;
 }
 
 /** A label selector that is not empty. */

@@ -16,6 +16,13 @@ import { shown } from '../objects/shown.ts';
 const LABEL_VALUE = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
 const RUNTIME_CLASS = /^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$|^[a-z0-9][a-z0-9.-]*\*$/;
 const NAMESPACE_NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
+const NAMESPACE_OR_ANY = /^(?:\*|[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)$/;
+
+/** In `proxy.namespaces`. */
+export const ANY_NAMESPACE = '*';
+
+/** Who says which pods there are: the API server, or a manifest file, which nobody but its owner writes. */
+export type ObjectsFrom = 'kube' | 'manifest';
 
 const TABLE = {
   meshModes: texts(
@@ -50,9 +57,14 @@ const TABLE = {
   proxy: {
     selector: selector('app=ztunnel', "Label selector of the node's ztunnel pod."),
     namespaces: texts(
-      [],
-      { item: "a namespace's name", form: NAMESPACE_NAME, mayBeEmpty: true },
-      'Namespaces in which the selector counts; empty is any. Where people who may make pods are not all trusted with the traffic of the node, name the namespace of ztunnel here: else a pod that merely carries its label is taken for the proxy.',
+      ['istio-system'],
+      {
+        item: `a namespace's name, or "${ANY_NAMESPACE}" for any`,
+        form: NAMESPACE_OR_ANY,
+        withManifest: [ANY_NAMESPACE],
+        ratherThanEmpty: `for any namespace write ["${ANY_NAMESPACE}"]`,
+      },
+      `Namespaces in which the selector counts: for Kmesh \`[kmesh-system]\`, else that of your proxy. \`["${ANY_NAMESPACE}"]\` is any: whoever may make a pod on the node, in whatever namespace, can then have the traffic of all its enrolled pods, by a label. An empty list is refused, as it could mean either.`,
     ),
     outboundPort: integer(1, 65535, 15001, 'Port of the proxy for what pods send.'),
     inboundPort: integer(1, 65535, 15006, 'Port of the proxy for what the host sends to enrolled pods.'),
@@ -160,7 +172,10 @@ interface Table {
   readonly [key: string]: Field<unknown> | Table;
 }
 
-export const defaultConfig: Config = defaultsOf(TABLE) as Config;
+/** Where nothing is said: some defaults depend on who may write pods. */
+export function defaultConfig(from: ObjectsFrom): Config {
+  return defaultsOf(TABLE, from) as Config;
+}
 
 /**
  * Reads a configuration file's text. An empty text is the default configuration.
@@ -168,7 +183,7 @@ export const defaultConfig: Config = defaultsOf(TABLE) as Config;
  * @param file for messages only
  * @throws CgrouteError `ECONFIG`, one sentence with file, line, key, what was expected and what came
  */
-export function parseConfig(text: string, file: string): Config {
+export function parseConfig(text: string, file: string, from: ObjectsFrom = 'kube'): Config {
   const lines = new LineCounter();
   const documents = parseAllDocuments(text, { lineCounter: lines, prettyErrors: false });
   const lineAt = (offset: number | undefined): number => lines.linePos(offset ?? 0).line || 1;
@@ -176,16 +191,16 @@ export function parseConfig(text: string, file: string): Config {
     throw new CgrouteError('ECONFIG', `${file}:${lineAt(offset)}: ${sentence}`);
   };
 
-  if (!Array.isArray(documents)) return defaultConfig;
+  if (!Array.isArray(documents)) return defaultConfig(from);
   const [document, second] = documents;
-  if (document === undefined) return defaultConfig;
+  if (document === undefined) return defaultConfig(from);
   const error = document.errors[0] ?? second?.errors[0];
   if (error !== undefined) return refuse(error.pos[0], `this is not YAML: ${error.message}`);
   if (second !== undefined) return refuse(second.range?.[0], 'expected one YAML document, got a second one');
   const root: Node | null = document.contents;
-  if (root === null || (isScalar(root) && root.value === null)) return defaultConfig;
+  if (root === null || (isScalar(root) && root.value === null)) return defaultConfig(from);
   if (!isMap(root)) return refuse(root.range?.[0], 'expected settings as "key: value", got something else');
-  return readTable(root, TABLE, [], document, refuse) as Config;
+  return readTable(root, TABLE, defaultsOf(TABLE, from), [], document, refuse) as Config;
 }
 
 type Refuse = (offset: number | undefined, sentence: string) => never;
@@ -193,11 +208,12 @@ type Refuse = (offset: number | undefined, sentence: string) => never;
 function readTable(
   map: YAMLMap,
   table: Table,
+  defaults: Readonly<Record<string, unknown>>,
   above: readonly string[],
   document: Document,
   refuse: Refuse,
 ): unknown {
-  const values = defaultsOf(table);
+  const values = { ...defaults };
   for (const pair of map.items) {
     const keyNode = pair.key as Node;
     const valueNode = resolved(pair.value as Node | null, document);
@@ -223,7 +239,8 @@ function readTable(
       }
       values[key] = result.value;
     } else if (isMap(valueNode)) {
-      values[key] = readTable(valueNode, entry, [...above, key], document, refuse);
+      const below = values[key] as Readonly<Record<string, unknown>>;
+      values[key] = readTable(valueNode, entry, below, [...above, key], document, refuse);
     } else {
       const inner = Object.keys(entry).join(', ');
       return refuse(
@@ -265,10 +282,12 @@ function isField(entry: Field<unknown> | Table): entry is Field<unknown> {
   return entry['kind'] === 'field';
 }
 
-function defaultsOf(table: Table): Record<string, unknown> {
-  return Object.fromEntries(
-    Object.entries(table).map(([key, entry]) => [key, isField(entry) ? entry.fallback : defaultsOf(entry)]),
-  );
+function defaultsOf(table: Table, from: ObjectsFrom): Record<string, unknown> {
+  const defaultOf = (entry: Field<unknown> | Table): unknown => {
+    if (!isField(entry)) return defaultsOf(entry, from);
+    return from === 'manifest' ? (entry.withManifest ?? entry).fallback : entry.fallback;
+  };
+  return Object.fromEntries(Object.entries(table).map(([key, entry]) => [key, defaultOf(entry)]));
 }
 
 function* fieldsOf(table: Table, above = ''): Generator<readonly [string, Field<unknown>]> {
@@ -313,11 +332,16 @@ function distance(left: string, right: string): number {
   return row[b.length] ?? 0;
 }
 
+function defaultText({ fallbackText, withManifest }: Field<unknown>): string {
+  const manifest = withManifest && `; with a manifest file \`${withManifest.fallbackText}\``;
+  return `\`${fallbackText}\`${manifest ?? ''}`;
+}
+
 /** The reference of every setting, as a Markdown table for the documentation. */
 export function configReference(): string {
   const rows = [...fieldsOf(TABLE)].map(
     ([key, field]) =>
-      `| \`${key}\` | \`${field.fallbackText}\` | ${field.expects.replaceAll('|', '\\|')} | ${field.about.replaceAll('|', '\\|')} |`,
+      `| \`${key}\` | ${defaultText(field)} | ${field.expects.replaceAll('|', '\\|')} | ${field.about.replaceAll('|', '\\|')} |`,
   );
   return ['| key | default | accepts | meaning |', '|---|---|---|---|', ...rows, ''].join('\n');
 }

@@ -1,6 +1,6 @@
 /** The case of one pod: what the rules ask of its labels and annotations, its namespace and the configuration. */
 
-import type { Config } from '../config/config.ts';
+import { ANY_NAMESPACE, type Config } from '../config/config.ts';
 import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
@@ -92,10 +92,19 @@ function isOneOf(names: readonly string[], name: string | undefined): boolean {
 
 /** Whether a pod is one of the node's ztunnels by its labels and namespace. */
 export function isProxy(pod: Pod, proxy: VerdictConfig['proxy']): boolean {
-  return (
-    proxy.selector.matches(pod.labels) &&
-    (proxy.namespaces.length === 0 || proxy.namespaces.includes(pod.namespace))
-  );
+  return proxy.selector.matches(pod.labels) && mayHoldProxy(pod.namespace, proxy);
+}
+
+/** Whether the selector counts in a namespace. */
+export function mayHoldProxy(
+  namespace: string,
+  { namespaces }: Pick<Config['proxy'], 'namespaces'>,
+): boolean {
+  return isAnyNamespace(namespaces) || namespaces.includes(namespace);
+}
+
+export function isAnyNamespace(namespaces: readonly string[]): boolean {
+  return namespaces.includes(ANY_NAMESPACE);
 }
 
 /** The mesh mode that a namespace's label names; undefined for none, and for one that is not known. */

@@ -20,6 +20,7 @@ import type { Pod } from '../objects/pod.ts';
 import type { Decision, Note, Reason, Remembered, RuleStep, Verdict } from './decision.ts';
 import {
   caseOf,
+  isAnyNamespace,
   nameOf,
   sawAnnotation,
   sawLabel,
@@ -303,13 +304,13 @@ function sawOtherMeshes({ pod, config, otherMeshes }: PodCase): string {
 }
 
 function selectorText(proxy: VerdictConfig['proxy']): string {
-  return proxy.namespaces.length === 0
+  return isAnyNamespace(proxy.namespaces)
     ? proxy.selector.text
     : `${proxy.selector.text} in ${proxy.namespaces.join(', ')}`;
 }
 
 function sawProxy({ pod, config: { proxy } }: PodCase): string {
-  const place = proxy.namespaces.length === 0 ? '' : ` in namespace ${pod.namespace}`;
+  const place = isAnyNamespace(proxy.namespaces) ? '' : ` in namespace ${pod.namespace}`;
   return proxy.selector.matches(pod.labels) ? `labels match${place}` : `labels do not match${place}`;
 }
 

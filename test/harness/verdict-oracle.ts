@@ -80,7 +80,7 @@ export interface Settings {
   /** `name-*` is all that begin like it. */
   readonly runtimeClasses: readonly string[];
   readonly takeOver: boolean;
-  /** The label of the node's proxy, and its namespaces; none is all. */
+  /** The label of the node's proxy, and its namespaces; `*` is all. */
   readonly proxy: {
     readonly label: readonly [key: string, value: string];
     readonly namespaces: readonly string[];
@@ -98,7 +98,7 @@ export const DEFAULT_SETTINGS: Settings = {
   ],
   runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
   takeOver: false,
-  proxy: { label: ['app', 'ztunnel'], namespaces: [] },
+  proxy: { label: ['app', 'ztunnel'], namespaces: ['*'] },
 };
 
 /** Labels by the name of their namespace. */
@@ -166,8 +166,7 @@ export function expected(
   const bypass = mayBypass ? BYPASSES.get(word(labels, BYPASS)) : undefined;
   const sidecar = annotations[SIDECAR_STATUS] !== undefined;
   const [key, value] = proxy.label;
-  const isProxy =
-    labels[key] === value && (proxy.namespaces.length === 0 || proxy.namespaces.includes(namespace));
+  const isProxy = labels[key] === value && ['*', namespace].some((name) => proxy.namespaces.includes(name));
   const hasEnded = phase === 'Succeeded' || phase === 'Failed';
 
   let reason: Reason = 'not-enrolled';

@@ -85,6 +85,7 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.proxy.selector', { app: 'ztunnel' }, /at '\/config\/proxy\/selector': got object, want string/],
   ['config.proxy.namespaces', 'istio-system', /at '\/config\/proxy\/namespaces': got string, want array/],
   ['config.proxy.namespaces', ['a_b'], /at '\/config\/proxy\/namespaces\/0'/],
+  ['config.proxy.namespaces', [], /at '\/config\/proxy\/namespaces': minItems: got 0, want 1/],
   [
     'config.proxy.outboundPort',
     65536,

@@ -85,6 +85,27 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
     }
   });
 
+  test("only in its namespace: anybody's pod with its label is none, however new and ready", async () => {
+    for (const namespace of ['shop', 'default']) {
+      await mesh.cluster.apply(
+        servingPod('impostor', { node: 'node-a', namespace, labels: { app: 'ztunnel' } }),
+      );
+      const impostor = await a.kubelet.running(namespace, 'impostor');
+      const { proxy, pods } = await a.until('the impostor is known', (status) =>
+        status.pods.some(({ uid, cgroups }) => uid === impostor.uid && cgroups.length > 0),
+      );
+      assert.match(proxy.pod ?? 'none', /^istio-system\//);
+      assert.equal(
+        pods.find(({ uid }) => uid === impostor.uid)?.reason,
+        namespace === 'shop' ? 'namespace-label' : 'not-enrolled',
+      );
+      assert.equal(await travel(a), 'redirected');
+      await mesh.cluster.kubectl('-n', namespace, 'delete', 'pod', 'impostor');
+      await eventually('it is gone', () => a.kubelet.pods().every(({ name }) => name !== 'impostor'));
+    }
+    await agree(mesh, a);
+  });
+
   test('only of its own node, and one that is not ready is none', async () => {
     const [, second] = [a, b].map((node) =>
       node.kubelet.pods().find(({ namespace }) => namespace === NAMESPACE),

@@ -11,7 +11,7 @@ describe('the configuration', () => {
     const {
       proxy: { selector, ...proxy },
       ...rest
-    } = defaultConfig;
+    } = defaultConfig('kube');
     assert.equal(selector.text, 'app=ztunnel');
     assert.deepEqual(
       { ...rest, proxy },
@@ -25,7 +25,7 @@ describe('the configuration', () => {
         ],
         runtimeClasses: ['kata', 'kata-*', 'gvisor', 'gvisor-*', 'runsc', 'runsc-*'],
         takeOver: false,
-        proxy: { namespaces: [], outboundPort: 15001, inboundPort: 15006 },
+        proxy: { namespaces: ['istio-system'], outboundPort: 15001, inboundPort: 15006 },
         enrollment: 'live',
         existingConnections: 'keep',
         unknownPods: 'allow',
@@ -55,9 +55,25 @@ describe('the configuration', () => {
     'proxy: {}\nlog:\n  # level: debug\n',
     'meshModes:\n',
   ]) {
-    test(`is the default one for ${JSON.stringify(text)}`, () =>
-      assert.deepEqual(parseConfig(text, 'c.yaml'), defaultConfig));
+    test(`is the default one for ${JSON.stringify(text)}`, () => {
+      assert.deepEqual(parseConfig(text, 'c.yaml'), defaultConfig('kube'));
+      assert.deepEqual(parseConfig(text, 'c.yaml', 'manifest'), defaultConfig('manifest'));
+    });
   }
+
+  test("looks for the proxy in Istio's namespace, but where nobody else writes pods", () => {
+    const from = (text: string, source: 'kube' | 'manifest'): readonly string[] =>
+      parseConfig(text, 'c.yaml', source).proxy.namespaces;
+    for (const text of ['', 'proxy: {}\n', 'proxy: {selector: a=b}\n', 'proxy: {namespaces: }\n']) {
+      assert.deepEqual([from(text, 'kube'), from(text, 'manifest')], [['istio-system'], ['*']], text);
+    }
+    for (const [text, is] of [
+      ['proxy: {namespaces: ["*"]}', ['*']],
+      ['proxy: {namespaces: [mesh, "*"]}', ['mesh', '*']],
+      ['proxy: {namespaces: [mesh]}', ['mesh']],
+    ] as const)
+      assert.deepEqual([from(text, 'kube'), from(text, 'manifest')], [is, is], text);
+  });
 
   test('takes what the file sets and keeps the rest', () => {
     const config = parseConfig(
@@ -108,6 +124,15 @@ describe('the configuration', () => {
       'meshModes:\n- ambient\n- 3\n',
       /^c\.yaml:3: meshModes: expected each item to be a label value, got the number 3$/,
     ],
+    [
+      'proxy:\n  namespaces: []',
+      /^c\.yaml:2: proxy\.namespaces: expected a list, each item .*, at least one, got an empty list; for any namespace write \["\*"\]$/,
+    ],
+    [
+      'proxy: {namespaces: [mesh-*]}',
+      /^c\.yaml:1: proxy\.namespaces: expected each item to be a namespace's name, or "\*" for any, got "mesh-\*"$/,
+    ],
+    ['excludedNamespaces: ["*"]', /^c\.yaml:1: excludedNamespaces: .*got "\*"$/],
     ['excludedNamespaces: [Kube_System]', /^c\.yaml:1: excludedNamespaces: .*got "Kube_System"$/],
     [
       'proxy: {selector: ""}',

@@ -10,7 +10,7 @@ export const shop = (labels: Namespace['labels'] = {}): Namespace => ({ name: 's
 export const AMBIENT = shop({ [MODE]: 'ambient' });
 export const KMESH = shop({ [MODE]: 'kmesh' });
 
-/** The agent's configuration where these settings are not the default. */
+/** The agent's configuration with a manifest where these settings are not the default. */
 export function configured(settings: Partial<Settings>): Config {
   const { allowed, proxy, ...same } = settings;
   const [key, value] = proxy?.label ?? [];
@@ -20,6 +20,6 @@ export function configured(settings: Partial<Settings>): Config {
     ...(proxy && { proxy: { selector: `${key} in (${value})`, namespaces: proxy.namespaces } }),
   };
   return Object.keys(written).length === 0
-    ? defaultConfig
-    : parseConfig(JSON.stringify(written), 'test.yaml');
+    ? defaultConfig('manifest')
+    : parseConfig(JSON.stringify(written), 'test.yaml', 'manifest');
 }

@@ -69,7 +69,7 @@ export const APART_ROWS: readonly GoldenRow[] = [
     name: '3: another selector',
     pod: { labels: { app: 'ztunnel' } },
     namespace: AMBIENT,
-    settings: { proxy: { label: ['role', 'proxy'], namespaces: [] } },
+    settings: { proxy: { label: ['role', 'proxy'], namespaces: ['*'] } },
     is: ['in', 'namespace-label'],
     also: { proxy: false },
   },

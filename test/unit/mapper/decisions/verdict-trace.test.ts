@@ -12,7 +12,11 @@ import { podWith } from '../pod-with.ts';
 
 describe('the trace of a verdict', () => {
   test('has every rule that was tried, in order, and none after the one that decides', () => {
-    const { trace } = decide(podWith({ labels: { [BYPASS]: 'enabled' } }), AMBIENT, defaultConfig);
+    const { trace } = decide(
+      podWith({ labels: { [BYPASS]: 'enabled' } }),
+      AMBIENT,
+      defaultConfig('manifest'),
+    );
     assert.deepEqual(
       trace.map(({ rule, outcome }) => [rule, outcome]),
       [
@@ -31,13 +35,13 @@ describe('the trace of a verdict', () => {
       ],
     );
     assert.deepEqual(
-      decide(podWith({ phase: 'Failed' }), AMBIENT, defaultConfig).trace.map(({ rule }) => rule),
+      decide(podWith({ phase: 'Failed' }), AMBIENT, defaultConfig('manifest')).trace.map(({ rule }) => rule),
       [1, 2],
     );
   });
 
   test("gives the deciding mark to the label's rule when nothing after it applies", () => {
-    const { trace } = decide(podWith({ labels: { [MODE]: 'kmesh' } }), undefined, defaultConfig);
+    const { trace } = decide(podWith({ labels: { [MODE]: 'kmesh' } }), undefined, defaultConfig('manifest'));
     assert.deepEqual(trace.map(({ rule, outcome }) => [rule, outcome]).slice(5), [
       [6, 'no'],
       [7, 'no'],
@@ -49,12 +53,12 @@ describe('the trace of a verdict', () => {
   });
 
   test('quotes the values that decided', () => {
-    const { trace } = decide(podWith({ labels: { [MODE]: 'NoNe' } }), AMBIENT, defaultConfig);
+    const { trace } = decide(podWith({ labels: { [MODE]: 'NoNe' } }), AMBIENT, defaultConfig('manifest'));
     assert.match(
       trace.at(-1)?.saw ?? '',
       /annotation ambient\.istio\.io\/redirection absent, .*istio\.io\/dataplane-mode = "NoNe"/,
     );
-    const runtime = decide(podWith({ runtimeClass: 'kata-fc' }), AMBIENT, defaultConfig).trace.at(-1);
+    const runtime = decide(podWith({ runtimeClass: 'kata-fc' }), AMBIENT, defaultConfig('manifest')).trace.at(-1);
     assert.match(runtime?.condition ?? '', /kata, kata-\*, gvisor/);
     assert.equal(runtime?.saw, 'spec.runtimeClassName: kata-fc');
   });
@@ -104,7 +108,7 @@ describe('the notes of a verdict', () => {
     assert.deepEqual(notesOf(theirs, shop()), []);
     assert.deepEqual(notesOf({ ...theirs, labels: { [MODE]: 'none' } }, AMBIENT), []);
     assert.deepEqual(notesOf(theirs, AMBIENT, { takeOver: true }), []);
-    const { trace } = decide(podWith(theirs), AMBIENT, defaultConfig);
+    const { trace } = decide(podWith(theirs), AMBIENT, defaultConfig('manifest'));
     assert.equal(
       trace.at(-1)?.saw,
       'annotation ambient.istio.io/redirection = "enabled" by istio-cni, annotation kmesh.net/redirection = "enabled", takeOver: false',

@@ -189,7 +189,7 @@ describe('the verdict', () => {
         const decision = decide(
           podWith({ labels: own, annotations, namespace: name }),
           known ? { name, labels: theirs } : undefined,
-          defaultConfig,
+          defaultConfig('manifest'),
         );
         assert.equal(decision.trace.filter(({ outcome }) => outcome === 'decides').length, 1);
       }),

@@ -17,7 +17,7 @@ const HASH = 'c7ee5aa1bf29ba1d85a18d3fd1ef2a37';
 const pod = (number: number, changes: Partial<Pod> = {}): Pod =>
   podWith({ name: `web-${number}`, uid: uidOf(number), ...changes });
 const namespace = (name: string, labels: Namespace['labels'] = {}): Namespace => ({ name, labels });
-const create = (): Inventory => createInventory({ node: 'n1', proxy: defaultConfig.proxy });
+const create = (): Inventory => createInventory({ node: 'n1', proxy: defaultConfig('manifest').proxy });
 const sorted = (uids: ReadonlySet<string>): string[] => [...uids].sort();
 
 describe('the inventory', () => {
@@ -259,7 +259,7 @@ describe("the node's proxy", () => {
   test('is looked for in the namespaces configured', () => {
     const inventory = createInventory({
       node: 'n1',
-      proxy: { ...defaultConfig.proxy, namespaces: ['mesh'] },
+      proxy: { ...defaultConfig('manifest').proxy, namespaces: ['mesh'] },
     });
     inventory.upsertPod(ztunnel(2));
     assert.equal(inventory.nodeProxy(), undefined);

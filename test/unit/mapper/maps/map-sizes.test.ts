@@ -5,7 +5,12 @@ import { defaultConfig, type Config } from '../../../../mapper/config/config.ts'
 import { mapShares, mapSizes } from '../../../../mapper/maps/map-sizes.ts';
 
 test('sizes follow from the configuration by the rules', () => {
-  const config: Config = { ...defaultConfig, maxPods: 100, maxConnections: 5000, maxTrafficEntries: 70 };
+  const config: Config = {
+    ...defaultConfig('manifest'),
+    maxPods: 100,
+    maxConnections: 5000,
+    maxTrafficEntries: 70,
+  };
   assert.deepEqual(mapSizes(config), {
     cgroup_info_map: 800,
     pod_ip_map: 200,

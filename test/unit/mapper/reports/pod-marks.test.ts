@@ -24,11 +24,11 @@ function setUp() {
   const path = `/kubepods/pod${UID}`;
   const held = { pod: true, cgroup: true };
   const settled = Promise.withResolvers<void>();
-  const inventory = createInventory({ node: 'node-a', proxy: defaultConfig.proxy });
+  const inventory = createInventory({ node: 'node-a', proxy: defaultConfig('manifest').proxy });
   inventory.replaceAll({ pods: [web('ambient')], namespaces: [{ name: 'shop', labels: {} }] });
   const facts = {
     slot: 1,
-    decision: decide(web('ambient'), undefined, defaultConfig),
+    decision: decide(web('ambient'), undefined, defaultConfig('manifest')),
     addresses: podAddresses([]),
     netns: 0n,
   };
@@ -40,8 +40,10 @@ function setUp() {
   const marks = new PodMarks({
     inventory,
     maps,
-    enrolment: { decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig) },
-    config: defaultConfig,
+    enrolment: {
+      decide: (pod) => decide(pod, inventory.namespace(pod.namespace), defaultConfig('manifest')),
+    },
+    config: defaultConfig('manifest'),
     logger: pino({ level: 'silent' }),
     reconciled: async () => {},
     annotator: {

@@ -29,7 +29,7 @@ function podWith(
   assert.ok(!('problem' in pod));
   return pod;
 }
-const decided = (pod: Pod, mode?: string, config = defaultConfig): Decision =>
+const decided = (pod: Pod, mode?: string, config = defaultConfig('manifest')): Decision =>
   decide(pod, { name: 'demo', labels: mode === undefined ? {} : { [MODE]: mode } }, config);
 const BYPASSED = { [BYPASS]: 'enabled' };
 
@@ -43,11 +43,15 @@ test('what a pod gets follows from its sidecar, mode and bypass, and nothing whe
   assert.equal(ruleKindOf(decided(podWith(BYPASSED, {}))), undefined, 'without a sidecar');
   assert.equal(ruleKindOf(decided(podWith(BYPASSED, undefined, { hostNetwork: true }), 'kmesh')), undefined);
   assert.equal(
-    ruleKindOf(decided(podWith(BYPASSED), 'kmesh', { ...defaultConfig, excludedNamespaces: ['demo'] })),
+    ruleKindOf(
+      decided(podWith(BYPASSED), 'kmesh', { ...defaultConfig('manifest'), excludedNamespaces: ['demo'] }),
+    ),
     undefined,
   );
   assert.equal(
-    ruleKindOf(decided(podWith(BYPASSED), undefined, { ...defaultConfig, bypass: { allowed: 'never' } })),
+    ruleKindOf(
+      decided(podWith(BYPASSED), undefined, { ...defaultConfig('manifest'), bypass: { allowed: 'never' } }),
+    ),
     undefined,
   );
 });
