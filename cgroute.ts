@@ -5,7 +5,6 @@ import { pino } from 'pino';
 import { stringify } from 'yaml';
 import { endAgents, isEnding, parseAgentSet } from './mapper/agent/agent-set.ts';
 import { defaultConfig, parseConfig, type Config } from './mapper/config/config.ts';
-import { isFull } from './mapper/connections/connection-room.ts';
 import {
   helpText,
   oneOf,
@@ -32,6 +31,7 @@ import { startNodeAgent, type NodeAgent } from './mapper/agent/node-agent.ts';
 import type { Standby } from './mapper/agent/standby.ts';
 import { objectSource } from './mapper/object-sources/source-flag.ts';
 import { readStatus } from './mapper/cli/status.ts';
+import { isAsWanted } from './mapper/cli/status-conditions.ts';
 import { statusText } from './mapper/cli/status-text.ts';
 import { removeSidecarRules } from './mapper/sidecars/sidecar-cleanup.ts';
 import { removePins, stopRedirecting } from './native/data-plane/pin-removal.ts';
@@ -119,7 +119,6 @@ async function run(flags: Flags): Promise<number> {
     ready: agent?.isReady ?? false,
     waits,
     waitsFor: agent?.waitsFor,
-    sources: agent?.sources() ?? [],
     agent,
   });
   await using servers = new AsyncDisposableStack();
@@ -211,7 +210,7 @@ async function status(flags: Flags): Promise<number> {
   readConfig(flags);
   const now = await readStatus(paths(flags));
   show(flags, now, () => statusText(now));
-  return now.agent.running && now.agent.ready && !now.maps.some(isFull) ? EXIT.fine : EXIT.notAsWanted;
+  return isAsWanted(now.conditions) ? EXIT.fine : EXIT.notAsWanted;
 }
 
 async function explain(flags: Flags, pod: string): Promise<number> {

@@ -82,7 +82,7 @@ export const SITUATIONS: Readonly<Record<string, readonly Situation[]>> = {
     'uninstall leaves nothing behind',
   ],
   'Failure policies': [
-    ['no proxy, deny', 'that is not ready has connections refused, and those of others pass'],
+    ['no proxy, deny', 'that neither runs nor is ready has connections refused, and those of others pass'],
     [
       'no proxy, allow',
       'where the configuration allows it, connections pass untouched while no proxy is ready',

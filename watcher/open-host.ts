@@ -5,8 +5,10 @@
  */
 import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
+import { isPopulated } from './cgroup-population.ts';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
+import { listenersOf, type Listener } from './listeners.ts';
 import { openProc, unifiedPath, type Addresses, type ProcessNetwork } from './proc.ts';
 import { followHost, type HostEvents, type HostWatch, type TreeEvents } from './host-watch.ts';
 
@@ -26,7 +28,11 @@ export interface Host {
   /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. */
   hasUserProcess(path: string): boolean;
   networkOf(pid: number): ProcessNetwork | undefined;
+  /** Whether any process, of whatever PID namespace, is in the cgroup at `path` or below it. */
+  isPopulated(path: string): boolean;
   addressesOf(pid: number): Addresses | undefined;
+  /** Where its network namespace listens for TCP; undefined where that cannot be told. */
+  listenersOf(pid: number): readonly Listener[] | undefined;
   netnsOf(pid: number): number | undefined;
   /** True for an address of the host's own network namespace. */
   isOwnAddress(ip: string): boolean;
@@ -76,7 +82,9 @@ export function openHost(options: HostOptions): OpenHost {
     pidsOf,
     hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),
     networkOf: proc.networkOf,
+    isPopulated: (path) => isPopulated(`${cgroupRoot}${path}`),
     addressesOf: proc.addressesOf,
+    listenersOf: (pid) => listenersOf(pid, procRoot),
     netnsOf: proc.netnsOf,
     isOwnAddress: proc.isHostAddress,
     hostNetns: proc.hostNetns,

@@ -9,7 +9,19 @@ export interface NodeStatus {
     readonly pid: number | null;
     readonly version: string | null;
   };
-  readonly proxy: { readonly address: string | null; readonly pod: string | null; readonly ready: boolean };
+  readonly conditions: readonly {
+    readonly type: string;
+    readonly status: string;
+    readonly message: string;
+  }[];
+  readonly proxy: {
+    readonly address: string | null;
+    readonly pod: string | null;
+    readonly ready: boolean;
+    readonly unready: string | null;
+    readonly notListening: readonly string[] | null;
+    readonly notTaken: readonly { readonly pod: string; readonly reason: string }[];
+  };
   readonly sources: readonly { readonly name: string; readonly state: string; readonly detail: string }[];
   readonly pods: readonly PodStatus[];
   readonly unknown: readonly { readonly id: string; readonly path: string | null }[];

@@ -13,6 +13,7 @@ import { createInventory, type Inventory } from '../inventory/inventory.ts';
 import { PodAddressBook } from '../inventory/pod-addresses.ts';
 import { PodNetworks } from '../inventory/pod-networks.ts';
 import type { AgentRecord } from '../maps/agent-record.ts';
+import { redirectedOf } from '../maps/pod-counters.ts';
 import { Settings } from '../maps/settings.ts';
 import type { ObjectSource } from '../object-sources/object-source.ts';
 import { HandoffPlaces } from '../placement/handoff-places.ts';
@@ -72,7 +73,7 @@ export interface AgentCore extends AgentGround {
 /** Attaches nothing and writes nothing. @throws CgrouteError `EBPF` when the maps cannot be read */
 export function agentCore(ground: AgentGround): AgentCore {
   const { node, config, procRoot, root, dataPlane, host, tell, logger } = ground;
-  const inventory = createInventory({ node, proxy: config.proxy });
+  const inventory = createInventory({ node });
   const ledger = new CgroupLedger();
   const sidecars = new SidecarRules({
     dataPlane,
@@ -101,9 +102,14 @@ export function agentCore(ground: AgentGround): AgentCore {
     dataPlane,
     settings,
     inventory,
+    config,
+    host,
     cgroupRoot: root.path,
     logger: logger.child({ component: 'proxy' }),
     addressesOf: (pod) => addresses.reachedAt(ledger.homeOf(pod), pod),
+    toldOf: (pod) => addresses.told(pod),
+    pathsOf: (pod) => ledger.pathsOf(ledger.homeOf(pod)),
+    redirected: () => redirectedOf(dataPlane.maps),
   });
   const handoffs = new HandoffPlaces({
     dataPlane,

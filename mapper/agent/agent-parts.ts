@@ -6,7 +6,7 @@
 import type { AgentCore } from './agent-core.ts';
 import type { AgentPart } from './agent-part.ts';
 import { connectionResetPart } from './parts/connection-reset-part.ts';
-import { connectionRoomPart } from './parts/connection-room-part.ts';
+import { connectionFailuresPart } from './parts/connection-failures-part.ts';
 import { handoffPart } from './parts/handoff-part.ts';
 import { nodeProxyPart } from './parts/node-proxy-part.ts';
 import { originalsPart } from './parts/originals-part.ts';
@@ -28,7 +28,7 @@ export function agentParts(core: AgentCore): readonly AgentPart[] {
     sidecarsPart(core),
     nodeProxyPart(core),
     connectionResetPart(core),
-    connectionRoomPart(core),
+    connectionFailuresPart(core),
     podMarksPart(core),
     originalsPart(core),
   ];

@@ -20,6 +20,7 @@ export class Heartbeat implements Disposable {
   readonly #options: HeartbeatOptions;
   #timer: NodeJS.Timeout | undefined;
   #driftRepaired = 0;
+  #before = 0;
 
   constructor(options: HeartbeatOptions) {
     this.#options = options;
@@ -33,6 +34,7 @@ export class Heartbeat implements Disposable {
   beat(): void {
     const { walk, logger } = this.#options;
     walk.look();
+    this.#before = this.#driftRepaired;
     const entries = walk.repair();
     this.#driftRepaired += entries;
     if (entries > 0)
@@ -63,6 +65,11 @@ export class Heartbeat implements Disposable {
   /** Links and entries put back so far. */
   get driftRepaired(): number {
     return this.#driftRepaired;
+  }
+
+  /** Those of the last beat. */
+  get lastRepaired(): number {
+    return this.#driftRepaired - this.#before;
   }
 
   [Symbol.dispose](): void {

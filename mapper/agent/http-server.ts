@@ -4,7 +4,7 @@ import { createServer, type IncomingMessage, type Server } from 'node:http';
 import { BlockList, createConnection, isIPv6, type AddressInfo } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CgrouteError, messageOf } from '../../native/error.ts';
-import type { SourceState } from '../../watcher/source-state.ts';
+import { proxyTrouble } from '../placement/node-proxy.ts';
 import type { NodeAgent } from './node-agent.ts';
 
 export interface AgentState {
@@ -13,9 +13,8 @@ export interface AgentState {
   readonly waits?: 'loading' | 'loaded' | undefined;
   /** Why it is not; undefined where that is only a matter of time. */
   readonly waitsFor?: string | undefined;
-  readonly sources: readonly SourceState[];
   /** What answers the rest; undefined until the agent has started. */
-  readonly agent?: Pick<NodeAgent, 'metrics' | 'explain'> | undefined;
+  readonly agent?: Pick<NodeAgent, 'live' | 'metrics' | 'explain'> | undefined;
 }
 
 interface Answer {
@@ -46,7 +45,7 @@ export function parseListenAddress(flag: string): { readonly host: string; reado
 /**
  * - `/healthz`: the event loop turns; nothing else can fail it.
  * - `/readyz`: 200 once programs are attached and the first reconcile is done, or while another
- *   agent does the work and all is loaded to follow it; else 503.
+ *   agent does the work and all is loaded to follow it; else 503. What is wrong with the proxy is said.
  * - `/status`: the same with the state of each source, as JSON.
  * - `/metrics`: for Prometheus.
  * - `/explain?pod=NAMESPACE/NAME`: why, as JSON, or a sentence why not. For this host only: it
@@ -155,17 +154,17 @@ const plain = (code: number, text: string): Answer => ({ code, type: 'text/plain
 
 async function answerTo(
   request: IncomingMessage,
-  { ready, waits, waitsFor, sources, agent }: AgentState,
+  { ready, waits, waitsFor, agent }: AgentState,
 ): Promise<Answer> {
   const [path, query = ''] = (request.url ?? '').split('?', 2);
   switch (path) {
     case '/healthz':
       return plain(200, 'ok');
     case '/readyz':
-      if (ready) return plain(200, 'ok');
+      if (ready) return plain(200, readiness(agent));
       return waitsFor === undefined ? WAITING[waits ?? 'not'] : plain(503, `not ready: ${waitsFor}`);
     case '/status':
-      return json({ ready, sources });
+      return json(agent?.live() ?? { ready: false, sources: [] });
     case '/metrics':
       if (agent === undefined) return plain(503, STARTING);
       return { code: 200, type: agent.metrics.contentType, text: await agent.metrics.text() };
@@ -183,6 +182,13 @@ const WAITING: Readonly<Record<'not' | NonNullable<AgentState['waits']>, Answer>
   loading: plain(503, 'not ready: another agent runs, and this one is loading to take over from it'),
   loaded: plain(200, 'ok: another agent runs, and this one has loaded all to take over from it'),
 };
+
+/** The agent can be ready where its node's proxy is not: no other agent would change that. */
+function readiness(agent: AgentState['agent']): string {
+  const wrong = proxyTrouble(agent?.live().proxy);
+  return wrong === undefined ? 'ok' : `ok, but ${wrong}: see cgroute status`;
+}
+
 const STARTING = 'the agent is starting: try again in a moment';
 const EXPLAIN_CODES: Readonly<Record<string, number>> = { EUSAGE: 400, ENOPOD: 404, EAMBIGUOUS: 409 };
 

@@ -21,6 +21,7 @@ import type { HostWatch } from '../../watcher/host-watch.ts';
 import { openHost, type OpenHost } from '../../watcher/open-host.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { explain, type Explanation } from '../cli/explain.ts';
+import type { LiveAgent } from '../cli/node-facts.ts';
 import { objectIntake } from '../inventory/object-intake.ts';
 import { AgentRecord } from '../maps/agent-record.ts';
 import { mapShares, mapSizes } from '../maps/map-sizes.ts';
@@ -54,7 +55,8 @@ export interface NodeAgent {
   readonly isReady: boolean;
   /** Why it is not, where somebody should know; for `/readyz`. */
   readonly waitsFor: string | undefined;
-  sources(): SourceState[];
+  /** How it does, for `status`. */
+  live(): LiveAgent;
   readonly metrics: Metrics;
   /** @throws CgrouteError a sentence for who asked, see {@link explain} */
   explain(pod: string): Explanation;
@@ -128,7 +130,7 @@ export async function startNodeAgent(
       get waitsFor() {
         return agent.waits ? WAITS : undefined;
       },
-      sources: () => agent.sources(),
+      live: () => agent.live(),
       metrics: agent.metrics,
       explain: (pod) => agent.explain(pod),
       listening: (address) => record.listening(address),
@@ -231,12 +233,12 @@ class RunningAgent implements AsyncDisposable, Departing {
   }
 
   explain(pod: string): Explanation {
-    const { reconciler, inventory } = this.#core;
+    const { reconciler } = this.#core;
     return explain(pod, {
       maps: this.dataPlane.maps,
       config: this.#options.config,
       podsNamed: (name, namespace) => reconciler.podsNamed(name, namespace),
-      proxyPod: () => inventory.nodeProxy(),
+      proxy: () => this.#core.proxy.report,
     });
   }
 
@@ -327,6 +329,17 @@ class RunningAgent implements AsyncDisposable, Departing {
   sources(): SourceState[] {
     const waiting = this.waits ? [waitingState] : [];
     return [...waiting, ...this.#options.source.states(), ...this.#watch.sources(), ...this.walk.sources()];
+  }
+
+  live(): LiveAgent {
+    const { proxy, reconciler } = this.#core;
+    return {
+      ready: this.isReady,
+      sources: this.sources(),
+      proxy: proxy.report,
+      failedPods: reconciler.figures.failedPods,
+      drift: this.#heartbeat.lastRepaired,
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

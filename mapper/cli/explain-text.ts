@@ -1,6 +1,6 @@
 /** `explain` for people. */
 import type { Explanation } from './explain.ts';
-import { table } from './status-text.ts';
+import { proxyText, table } from './status-text.ts';
 
 const OUTCOMES = { no: 'no', yes: 'yes', decides: 'DECIDES' } as const;
 
@@ -11,14 +11,7 @@ export function explanationText(of: Explanation): string {
     ['uid', of.uid],
     ['verdict', `${of.verdict}, because of ${of.reason}`],
     ['ips', of.ips.join(', ') || 'none known'],
-    [
-      'proxy',
-      proxy.address === null
-        ? 'none is ready'
-        : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod]
-            .filter((part) => part !== null)
-            .join('  '),
-    ],
+    ['proxy', proxyText(proxy)],
     ...(of.cgroups.length === 0
       ? [['cgroups', 'none']]
       : of.cgroups.map(({ id, path }, i) => [i === 0 ? 'cgroups' : '', `${id}  ${path}`])),

@@ -1,16 +1,20 @@
 /** Why a pod's traffic is redirected or not: the rules in order, and what came of its connections. */
 import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { CgrouteError, messageOf } from '../../native/error.ts';
-import { branch, setting } from '../../native/layout/layouts.ts';
+import { branch } from '../../native/layout/layouts.ts';
 import { isLocked } from '../../native/boundary/lock.ts';
 import type { Cgroup } from '../../watcher/cgroup-tree.ts';
 import { readAgentRecord } from '../maps/agent-record.ts';
 import type { Config } from '../config/config.ts';
 import type { Pod } from '../objects/pod.ts';
 import { addressText } from '../objects/address.ts';
+import { nameOf } from '../decisions/pod-case.ts';
 import { trafficText } from '../decisions/traffic-options.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
 import type { Decision, RuleStep } from '../decisions/decision.ts';
+import type { ProxyReport } from '../placement/node-proxy.ts';
+import { proxyStatus, type ProxyStatus } from './status-proxy.ts';
+import { proxyText } from './status-text.ts';
 
 export interface ConnectionsOf {
   /** As `status` names it. */
@@ -28,12 +32,7 @@ export interface Explanation {
   /** Those that were tried, in order; exactly one decides. */
   readonly rules: readonly RuleStep[];
   readonly notes: readonly string[];
-  readonly proxy: {
-    readonly address: string | null;
-    readonly address6: string | null;
-    readonly pod: string | null;
-    readonly ready: boolean;
-  };
+  readonly proxy: Omit<ProxyStatus, 'notTaken'>;
   readonly ips: readonly string[];
   /** Paths are relative to the watched root. */
   readonly cgroups: readonly { readonly id: string; readonly path: string }[];
@@ -59,7 +58,7 @@ export interface ExplainView {
   readonly maps: Pick<PinnedMaps, 'pods' | 'counters' | 'settings'>;
   readonly config: Pick<Config, 'whenProxyDown' | 'sidecarUser'>;
   podsNamed(name: string, namespace: string | undefined): readonly PodView[];
-  proxyPod(): Pod | undefined;
+  proxy(): ProxyReport;
 }
 
 const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
@@ -140,7 +139,11 @@ export function explain(text: string, view: ExplainView): Explanation {
         (other) =>
           `another pod of this name, with UID ${other.pod.uid}, is still there or has gone just now; this is about the newer one`,
       ),
-      ...hints(first, entry !== undefined, proxy.ready, view.config),
+      ...view
+        .proxy()
+        .notTaken.filter((other) => other.pod === nameOf(pod))
+        .map(({ reason }) => `it is not taken for the node's proxy: ${reason}`),
+      ...hints(first, entry !== undefined, proxy, view.config),
     ],
     proxy,
     ips:
@@ -158,7 +161,7 @@ export function explain(text: string, view: ExplainView): Explanation {
 function hints(
   { decision, cgroups, failed, sidecar }: PodView,
   isMapped: boolean,
-  hasProxy: boolean,
+  proxy: Explanation['proxy'],
   { whenProxyDown, sidecarUser }: ExplainView['config'],
 ): string[] {
   return [
@@ -174,10 +177,13 @@ function hints(
         ]
       : []),
     ...(cgroups.length === 0 ? ['no cgroup of it has been found: it does not run here yet, or no more'] : []),
-    ...(decision.enrolled && !hasProxy
+    ...(decision.enrolled && proxy.address === null
       ? [
-          `no proxy of this node is ready, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`,
+          `no proxy of this node is known, and whenProxyDown is ${whenProxyDown}: its connections are ${whenProxyDown === 'deny' ? 'denied' : 'left as they are'}`,
         ]
+      : []),
+    ...(decision.enrolled && proxy.address !== null && !proxy.ready
+      ? [`the node's proxy, where its connections go, does not serve as it should: ${proxyText(proxy)}`]
       : []),
     ...(decision.bypassOutbound || decision.bypassInbound
       ? ['a peer that insists on mutual TLS refuses connections of a pod that is bypassed']
@@ -193,20 +199,9 @@ function connectionsOf(counts: readonly bigint[]): ConnectionsOf[] {
   });
 }
 
-function proxyOf({ maps, proxyPod }: ExplainView): Explanation['proxy'] {
-  const read = (key: number): string | null => {
-    const bytes = maps.settings.get(key)?.bytes;
-    return (bytes === undefined ? undefined : addressText(bytes)) ?? null;
-  };
-  const [address, address6] = [read(setting.proxyIp4), read(setting.proxyIp6)];
-  const ready = address !== null || address6 !== null;
-  const pod = ready ? proxyPod() : undefined;
-  return {
-    address: address ?? address6,
-    address6,
-    pod: pod === undefined ? null : `${pod.namespace}/${pod.name}`,
-    ready,
-  };
+function proxyOf({ maps, proxy }: ExplainView): Explanation['proxy'] {
+  const { notTaken: _notTaken, ...shown } = proxyStatus(maps, [], proxy());
+  return shown;
 }
 
 /**

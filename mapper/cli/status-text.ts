@@ -1,6 +1,26 @@
 /** `status` for people: the node, its proxy, then a line for each pod. */
-import { isFull } from '../connections/connection-room.ts';
-import type { Connections, NodeStatus } from './status.ts';
+import type { Connections } from './node-facts.ts';
+import type { NodeStatus } from './status.ts';
+
+/** The addresses of the node's proxy, its pod, and what is wrong with it; for `explain`, too. */
+export function proxyText({
+  address,
+  address6,
+  pod,
+  unready,
+  notListening,
+}: Omit<NodeStatus['proxy'], 'ready' | 'trouble' | 'notTaken'>): string {
+  if (address === null) return 'none is known';
+  return [
+    address,
+    address6 === address ? null : address6,
+    pod,
+    unready === null ? null : `not ready (${unready})`,
+    notListening === null || notListening.length === 0 ? null : `NOT LISTENING at ${notListening.join(', ')}`,
+  ]
+    .filter((part) => part !== null)
+    .join('  ');
+}
 
 const untouched = ({
   out,
@@ -39,24 +59,12 @@ export function statusText(status: NodeStatus): string {
       'agent',
       agent.running
         ? `running, pid ${agent.pid ?? '?'}, version ${agent.version ?? '?'}${agent.ready ? '' : ', not ready'}`
-        : agentDown(status),
+        : 'DOWN',
     ],
-    [
-      'proxy',
-      proxy.address === null
-        ? 'none is ready'
-        : [proxy.address, proxy.address6 === proxy.address ? null : proxy.address6, proxy.pod]
-            .filter((part) => part !== null)
-            .join('  '),
-    ],
+    ['proxy', proxyText(proxy)],
+    ...proxy.notTaken.map(({ pod, reason }) => ['no proxy', `${pod}: ${reason}`]),
     ['kernel', kernelText(status)],
     ...status.sources.map(({ name, state, detail }) => [name, `${state}: ${detail}`]),
-    ...status.maps
-      .filter(isFull)
-      .map(({ name, capacity }) => [
-        'FULL',
-        `${name} has no room for more than its ${capacity} entries; ${WITHOUT_ROOM[name] ?? 'see the log of the agent'}`,
-      ]),
     ...leftToOthers(status),
   ]);
   const pods = table([
@@ -92,7 +100,15 @@ export function statusText(status: NodeStatus): string {
           `${status.unknown.length} cgroups belong to pods that nobody knows:`,
           ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`),
         ];
-  return [head, '', ...(status.pods.length === 0 ? ['no pods'] : [pods]), ...unknown, ''].join('\n');
+  const wrong = status.conditions.filter(({ status: is }) => is === 'False');
+  return [
+    ...wrong.map(({ message }) => `WRONG  ${message}`),
+    head,
+    '',
+    ...(status.pods.length === 0 ? ['no pods'] : [pods]),
+    ...unknown,
+    '',
+  ].join('\n');
 }
 
 /** So many pods are named, of those that one line is about. */
@@ -111,27 +127,10 @@ function leftToOthers({ pods }: NodeStatus): string[][] {
   ];
 }
 
-/** What becomes of connections. */
-const WITHOUT_ROOM: Readonly<Record<string, string>> = {
-  cgroup_info_map: 'pods that are not in it are treated as unknown: see maxPods',
-  pod_info_map: 'pods that are not in it are treated as unknown: see maxPods',
-  pod_ip_map: 'host processes reach pods that are not in it directly: see maxPods',
-  connection_overflow_map: 'further connections are refused (errorDenied): see maxConnections',
-  original_dst_map:
-    'the proxy is not told the destination of further connections (handoffLost): is it stuck?',
-};
-
 function kernelText({ capabilities }: NodeStatus): string {
   if (capabilities === null) return 'its features could not be tried here';
   const missing = Object.entries(capabilities.features)
     .filter(([, there]) => !there)
     .map(([name]) => name);
   return `${capabilities.kernel}, ${missing.length === 0 ? 'has every feature that is used' : `without ${missing.join(', ')}; see \`cgroute doctor\``}`;
-}
-
-function agentDown(status: NodeStatus): string {
-  if (status.node === null) return 'down, and nothing is redirected';
-  return status.redirecting
-    ? 'DOWN; what it left pinned goes on redirecting'
-    : 'DOWN, and nothing is redirected: its programs are detached';
 }

@@ -3,62 +3,21 @@ import { existsSync } from 'node:fs';
 import { pino } from 'pino';
 import { capabilityReport, type CapabilityReport } from '../../native/survey/capability.ts';
 import { isRedirecting, openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
-import { branch, infoFlag, setting, type PodInfo } from '../../native/layout/layouts.ts';
+import { branch, infoFlag, policies, policy, setting } from '../../native/layout/layouts.ts';
 import { isLocked } from '../../native/boundary/lock.ts';
+import { isPopulated } from '../../watcher/cgroup-population.ts';
 import { openCgroupTree, type Cgroup } from '../../watcher/cgroup-tree.ts';
 import { findCgroupMount, realCgroupRoot } from '../../watcher/host.ts';
-import type { SourceState } from '../../watcher/source-state.ts';
 import { readAgentRecord } from '../maps/agent-record.ts';
-import { mapRoom, type MapRoom } from '../connections/connection-room.ts';
+import { mapRoom } from '../connections/connection-room.ts';
 import { addressText } from '../objects/address.ts';
 import { SHARED_SLOT } from '../maps/pod-slots.ts';
+import type { CgroupStatus, Connections, LiveAgent, NodeFacts, PolicyStatus } from './node-facts.ts';
+import { conditionsOf, type Condition } from './status-conditions.ts';
+import { NO_PROXY, proxyStatus } from './status-proxy.ts';
 
-/** Connections by what became of them, one counter for each branch. */
-export type Connections = Record<Exclude<keyof typeof branch, 'count'>, number>;
-
-export interface CgroupStatus {
-  readonly id: string;
-  /** Relative to the watched root; null for one that exists no more. */
-  readonly path: string | null;
-}
-
-export interface PodStatus {
-  readonly namespace: string;
-  readonly name: string;
-  readonly uid: string;
-  readonly verdict: string;
-  readonly reason: string;
-  readonly ips: readonly string[];
-  readonly cgroups: readonly CgroupStatus[];
-  readonly connections: Connections;
-}
-
-export interface NodeStatus {
-  readonly node: string | null;
-  /** Whether a connect program is attached by a pinned link. */
-  readonly redirecting: boolean;
-  readonly agent: {
-    readonly running: boolean;
-    readonly ready: boolean;
-    readonly pid: number | null;
-    readonly version: string | null;
-  };
-  readonly proxy: {
-    readonly address: string | null;
-    readonly address6: string | null;
-    readonly pod: string | null;
-    readonly ready: boolean;
-  };
-  readonly sources: readonly SourceState[];
-  /** What this host's kernel offers; null where it could not be tried. */
-  readonly capabilities: CapabilityReport | null;
-  readonly pods: readonly PodStatus[];
-  /** Cgroups of pods that nobody knows. */
-  readonly unknown: readonly CgroupStatus[];
-  /** Connections of host processes and of unknown pods. */
-  readonly host: Connections;
-  /** How full the maps are whose room can run out. */
-  readonly maps: readonly MapRoom[];
+export interface NodeStatus extends Omit<NodeFacts, 'live'> {
+  readonly conditions: readonly Condition[];
 }
 
 export interface StatusOptions {
@@ -71,27 +30,39 @@ const NO_CONNECTIONS = connectionsOf([]);
 
 /** @throws CgrouteError when the maps are there but cannot be read */
 export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
+  const facts = await readFacts(options);
+  const { live: _live, ...shown } = facts;
+  return { conditions: conditionsOf(facts), ...shown };
+}
+
+async function readFacts(options: StatusOptions): Promise<NodeFacts> {
   using maps = openPinnedMaps(options.bpffsRoot);
   if (maps === undefined) {
     return {
       node: null,
       redirecting: false,
-      agent: { running: false, ready: false, pid: null, version: null },
-      proxy: { address: null, address6: null, pod: null, ready: false },
+      agent: { running: false, ready: false, answers: false, pid: null, version: null },
+      proxy: NO_PROXY,
+      policies: null,
       sources: [],
       capabilities: capabilities(),
       pods: [],
       unknown: [],
       host: NO_CONNECTIONS,
       maps: [],
+      live: undefined,
     };
   }
   const record = readAgentRecord(maps.agent);
   const running = existsSync(options.bpffsRoot) && isLocked(options.bpffsRoot);
   const live =
     running && record !== undefined && record.http !== '' ? await askAgent(record.http) : undefined;
-  const tree = await cgroupTree(options);
+  const { cgroupRoot, tree } = await cgroupTree(options);
   const cgroups = maps.cgroups.entries();
+  const ofSlot = (slot: number): CgroupStatus[] =>
+    cgroups
+      .filter(([, entry]) => entry.slot === slot && slot !== SHARED_SLOT)
+      .map(([id]) => cgroupStatus(id));
   const cgroupStatus = (id: bigint): CgroupStatus => ({ id: String(id), path: tree.get(id)?.path ?? null });
   const infos = maps.pods.entries().map(([, info]) => info);
   return {
@@ -100,10 +71,16 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
     agent: {
       running,
       ready: live?.ready ?? false,
+      answers: live !== undefined,
       pid: running ? (record?.pid ?? null) : null,
       version: record?.version ?? null,
     },
-    proxy: proxyOf(maps, infos),
+    proxy: proxyStatus(maps, infos, live?.ready === true ? live.proxy : undefined, {
+      cgroupRoot,
+      procRoot: options.procRoot,
+      pathsOf: (slot) => ofSlot(slot).flatMap(({ path }) => path ?? []),
+    }),
+    policies: policiesIn(maps),
     sources: live?.sources ?? [],
     capabilities: capabilities(),
     pods: infos
@@ -114,18 +91,29 @@ export async function readStatus(options: StatusOptions): Promise<NodeStatus> {
         verdict: info.verdict,
         reason: info.reason,
         ips: [addressText(info.ip4), addressText(info.ip6)].filter((ip) => ip !== undefined),
-        cgroups: cgroups
-          .filter(([, entry]) => entry.slot === info.slot && info.slot !== SHARED_SLOT)
-          .map(([id]) => cgroupStatus(id)),
+        cgroups: ofSlot(info.slot),
         connections: connectionsOf(maps.counters.get(info.slot)?.count ?? []),
       }))
       .sort((a, b) => `${a.namespace}/${a.name}`.localeCompare(`${b.namespace}/${b.name}`)),
     unknown: cgroups
       .filter(([, { flags }]) => (flags & infoFlag.unknownPod) !== 0)
-      .map(([id]) => cgroupStatus(id)),
+      .map(([id]) => {
+        const cgroup = cgroupStatus(id);
+        const isKnown = cgroupRoot !== undefined && cgroup.path !== null;
+        return { ...cgroup, isPopulated: isKnown ? isPopulated(`${cgroupRoot}${cgroup.path}`) : null };
+      }),
     host: connectionsOf(maps.counters.get(SHARED_SLOT)?.count ?? []),
     maps: mapRoom(maps),
+    live,
   };
+}
+
+function policiesIn({ settings }: PinnedMaps): PolicyStatus | null {
+  const bytes = settings.get(setting.policies)?.bytes;
+  if (bytes === undefined) return null;
+  const { unknownPods, whenProxyDown } = policies.decode(Buffer.from(bytes));
+  const word = (of: number): keyof typeof policy => (of === policy.deny ? 'deny' : 'allow');
+  return { unknownPods: word(unknownPods), whenProxyDown: word(whenProxyDown) };
 }
 
 function capabilities(): CapabilityReport | null {
@@ -141,29 +129,11 @@ function connectionsOf(counts: readonly bigint[]): Connections {
   return Object.fromEntries(names.map((name) => [name, Number(counts[branch[name]] ?? 0n)])) as Connections;
 }
 
-function proxyOf(maps: PinnedMaps, infos: readonly PodInfo[]): NodeStatus['proxy'] {
-  const read = (key: number): string | undefined => {
-    const bytes = maps.settings.get(key)?.bytes;
-    return bytes === undefined ? undefined : addressText(bytes);
-  };
-  const address = read(setting.proxyIp4);
-  const address6 = read(setting.proxyIp6);
-  const pod = infos.find(
-    ({ flags, ip4, ip6 }) =>
-      (flags & infoFlag.proxy) !== 0 &&
-      ((address !== undefined && addressText(ip4) === address) ||
-        (address6 !== undefined && addressText(ip6) === address6)),
-  );
-  return {
-    address: address ?? address6 ?? null,
-    address6: address6 ?? null,
-    pod: pod === undefined ? null : `${pod.podNamespace}/${pod.podName}`,
-    ready: address !== undefined || address6 !== undefined,
-  };
-}
-
 /** The tree is only there to show paths; without it the ids stand alone. */
-async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<ReadonlyMap<bigint, Cgroup>> {
+async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<{
+  readonly cgroupRoot: string | undefined;
+  readonly tree: ReadonlyMap<bigint, Cgroup>;
+}> {
   try {
     const root = realCgroupRoot(cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
     const tree = openCgroupTree({
@@ -173,17 +143,17 @@ async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<Read
       onGone: () => {},
     });
     await tree.sweep();
-    return tree.cgroups;
+    return { cgroupRoot: root, tree: tree.cgroups };
   } catch {
-    return new Map();
+    return { cgroupRoot: undefined, tree: new Map() };
   }
 }
 
 /** Undefined when it does not answer: it may be in another network namespace, or starting. */
-async function askAgent(address: string): Promise<{ ready: boolean; sources: SourceState[] } | undefined> {
+async function askAgent(address: string): Promise<LiveAgent | undefined> {
   try {
     const response = await fetch(`http://${address}/status`, { signal: AbortSignal.timeout(1000) });
-    return (await response.json()) as { ready: boolean; sources: SourceState[] };
+    return (await response.json()) as LiveAgent;
   } catch {
     return undefined;
   }

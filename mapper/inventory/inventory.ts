@@ -1,16 +1,13 @@
 /** The pods of this node and the namespaces, as they are known now, with the ways to find them. */
 
 import type { CgroupOwner } from '../decisions/cgroup-path.ts';
-import type { Config } from '../config/config.ts';
-import { hasEnded, type Objects, type Pod } from '../objects/pod.ts';
+import type { Objects, Pod } from '../objects/pod.ts';
 import type { Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import { isProxy } from '../decisions/pod-case.ts';
 
 export interface InventoryOptions {
   /** This node's name: pods that name another are left out, pods that name none are taken for its own. */
   readonly node: string;
-  readonly proxy: Pick<Config['proxy'], 'selector' | 'namespaces'>;
 }
 
 /**
@@ -41,16 +38,9 @@ export interface Inventory {
    * anybody, so none of them is believed.
    */
   podForCgroup(owner: CgroupOwner): Pod | undefined;
-
-  /**
-   * The node's proxy: of the pods that the selector matches, the newest one that
-   * is ready and has not ended. One that is terminating counts only when no other
-   * is ready; until then it still serves. Undefined when none is ready.
-   */
-  nodeProxy(): Pod | undefined;
 }
 
-export function createInventory({ node, proxy }: InventoryOptions): Inventory {
+export function createInventory({ node }: InventoryOptions): Inventory {
   const pods = new Map<string, Pod>();
   const namespaces = new Map<string, Namespace>();
   /** UIDs by the configuration's hash, and by namespace. */
@@ -134,26 +124,10 @@ export function createInventory({ node, proxy }: InventoryOptions): Inventory {
       const [first, second] = podsOf(pods, byHash.get(owner.uid));
       return second === undefined ? first : undefined;
     },
-
-    nodeProxy() {
-      let best: Pod | undefined;
-      for (const pod of pods.values()) {
-        if (!pod.ready || hasEnded(pod) || !isProxy(pod, proxy)) continue;
-        if (best === undefined || isBetterProxy(pod, best)) best = pod;
-      }
-      return best;
-    },
   };
 }
 
 const NOTHING: ReadonlySet<string> = new Set();
-
-/** The UID breaks a tie, so that every look gives the same one. */
-function isBetterProxy(pod: Pod, than: Pod): boolean {
-  if (pod.terminating !== than.terminating) return than.terminating;
-  if (pod.createdAt !== than.createdAt) return pod.createdAt > than.createdAt;
-  return pod.uid > than.uid;
-}
 
 function podsOf(pods: ReadonlyMap<string, Pod>, uids: ReadonlySet<string> | undefined): readonly Pod[] {
   return [...(uids ?? NOTHING)].flatMap((uid) => pods.get(uid) ?? []);
@@ -190,6 +164,7 @@ function samePod(a: Pod, b: Pod): boolean {
     runtimeClass: a.runtimeClass === b.runtimeClass,
     phase: a.phase === b.phase,
     ready: a.ready === b.ready,
+    readySince: a.readySince === b.readySince,
     terminating: a.terminating === b.terminating,
     createdAt: a.createdAt === b.createdAt,
     // Another version of the object, and maybe of nothing that is kept of it.

@@ -1,5 +1,7 @@
 /** The kernel's counters by slot, and what the slots' earlier pods had counted. */
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
+import type { PinnedMaps } from '../../native/data-plane/maps.ts';
+import { branch } from '../../native/layout/layouts.ts';
 
 export class PodCounters {
   readonly #map: DataPlane['maps']['counters'];
@@ -21,9 +23,7 @@ export class PodCounters {
     else
       this.#map
         .get(slot)
-        ?.count.forEach(
-          (count, branch) => (this.#retired[branch] = (this.#retired[branch] ?? 0) + Number(count)),
-        );
+        ?.count.forEach((count, at) => (this.#retired[at] = (this.#retired[at] ?? 0) + Number(count)));
     this.#map.set(slot, { count: [] });
   }
 
@@ -35,4 +35,12 @@ export class PodCounters {
   get highestSlot(): number {
     return this.#highestSlot;
   }
+}
+
+/** Connections of all pods that have been redirected so far, in both directions. */
+export function redirectedOf({ pods, counters }: Pick<PinnedMaps, 'pods' | 'counters'>): number {
+  return pods.entries().reduce((sum, [, { slot }]) => {
+    const count = counters.get(slot)?.count;
+    return sum + Number((count?.[branch.redirected] ?? 0n) + (count?.[branch.inboundRedirected] ?? 0n));
+  }, 0);
 }

@@ -10,6 +10,7 @@ import {
   settingValue,
 } from '../../native/layout/layouts.ts';
 import type { Config } from '../config/config.ts';
+import { addressText } from '../objects/address.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
 
@@ -35,6 +36,14 @@ export class Settings {
     const { ip4, ip6 } = podAddresses(ips);
     this.#setAddress(setting.proxyIp4, ip4);
     this.#setAddress(setting.proxyIp6, ip6);
+  }
+
+  /** As they are, be they an earlier agent's. */
+  proxyIps(): readonly string[] {
+    return [setting.proxyIp4, setting.proxyIp6].flatMap((key) => {
+      const bytes = this.#map.get(key)?.bytes;
+      return (bytes === undefined ? undefined : addressText(bytes)) ?? [];
+    });
   }
 
   /** Undoes what others did to the map. Returns the number of entries. */

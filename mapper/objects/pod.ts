@@ -50,6 +50,8 @@ export interface Pod {
   readonly runtimeClass?: string;
   readonly phase: Phase;
   readonly ready: boolean;
+  /** When that was last said otherwise, milliseconds since the epoch; absent where nothing tells. */
+  readonly readySince?: number;
   /** Deleted in the API, and still running for its grace period. */
   readonly terminating: boolean;
   /** Milliseconds since the epoch; 0 when unknown. */
@@ -129,6 +131,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
     const runtimeClass = optionalText(spec['runtimeClassName'], ['spec', 'runtimeClassName'], refuse);
     const version = versionOf(metadata);
+    const readySince = readySinceOf(status['conditions']);
     return {
       namespace,
       name,
@@ -139,6 +142,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       ...(runtimeClass === undefined ? {} : { runtimeClass }),
       phase: phaseOf(status['phase'], strict, refuse),
       ready: readyOf(status['conditions'], strict, refuse),
+      ...(readySince === undefined ? {} : { readySince }),
       terminating: metadata['deletionTimestamp'] !== undefined && metadata['deletionTimestamp'] !== null,
       createdAt: timeOf(metadata['creationTimestamp'], strict, refuse),
       ...(version === undefined ? {} : { version }),
@@ -178,6 +182,17 @@ function readyOf(value: unknown, strict: boolean, refuse: Refuse): boolean {
       (condition['status'] === 'True' || (strict && condition['status'] === true))
     );
   });
+}
+
+/** Only for words: whatever cannot be read is not there. */
+function readySinceOf(conditions: unknown): number | undefined {
+  if (!Array.isArray(conditions)) return undefined;
+  const ready = (conditions as readonly (Readonly<Record<string, unknown>> | null | undefined)[]).find(
+    (condition) => condition?.['type'] === 'Ready',
+  );
+  const at = ready?.['lastTransitionTime'];
+  const time = typeof at === 'string' ? Date.parse(at) : NaN;
+  return Number.isNaN(time) ? undefined : time;
 }
 
 function ipsOf(

@@ -8,6 +8,7 @@ import { makeBackoff } from '../pacing/backoff.ts';
 import { makeTokenBucket } from '../pacing/token-bucket.ts';
 import type { KubeClient } from '../kube/kube-client.ts';
 import { KubeError } from '../kube/kube-error.ts';
+import type { FailureReason } from '../connections/connection-failures.ts';
 import { FIELD_MANAGER } from '../objects/field-owners.ts';
 import type { Pod } from '../objects/pod.ts';
 import type { Note } from '../decisions/decision.ts';
@@ -21,8 +22,8 @@ export type EventReason =
   | 'SidecarStays'
   | 'NotRedirected'
   | 'ConnectionsNotReset'
-  | 'NoRoom'
-  | 'OtherMesh';
+  | 'OtherMesh'
+  | FailureReason;
 
 /** Which notes become Events, and under which reason. */
 export const NOTE_REASONS: Readonly<Partial<Record<Note['code'], EventReason>>> = {

@@ -9,6 +9,7 @@ import { messageOf } from '../../native/error.ts';
 import type { PodCgroup } from '../decisions/cgroup-path.ts';
 import { isAnnotated, isOursToWrite } from '../decisions/redirection-annotation.ts';
 import type { Config } from '../config/config.ts';
+import type { FailureReason } from '../connections/connection-failures.ts';
 import type { Enrolment } from '../inventory/enrolment.ts';
 import type { Inventory } from '../inventory/inventory.ts';
 import type { OwnedCgroup } from '../inventory/owned-cgroup.ts';
@@ -145,8 +146,9 @@ export class PodMarks implements Disposable {
         `connections of this pod should be redirected (${decision.reason}) and are not: ${missing.why}`,
       );
     if (!decision.enrolled && this.#isWithoutRoom(pod))
-      this.noRoom(
+      this.connectionsFail(
         uid,
+        'NoRoom',
         `connections of this pod are treated as an unknown pod's (unknownPods: ${config.unknownPods}): the kernel's map of pods, which has room for ${this.#options.maps.pods.info.maxEntries}, is full (maxPods)`,
       );
     for (const { code, message } of decision.notes) {
@@ -157,10 +159,10 @@ export class PodMarks implements Disposable {
     if (missing !== undefined) this.#dirty.add(uid);
   }
 
-  /** What becomes of a pod's connections as a map is full. */
-  noRoom(uid: string, message: string): void {
+  /** What becomes of a pod's connections for want of a proxy, or of room. */
+  connectionsFail(uid: string, reason: FailureReason, message: string): void {
     const pod = this.#options.inventory.pod(uid);
-    if (pod !== undefined) this.#options.events?.report(pod, 'NoRoom', message);
+    if (pod !== undefined) this.#options.events?.report(pod, reason, message);
   }
 
   /** Connections that were open before the pod's verdict changed go on as they were. */

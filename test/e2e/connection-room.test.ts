@@ -17,7 +17,7 @@ test('without room for a connection that is counted, said in status and once in 
   const agent = await node.startAgent({ args: ['--config', config] });
   const assertFull = async (expected: RegExp | undefined): Promise<void> => {
     const { code, stdout } = await cgroute(node.sandbox, ['status']);
-    if (expected === undefined) assert.doesNotMatch(stdout, /^FULL/m);
+    if (expected === undefined) assert.doesNotMatch(stdout, /^WRONG/m);
     else assert.match(stdout, expected);
     assert.equal(code, expected === undefined ? 0 : 3, stdout);
   };
@@ -32,7 +32,7 @@ test('without room for a connection that is counted, said in status and once in 
   assert.deepEqual([held, denied], [4096 + ROOM, 8000 - 4096 - ROOM]);
   await assertFull(
     new RegExp(
-      `^FULL +connection_overflow_map has no room for more than its ${ROOM} entries; further connections are refused \\(errorDenied\\): see maxConnections$`,
+      `^WRONG +connection_overflow_map has no room for more than its ${ROOM} entries; further connections are refused \\(errorDenied\\): see maxConnections$`,
       'm',
     ),
   );

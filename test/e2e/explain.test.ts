@@ -72,6 +72,9 @@ describe('explain', () => {
       address6: null,
       pod: 'mesh/ztunnel',
       ready: true,
+      unready: null,
+      notListening: [],
+      trouble: null,
     });
     assert.ok(of.cgroups.some(({ id, path }) => id === String(pod.cgroup.id) && path === pod.cgroup.path));
     assert.deepEqual(of.connections, [

@@ -114,7 +114,7 @@ test('what cannot be written is counted by errno, for pods and for the proxy', a
   assert.equal(await errors('EPERM'), 0);
   const [settings = ''] = globSync(`${node.sandbox.bpffs}/cgroute/*/maps/settings`);
   await must({ cmd: 'bpftool', args: ['map', 'freeze', 'pinned', settings] });
-  node.manifest.change(node.proxyPod.uid, { ready: false });
+  node.manifest.remove(node.proxyPod.uid);
   node.manifest.write();
   await eventually('the proxy could not be forgotten', async () => (await errors('EPERM')) > 0);
 });

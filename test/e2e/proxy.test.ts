@@ -10,6 +10,9 @@ import { connect, listen } from '../../deploy/stage/sock.ts';
 import { BYPASS } from '../harness/label-names.ts';
 import { FOR_NOW } from '../harness/for-now.ts';
 
+const isNone = (node: TestNode) =>
+  node.until('no proxy is known', ({ proxy: { address } }) => address === null);
+
 describe('what a host process sends', () => {
   let node: TestNode;
   let pod: NodePod;
@@ -102,8 +105,11 @@ describe('the proxy', () => {
     node.manifest.pod(node.proxyPod.object);
     await node.apply();
     await node.startProxy();
+    await isProxy('ztunnel');
     assert.equal(await node.travel(pod.place), 'redirected');
   });
+  const isProxy = (name: string) =>
+    node.until(`${name} is the proxy`, ({ proxy }) => proxy.pod === `mesh/${name}` && proxy.ready);
   const extra: NodePod[] = [];
   /** Another pod of a proxy, with a HAProxy that {@link TestNode.travel} asks from now on. */
   async function another(
@@ -118,9 +124,11 @@ describe('the proxy', () => {
     return proxy;
   }
 
-  test('that is not ready has connections refused, and those of others pass', async () => {
+  test('that neither runs nor is ready has connections refused, and those of others pass', async () => {
+    await node.proxy.stop();
     node.manifest.change(node.proxyPod.uid, { ready: false });
     await node.apply();
+    await isNone(node);
     assert.deepEqual(
       [
         await node.travel(pod.place),
@@ -133,7 +141,9 @@ describe('the proxy', () => {
     assert.deepEqual([proxy.address, proxy.pod, proxy.ready], [null, null, false]);
     assert.equal(pods.find(({ uid }) => uid === pod.uid)?.connections['noProxyDenied'], 1);
     node.manifest.change(node.proxyPod.uid, { ready: true });
+    await node.startProxy();
     await node.apply();
+    await isProxy('ztunnel');
     assert.equal(await node.travel(pod.place), 'redirected');
     await node.proxy.stop();
   });
@@ -141,6 +151,7 @@ describe('the proxy', () => {
   test('that is gone from the manifest has connections refused', async () => {
     node.manifest.remove(node.proxyPod.uid);
     await node.apply();
+    await isNone(node);
     assert.equal(await node.travel(pod.place), FOR_NOW);
     await node.proxy.stop();
   });
@@ -149,9 +160,9 @@ describe('the proxy', () => {
     const next = await another('ztunnel-next', '2026-01-02T00:00:00Z');
     node.manifest.remove(node.proxyPod.uid);
     await node.apply();
+    const { proxy } = await isProxy('ztunnel-next');
+    assert.equal(proxy.address, next.host.ip4);
     assert.equal(await node.travel(pod.place), 'redirected');
-    const { proxy } = await node.status();
-    assert.deepEqual([proxy.address, proxy.pod], [next.host.ip4, 'mesh/ztunnel-next']);
     await node.proxy.stop();
   });
 
@@ -161,16 +172,18 @@ describe('the proxy', () => {
     node.manifest.change(node.proxyPod.uid, { ips: [moved.ip4] });
     await node.startProxy({ ...node.proxyPod, place: { cgroup: node.proxyPod.cgroup, netns: moved.netns } });
     await node.apply();
+    const { proxy } = await isProxy('ztunnel');
+    assert.equal(proxy.address, moved.ip4);
     assert.equal(await node.travel(pod.place), 'redirected');
-    assert.equal((await node.status()).proxy.address, moved.ip4);
     await node.proxy.stop();
   });
 
   test('is the newest of those that are ready, and one that leaves only where there is no other', async () => {
     const newer = await another('ztunnel-newer', '2026-01-03T00:00:00Z');
+    const idle = node.sandbox.spawn({ ...node.proxyPod.place, cmd: 'sleep', args: ['1000'] });
     await node.apply();
+    await isProxy('ztunnel-newer');
     assert.equal(await node.travel(pod.place), 'redirected');
-    assert.equal((await node.status()).proxy.pod, 'mesh/ztunnel-newer');
     const addresses: (string | null)[] = [];
     for (const fields of [{ ready: false }, { ready: true, terminating: true }, { terminating: undefined }]) {
       node.manifest.change(newer.uid, fields);
@@ -178,6 +191,7 @@ describe('the proxy', () => {
       addresses.push((await node.status()).proxy.pod);
     }
     assert.deepEqual(addresses, ['mesh/ztunnel', 'mesh/ztunnel', 'mesh/ztunnel-newer']);
+    await idle.stop('SIGTERM');
     await node.proxy.stop();
   });
 
@@ -187,6 +201,7 @@ describe('the proxy', () => {
     removeCgroup(node.proxyPod.cgroup.absolute);
     assert.notEqual(node.proxyPod.startContainer().id, before);
     await node.startProxy();
+    await isProxy('ztunnel');
     assert.equal(await node.travel(pod.place), 'redirected');
     await node.proxy.stop();
   });
@@ -197,8 +212,8 @@ describe('the proxy', () => {
     await node.until('it is not ready', ({ proxy }) => !proxy.ready);
     assert.equal(await node.travel(pod.place), FOR_NOW);
     node.proxyPod.startContainer();
-    await node.until('it is ready again', ({ proxy }) => proxy.ready);
     await node.startProxy();
+    await isProxy('ztunnel');
     assert.equal(await node.travel(pod.place), 'redirected');
     await node.proxy.stop();
   });
@@ -208,11 +223,14 @@ describe('the proxy', () => {
     const next = await node.addPod({ ...PROXY, name: 'ztunnel-early', running: false });
     extra.push(next);
     await node.apply();
+    await isNone(node);
     assert.equal(await node.travel(pod.place), FOR_NOW);
-    await node.agent.logged("the node's proxy is ready, but its cgroup has not been found");
+    assert.deepEqual((await node.status()).proxy.notTaken, [
+      { pod: 'mesh/ztunnel-early', reason: 'matches app=ztunnel; its cgroup has not been found' },
+    ]);
     await node.proxy.stop();
     await node.startProxy(next);
-    await node.until('it is ready', ({ proxy }) => proxy.pod === 'mesh/ztunnel-early');
+    await isProxy('ztunnel-early');
     assert.equal(await node.travel(pod.place), 'redirected');
     await node.proxy.stop();
   });
@@ -225,9 +243,11 @@ test('where the configuration allows it, connections pass untouched while no pro
   const pod = await node.addPod({ name: 'pod' });
   await node.startAgent({ args: ['--config', config] });
   assert.equal(await node.travel(pod.place), 'redirected');
+  await node.proxy.stop();
   node.manifest.change(node.proxyPod.uid, { ready: false });
   const impostor = await node.addPod({ name: 'impostor', labels: { app: 'ztunnel' } });
   await node.apply();
+  await isNone(node);
   assert.equal(await node.travel(pod.place), 'direct');
   assert.equal((await node.podStatus(pod)).connections['noProxyAllowed'], 1);
   assert.equal(
@@ -236,7 +256,9 @@ test('where the configuration allows it, connections pass untouched while no pro
     'it carries the label in another namespace',
   );
   node.manifest.change(node.proxyPod.uid, { ready: true });
+  await node.startProxy();
   await node.apply();
+  await node.until('it is the proxy again', ({ proxy }) => proxy.ready);
   assert.equal(await node.travel(pod.place), 'redirected');
   const refused = await connect(pod.place, node.server.ip4, 8081);
   assert.ok(!refused.ok, 'nobody listens there, and the proxy says so');

@@ -59,7 +59,10 @@ describe('an agent that comes and goes', () => {
     assert.deepEqual([await answers(pod), await answers(plain)], ['proxy', 'server']);
     const { code, stdout } = await cgroute(node.sandbox, ['status']);
     assert.equal(code, 3);
-    assert.match(stdout, /^agent +DOWN; what it left pinned goes on redirecting$/m);
+    assert.match(
+      stdout,
+      /^WRONG +no agent runs: what it left pinned goes on redirecting, .*\n(?:.*\n)?node .*\nagent +DOWN$/m,
+    );
     assert.match(stdout, /demo +pod +in +namespace-label/);
     const status = await node.status();
     assert.deepEqual({ running: status.agent.running, pid: status.agent.pid }, { running: false, pid: null });

@@ -45,7 +45,15 @@ describe('an agent with a short sweep', () => {
     assert.deepEqual([code, status.ready], [200, true]);
     assert.deepEqual(
       status.sources.map(({ name, state }) => `${name} ${state}`),
-      ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars ok'],
+      [
+        'manifest ok',
+        'kernel ok',
+        'process-events ok',
+        'cgroup-watch ok',
+        'sweep ok',
+        'sidecars ok',
+        'connections ok',
+      ],
     );
     assert.equal((await get(address, 'nothing'))[0], 404);
   });

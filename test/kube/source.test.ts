@@ -68,10 +68,7 @@ describe('against a real API server, the source', { skip: KUBE_MISSING }, () => 
       logger: pino({ level: 'silent' }),
       timing: { ...defaultTiming, backoffMs: [50, 500], settledMs: 500, ...timing },
     });
-    const inventory = createInventory({
-      node: 'node-a',
-      proxy: { selector: { matches: () => false } as never, namespaces: [] },
-    });
+    const inventory = createInventory({ node: 'node-a' });
     const following = await source.follow({
       onObjects: (objects) => inventory.replaceAll(objects),
       onPod: (each) => inventory.upsertPod(each),

@@ -106,13 +106,15 @@ describe("the node's ztunnel is followed", { skip: KUBE_MISSING }, () => {
     await agree(mesh, a);
   });
 
-  test('only of its own node, and one that is not ready is none', async () => {
+  test('only of its own node, and while it runs, be it not ready as after a restart of the kubelet', async () => {
     const [, second] = [a, b].map((node) =>
       node.kubelet.pods().find(({ namespace }) => namespace === NAMESPACE),
     ) as [PodOnNode, PodOnNode];
     second.setReady(false);
-    await b.until('no proxy is known', ({ proxy }) => !proxy.ready && proxy.address === null);
-    assert.deepEqual([await travel(a), await travel(b)], ['redirected', FOR_NOW]);
+    const { proxy } = await b.until('it is known not to be ready', (status) => status.proxy.unready !== null);
+    assert.deepEqual([proxy.address, proxy.ready], [ipOf(second), false]);
+    assert.match(proxy.unready ?? '', /^Ready=False since \d{4}-\d\d-\d\dT[\d:]{8}Z$/);
+    assert.deepEqual([await travel(a), await travel(b)], ['redirected', 'redirected']);
     second.setReady(true);
     await isProxy(b, second);
     assert.deepEqual([await travel(a), await travel(b)], ['redirected', 'redirected']);

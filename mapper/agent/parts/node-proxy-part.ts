@@ -4,9 +4,12 @@ import { proxyMetrics } from '../../reports/proxy-metrics.ts';
 import type { AgentCore } from '../agent-core.ts';
 import type { AgentPart } from '../agent-part.ts';
 
+const AGAIN_MS = 500;
+
 export function nodeProxyPart(core: AgentCore): AgentPart {
-  const { proxy, settings, config, dataPlane, reconciler, isReady } = core;
+  const { proxy, settings, config, dataPlane, reconciler, isReady, ledger } = core;
   let isFollowing = false;
+  let again: NodeJS.Timeout | undefined;
 
   /**
    * Once for all that changes in a row, and when the queue is empty: in the middle
@@ -18,26 +21,39 @@ export function nodeProxyPart(core: AgentCore): AgentPart {
     try {
       await reconciler.idle();
       isFollowing = false;
-      proxy.follow();
+      follow();
     } catch (error) {
       core.failed(error, "the proxy's address could not be written");
     }
+  }
+
+  /** What nobody tells, that a proxy listens by now for instance, is looked at soon again. */
+  function follow(): void {
+    proxy.follow();
+    clearTimeout(again);
+    again = proxy.isPassing ? setTimeout(() => void followSoon(), AGAIN_MS).unref() : undefined;
   }
 
   return {
     name: 'proxy',
     start: () => settings.writeConfig(config),
     takeOver() {
-      proxy.follow();
+      follow();
       return 0;
     },
     cgroupGone({ cgroup }) {
       proxy.cgroupGone(cgroup.id);
       void followSoon();
     },
+    // The first process of a proxy that has none yet.
+    wantsProcess: (cgroupId) => proxy.isWaitingIn(ledger.keyOf(cgroupId)),
+    processSeen: ({ cgroupId }) => {
+      if (proxy.isWaitingIn(ledger.keyOf(cgroupId))) void followSoon();
+    },
     reconciled: () => void followSoon(),
     look: () => void followSoon(),
     repairs: [() => settings.repair()],
-    metrics: metricSources(proxyMetrics, () => dataPlane.maps),
+    metrics: metricSources(proxyMetrics, () => ({ settings: dataPlane.maps.settings, report: proxy.report })),
+    [Symbol.dispose]: () => clearTimeout(again),
   };
 }

@@ -75,6 +75,8 @@ const HEALTHY: Readonly<Record<string, string>> = {
   'cgroute_build_info{version="1.0.0"}': '1x240',
   cgroute_ready: '1x240',
   cgroute_proxy_known: '1x240',
+  cgroute_proxy_ready: '1x240',
+  cgroute_proxy_ports_not_listened: '0x240',
   'cgroute_pods_intended{verdict="in"}': '3x240',
   'cgroute_pods_mapped{verdict="in"}': '2x240',
   'cgroute_pods_unmapped{verdict="in"}': '0x240',
@@ -173,13 +175,42 @@ const SCENARIOS: readonly Scenario[] = [
   },
   {
     name: 'no proxy',
-    series: { cgroute_proxy_known: '0x240', 'cgroute_connections_total{branch="noProxyDenied"}': '0+5x240' },
+    series: {
+      cgroute_proxy_known: '0x240',
+      cgroute_proxy_ready: '0x240',
+      'cgroute_connections_total{branch="noProxyDenied"}': '0+5x240',
+    },
     fire: ['CgrouteConnectionsDenied', 'CgrouteProxyUnknown'],
   },
   {
     name: 'no proxy, and nobody who needs one',
-    series: { cgroute_proxy_known: '0x240', 'cgroute_pods_mapped{verdict="in"}': '0x240' },
+    series: {
+      cgroute_proxy_known: '0x240',
+      cgroute_proxy_ready: '0x240',
+      'cgroute_pods_mapped{verdict="in"}': '0x240',
+    },
     fire: [],
+  },
+  {
+    name: 'a proxy on which nobody listens',
+    series: { cgroute_proxy_ports_not_listened: '0x230 2x10' },
+    fire: ['CgrouteProxyNotListening'],
+  },
+  {
+    name: 'a proxy that is slow to listen',
+    series: { cgroute_proxy_ports_not_listened: '0x230 2x1 0x9' },
+    fire: [],
+  },
+  {
+    name: 'a proxy that stays unready',
+    series: { cgroute_proxy_ready: '0x240' },
+    fire: ['CgrouteProxyNotReady'],
+  },
+  {
+    name: 'a restart of the kubelet',
+    series: { cgroute_proxy_ready: '1x225 0x5 1x10' },
+    fire: [],
+    at: '230m',
   },
   {
     name: 'destinations are lost',

@@ -188,7 +188,7 @@ describe("the configuration's reference", () => {
     const rows = configReference()
       .split('\n')
       .filter((line) => line.startsWith('| `'));
-    const settings = Object.values(defaultConfig).flatMap((value: unknown) =>
+    const settings = Object.values(defaultConfig('kube')).flatMap((value: unknown) =>
       typeof value === 'object' && !Array.isArray(value) ? Object.keys(value ?? {}) : [value],
     );
     assert.equal(rows.length, settings.length);

@@ -58,7 +58,9 @@ describe('the trace of a verdict', () => {
       trace.at(-1)?.saw ?? '',
       /annotation ambient\.istio\.io\/redirection absent, .*istio\.io\/dataplane-mode = "NoNe"/,
     );
-    const runtime = decide(podWith({ runtimeClass: 'kata-fc' }), AMBIENT, defaultConfig('manifest')).trace.at(-1);
+    const runtime = decide(podWith({ runtimeClass: 'kata-fc' }), AMBIENT, defaultConfig('manifest')).trace.at(
+      -1,
+    );
     assert.match(runtime?.condition ?? '', /kata, kata-\*, gvisor/);
     assert.equal(runtime?.saw, 'spec.runtimeClassName: kata-fc');
   });

@@ -22,7 +22,7 @@ const web = (changes: Partial<Pod> = {}): Pod => podWith({ uid: UID, ...changes 
 function setUp(map = new Map<string, Pick<PodInfo, 'namespaceMode'>>()) {
   const agent = (yaml = 'enrollment: new-pods') => {
     const config = parseConfig(yaml, 'test.yaml');
-    const inventory = createInventory({ node: 'node-a', proxy: config.proxy });
+    const inventory = createInventory({ node: 'node-a' });
     const enrolment = new Enrolment({
       inventory,
       config,

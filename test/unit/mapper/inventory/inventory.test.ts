@@ -4,7 +4,6 @@ import { describe, test } from 'node:test';
 import fc from 'fast-check';
 
 import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
-import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import type { Inventory } from '../../../../mapper/inventory/inventory.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
@@ -17,7 +16,7 @@ const HASH = 'c7ee5aa1bf29ba1d85a18d3fd1ef2a37';
 const pod = (number: number, changes: Partial<Pod> = {}): Pod =>
   podWith({ name: `web-${number}`, uid: uidOf(number), ...changes });
 const namespace = (name: string, labels: Namespace['labels'] = {}): Namespace => ({ name, labels });
-const create = (): Inventory => createInventory({ node: 'n1', proxy: defaultConfig('manifest').proxy });
+const create = (): Inventory => createInventory({ node: 'n1' });
 const sorted = (uids: ReadonlySet<string>): string[] => [...uids].sort();
 
 describe('the inventory', () => {
@@ -216,54 +215,5 @@ describe('the pod of a cgroup', () => {
     const inventory = create();
     inventory.upsertPod(pod(1, { configHash: uidOf(9) }));
     assert.equal(inventory.podForCgroup(ownerOf(`/kubepods/pod${uidOf(9)}`)), undefined);
-  });
-});
-
-describe("the node's proxy", () => {
-  const ztunnel = (number: number, changes: Partial<Pod> = {}): Pod =>
-    pod(number, { labels: { app: 'ztunnel' }, createdAt: number, ...changes });
-  const table: readonly (readonly [string, readonly Pod[], number | undefined])[] = [
-    ['is the one that is ready', [pod(1), ztunnel(2)], 2],
-    ['is nobody when none matches', [pod(1)], undefined],
-    ['is nobody when none is ready', [ztunnel(1, { ready: false })], undefined],
-    ['is the newest ready one during a rollout', [ztunnel(2), ztunnel(1)], 2],
-    ['is the old one while the new one is not ready', [ztunnel(1), ztunnel(2, { ready: false })], 1],
-    [
-      'is never one that has ended',
-      [ztunnel(1), ztunnel(2, { phase: 'Succeeded' }), ztunnel(3, { phase: 'Failed' })],
-      1,
-    ],
-    ['is an older one rather than one that terminates', [ztunnel(1), ztunnel(2, { terminating: true })], 1],
-    [
-      'is one that terminates when no other is ready',
-      [ztunnel(1, { terminating: true }), ztunnel(2, { ready: false })],
-      1,
-    ],
-    ['is never on another node', [ztunnel(1, { node: 'n2' })], undefined],
-    [
-      'is the same whatever the order, when two are of one age',
-      [ztunnel(2, { createdAt: 5 }), ztunnel(1, { createdAt: 5 })],
-      2,
-    ],
-  ];
-  for (const [name, pods, expected] of table) {
-    test(name, () => {
-      for (const order of [pods, [...pods].reverse()]) {
-        const inventory = create();
-        inventory.replaceAll({ pods: order, namespaces: [] });
-        assert.equal(inventory.nodeProxy()?.uid, expected === undefined ? undefined : uidOf(expected));
-      }
-    });
-  }
-
-  test('is looked for in the namespaces configured', () => {
-    const inventory = createInventory({
-      node: 'n1',
-      proxy: { ...defaultConfig('manifest').proxy, namespaces: ['mesh'] },
-    });
-    inventory.upsertPod(ztunnel(2));
-    assert.equal(inventory.nodeProxy(), undefined);
-    inventory.upsertPod(ztunnel(1, { namespace: 'mesh' }));
-    assert.equal(inventory.nodeProxy()?.uid, uidOf(1));
   });
 });

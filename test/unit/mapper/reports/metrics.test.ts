@@ -90,7 +90,16 @@ function sourcesOf(fake: Fake): MetricSource[] {
   const sidecars = { bypassed: 9, shortCircuited: 10, waiting: 11, failing: 12, failures: 13 };
   const connections = connectionsFromNow({ maps, former: () => ({ retired: fake.retired, highestSlot: 1 }) });
   return [
-    ...metricSources(proxyMetrics, () => maps),
+    ...metricSources(proxyMetrics, () => ({
+      settings: maps.settings,
+      report: {
+        pod: 'istio-system/ztunnel',
+        unready: null,
+        notListening: ['10.0.0.5:15001'],
+        trouble: null,
+        notTaken: [],
+      },
+    })),
     ...metricSources(connectionMetrics, connections),
     ...metricSources(resetMetrics, () => resets),
     ...metricSources(sidecarMetrics, () => sidecars),
@@ -138,6 +147,8 @@ test('each value is where its name says, read when it is asked for', async () =>
     'cgroute_build_info{version="1.2.3"} 1',
     'cgroute_ready 1',
     'cgroute_proxy_known 0',
+    'cgroute_proxy_ready 1',
+    'cgroute_proxy_ports_not_listened 1',
     'cgroute_pods_intended{verdict="in"} 2',
     'cgroute_pods_intended{verdict="out"} 1',
     'cgroute_pods_intended{verdict="bypass"} 0',

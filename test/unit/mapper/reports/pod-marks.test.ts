@@ -24,7 +24,7 @@ function setUp() {
   const path = `/kubepods/pod${UID}`;
   const held = { pod: true, cgroup: true };
   const settled = Promise.withResolvers<void>();
-  const inventory = createInventory({ node: 'node-a', proxy: defaultConfig('manifest').proxy });
+  const inventory = createInventory({ node: 'node-a' });
   inventory.replaceAll({ pods: [web('ambient')], namespaces: [{ name: 'shop', labels: {} }] });
   const facts = {
     slot: 1,

@@ -3,17 +3,18 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import {
-  ConnectionRoom,
-  mapRoom,
-  type ConnectionRoomOptions,
-  type RoomMaps,
-} from '../../../../mapper/connections/connection-room.ts';
+  ConnectionFailures,
+  type ConnectionFailuresOptions,
+} from '../../../../mapper/connections/connection-failures.ts';
+import { mapRoom, type RoomMaps } from '../../../../mapper/connections/connection-room.ts';
 import { branch } from '../../../../native/layout/layouts.ts';
 
 function setUp() {
   const state = {
     refused: [7n, 0n],
     lost: [0n, 0n],
+    denied: 0n,
+    allowed: 0n,
     overflow: 0n,
     originals: 0,
     share: { connections: 0n, originals: 0n },
@@ -24,6 +25,8 @@ function setUp() {
     const count = Array.from({ length: branch.count }, () => 0n);
     count[branch.errorDenied] = state.refused[slot - 1] ?? 0n;
     count[branch.handoffLost] = state.lost[slot - 1] ?? 0n;
+    count[branch.noProxyDenied] = state.denied;
+    count[branch.noProxyAllowed] = state.allowed;
     return count;
   };
   const maps = {
@@ -39,15 +42,15 @@ function setUp() {
     overflowConnections: { info: { maxEntries: 64 } },
     overflowCount: { get: () => state.overflow },
     originals: { info: { maxEntries: 32 }, count: () => state.originals },
-  } as unknown as ConnectionRoomOptions['maps'];
-  const room = new ConnectionRoom({
+  } as unknown as ConnectionFailuresOptions['maps'];
+  const room = new ConnectionFailures({
     maps,
     shares: { connections: 16, originals: 8 },
     logger: pino(
       {},
       { write: (line: string) => void logged.push((JSON.parse(line) as { msg: string }).msg) },
     ),
-    tell: (uid, message) => void told.push(`${uid}: ${message}`),
+    tell: (uid, reason, message) => void told.push(`${uid}: ${reason}: ${message}`),
   });
   const look = (): string[] => {
     room.look();
@@ -62,7 +65,7 @@ test('a pod is told once while its connections are refused, and again when that 
   state.refused[0] = 9n;
   state.overflow = 64n;
   assert.deepEqual(look(), [
-    "a: connections of this pod, or from the host to it, are refused (errorDenied): the node's map of open connections is full, which has room for 64 (maxConnections)",
+    "a: NoRoom: connections of this pod, or from the host to it, are refused (errorDenied): the node's map of open connections is full, which has room for 64 (maxConnections)",
   ]);
   assert.match(logged.at(-1) ?? '', /^pod shop\/a: connections of this pod.* are refused/);
   for (const more of [12n, 20n]) {
@@ -80,7 +83,7 @@ test('each pod is told of its own, and why', () => {
   state.refused = [8n, 1n];
   state.share = { connections: 16n, originals: 0n };
   assert.deepEqual(
-    look().map((text) => text.replace(/^(.): .*errorDenied\): /, '$1 ')),
+    look().map((text) => text.replace(/^(.): NoRoom: .*errorDenied\): /, '$1 ')),
     ['a', 'b'].map(
       (uid) =>
         `${uid} it has as many open as one pod may have, 16 beside the node's first 4,096 (maxConnectionsPerPod)`,
@@ -91,7 +94,26 @@ test('each pod is told of its own, and why', () => {
   state.refused = [8n, 2n];
   assert.match(
     look().join(),
-    /^b: .* no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10\.1\.2\.3, of which it would be told 10\.1\.2\.3$/,
+    /^b: NoRoom: .* no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10\.1\.2\.3, of which it would be told 10\.1\.2\.3$/,
+  );
+});
+
+test('pods are told once that no proxy is known, and what becomes of their connections', () => {
+  const { state, look } = setUp();
+  state.denied = 3n;
+  assert.deepEqual(
+    look(),
+    ['a', 'b'].map(
+      (uid) =>
+        `${uid}: NoProxy: connections of this pod, or from the host to it, are refused (noProxyDenied): no proxy of this node is known`,
+    ),
+  );
+  state.denied = 4n;
+  assert.deepEqual(look(), []);
+  state.allowed = 1n;
+  assert.match(
+    look().join(),
+    /^a: NoProxy: .* pass the mesh by \(noProxyAllowed\): .* whenProxyDown is allow/,
   );
 });
 
