@@ -178,7 +178,9 @@ export function prepareObjects(options: DataPlaneOptions): PreparedObjects {
     },
   };
   try {
-    const load = { ...loadOptions(options, beginHandover(options.bpffsRoot)), beside: maps };
+    const handover = beginHandover(options.bpffsRoot);
+    handover?.check();
+    const load = { ...loadOptions(options, handover), beside: maps };
     loadObjects(objects, notes, load, tunablesOf(options));
     return prepared;
   } catch (error) {

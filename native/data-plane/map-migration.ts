@@ -1,14 +1,16 @@
 /**
  * The contents of one version's maps into another's, whose structs may be others.
- * Both layouts come from the maps' own BTF, so any version's will do.
+ * Both layouts come from the maps' own BTF, so any version's will do; without
+ * CAP_SYS_ADMIN, to which alone the kernel tells it, that of a released version.
  */
 import { closeSync } from 'node:fs';
 import { CgrouteError } from '../error.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
-import { mapFacts, mapShape, withPin, type MapFacts } from '../pins/pinned-object.ts';
+import { mapFacts, withPin, type MapFacts, type MapShape } from '../pins/pinned-object.ts';
 import { structCopy, type CopyStruct } from '../layout/struct-copy.ts';
 import { maps, mapTypes } from '../programs/maps.ts';
+import { ownShape, shapeAt } from './map-shapes.ts';
 
 const BPF_ANY = 0;
 const BPF_NOEXIST = 1;
@@ -68,11 +70,15 @@ interface CopyEntry {
 
 /** @throws CgrouteError `EPINLAYOUT` when the layouts are not known, or have nothing in common */
 function entryCopy(from: OpenMap, to: OpenMap): CopyEntry {
-  const [before, after] = [mapShape(from.facts), mapShape(to.facts)];
+  return shapeCopy(from.path, shapeAt(from.path, from.facts), shapeAt(to.path, to.facts));
+}
+
+/** @throws CgrouteError `EPINLAYOUT` */
+function shapeCopy(path: string, before: MapShape | undefined, after: MapShape | undefined): CopyEntry {
   if (before === undefined || after === undefined) {
     throw new CgrouteError(
       'EPINLAYOUT',
-      `the layout of the map pinned at ${from.path} cannot be read: expected CAP_SYS_ADMIN, which it takes to go on with another version's maps; add it, or run \`cgroute cleanup\` first`,
+      `the layout of the map pinned at ${path} cannot be read: expected CAP_SYS_ADMIN, which it takes to go on with the maps of a version that is not known; add it, or run \`cgroute cleanup\` first`,
     );
   }
   const key = structCopy(before.key, after.key);
@@ -80,7 +86,7 @@ function entryCopy(from: OpenMap, to: OpenMap): CopyEntry {
   if (key === undefined || value === undefined) {
     throw new CgrouteError(
       'EPINLAYOUT',
-      `the map pinned at ${from.path} has no field in common with this version's: expected one of a version next to this; run \`cgroute cleanup\` first`,
+      `the map pinned at ${path} has no field in common with this version's: expected one of a version next to this; run \`cgroute cleanup\` first`,
     );
   }
   return { key, value };
@@ -125,6 +131,18 @@ export function requireCopyable(fromMaps: string, toMaps: string): void {
     using from = openMap(`${fromMaps}/${name}`);
     using to = openMap(`${toMaps}/${name}`);
     if (from !== undefined && to !== undefined && from.facts.id !== to.facts.id) entryCopy(from, to);
+  }
+}
+
+/**
+ * The same, and of other maps, where this version's are not made yet.
+ * @throws CgrouteError `EPINLAYOUT`
+ */
+export function requireKnown(fromMaps: string, others: readonly string[]): void {
+  for (const name of [...CONNECTION_MAPS, ...others]) {
+    using from = openMap(`${fromMaps}/${name}`);
+    const own = ownShape(name);
+    if (from !== undefined && own !== undefined) shapeCopy(from.path, shapeAt(from.path, from.facts), own);
   }
 }
 

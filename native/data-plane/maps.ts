@@ -6,9 +6,10 @@ import { CgrouteError, messageOf } from '../error.ts';
 import type { Codec } from '../layout/codec.ts';
 import { foreignCodec } from '../layout/foreign-codec.ts';
 import { PIN_VERSION, pinDirectories, type PinDirectory } from '../pins/pin-directory.ts';
-import { mapFacts, mapShape } from '../pins/pinned-object.ts';
+import { mapFacts } from '../pins/pinned-object.ts';
 import { maps, mapTypes, type EntryMap, type KeyOf, type OwnMap, type ValueOf } from '../programs/maps.ts';
 import { OVERFLOW_BIAS } from './map-migration.ts';
+import { shapeAt } from './map-shapes.ts';
 import { isServing } from './version-handover.ts';
 
 /** Typed handles on the pinned maps, by their names in the table of maps; the agent may be down. */
@@ -42,7 +43,7 @@ export function openMaps({ maps: directory, version }: PinDirectory): PinnedMaps
     if (version !== PIN_VERSION && !existsSync(path)) return emptyMap(name, key, value);
     const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
     if (version === PIN_VERSION) return new BpfMap(name, fd, key, value);
-    const shape = mapShape(mapFacts(fd, name));
+    const shape = shapeAt(path, mapFacts(fd, name));
     if (shape === undefined)
       throw new CgrouteError(
         'EPINLAYOUT',

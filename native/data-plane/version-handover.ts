@@ -20,6 +20,7 @@ import {
   addCounters,
   copyConnections,
   requireCopyable,
+  requireKnown,
   dropTaken,
   mapIdAt,
   readCounters,
@@ -27,6 +28,7 @@ import {
   sameMap,
   type CounterBase,
 } from './map-migration.ts';
+import { isSameLayout } from './map-shapes.ts';
 import { parseLinkPin } from '../pins/link-pin.ts';
 import {
   IN_FLIGHT_MS,
@@ -36,8 +38,8 @@ import {
   removeVersion,
   type PinDirectory,
 } from '../pins/pin-directory.ts';
-import { fits, type WantedMap } from '../pins/pinned-map.ts';
-import { isLiveLink, linkFacts, mapFacts, mapShape, withPin } from '../pins/pinned-object.ts';
+import type { WantedMap } from '../pins/pinned-map.ts';
+import { isLiveLink, linkFacts, mapFacts, withPin } from '../pins/pinned-object.ts';
 import { handedOver, mapNamed } from '../programs/maps.ts';
 import { isProgramOf, keepsConnections, redirects } from '../programs/programs.ts';
 
@@ -52,6 +54,8 @@ const ANSWERS = handedOver('answers');
 const MAX_FORMER = 8;
 
 export interface Handover {
+  /** Changes nothing. @throws CgrouteError `EPINLAYOUT` when it could not be done */
+  check(): void;
   /** Link directories of the other versions. */
   readonly links: readonly string[];
   /**
@@ -89,6 +93,9 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
   const counted = new Map<string, CounterBase>();
   return {
     links: others.map(({ links }) => links),
+    check() {
+      for (const { maps } of others) requireKnown(maps, isServing(own) ? [] : COPIED);
+    },
     adopt(wanted, idOf = (name) => mapIdAt(`${own.maps}/${name}`)) {
       if (!SHARED.includes(wanted.name)) return undefined;
       // It counts what is in the map before it, which was settled just before it.
@@ -101,7 +108,7 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       const isFit =
         withPin(path, (kind, fd) => {
           const facts = kind === 'map' ? mapFacts(fd, wanted.name) : undefined;
-          return facts !== undefined && fits(wanted, facts) && mapShape(facts) !== undefined;
+          return facts !== undefined && isSameLayout(wanted, path, facts);
         }) ?? false;
       return isFit ? checked(libbpf().objGet(path), 'bpf_obj_get', path) : undefined;
     },

@@ -9,7 +9,7 @@ import { structCopy } from './struct-copy.ts';
 const SIZES = { u8: 1, u16: 2, u32: 4, u64: 8, char: 1 } as const;
 
 /** The shape of what a codec encodes: of a struct that was generated, or of one number. */
-function shapeOfCodec({ name, size }: Codec<unknown>): Shape {
+export function shapeOfCodec({ name, size }: Codec<unknown>): Shape {
   const layout = (layouts as readonly StructLayout[]).find((each) => each.name === name);
   if (layout === undefined) return { size, leaves: [{ path: '', offset: 0, size, count: 1, isText: false }] };
   return { size, leaves: leavesOf(layout, '', 0) };

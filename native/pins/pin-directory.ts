@@ -7,7 +7,7 @@ import { basename, dirname } from 'node:path';
 import { CgrouteError, messageOf } from '../error.ts';
 import { lockDirectory, type DirectoryLock } from '../boundary/lock.ts';
 
-/** Changes when a map's layout does; then the old version's state is taken over by copying. */
+/** Changes when a map's layout does; then the old version's state is taken over by copying, and that of a release goes into former-layouts.ts. */
 export const PIN_VERSION = 'v2';
 const BPF_FS_MAGIC = 0xcafe4a11;
 
