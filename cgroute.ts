@@ -168,7 +168,9 @@ async function run(flags: Flags): Promise<number> {
   const asked =
     agentSet === undefined || source.client === undefined
       ? undefined
-      : await isEnding(source.client, agentSet);
+      : await isEnding(source.client, agentSet, {
+          isPodGone: () => agent?.knowsPod(process.env['POD_UID'] ?? '') === false,
+        });
   const detach = asked?.ends ?? onExit === 'detach';
   logger.info(
     { signal: received, onExit, why: asked?.why },

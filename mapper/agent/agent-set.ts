@@ -17,6 +17,11 @@ export function parseAgentSet(text: string, what: string): AgentSet {
   return { namespace, name };
 }
 
+export interface Asking extends Waiting {
+  /** Whether the agent's own pod is no object any more: deleted by force, its token went with it. @default never */
+  readonly isPodGone?: () => boolean;
+}
+
 export interface Waiting {
   /** Milliseconds in all, and between two questions. */
   readonly patienceMs?: number;
@@ -43,13 +48,14 @@ async function fateOf(client: Pick<KubeClient, 'json'>, set: AgentSet, signal: A
 /**
  * Asked by an agent that was told to leave: is its DaemonSet deleted? Where the
  * rights and the account were deleted along with it, the answer is 403 for some
- * seconds, as the API server remembers tokens, and 401 from then on. Without an
- * answer the DaemonSet counts as one that stays.
+ * seconds, as the API server remembers tokens, and 401 from then on. The same 401
+ * comes to an agent whose pod alone was deleted by force, which a DaemonSet replaces.
+ * Without an answer the DaemonSet counts as one that stays.
  */
 export async function isEnding(
   client: Pick<KubeClient, 'json'>,
   set: AgentSet,
-  { patienceMs = 15_000, everyMs = 500 }: Waiting = {},
+  { patienceMs = 15_000, everyMs = 500, isPodGone = () => false }: Asking = {},
 ): Promise<{ readonly ends: boolean; readonly why: string }> {
   const signal = AbortSignal.timeout(patienceMs);
   let why = 'the API server did not answer in time';
@@ -62,7 +68,9 @@ export async function isEnding(
       };
     } catch (error) {
       if (error instanceof KubeError && error.status === 401)
-        return { ends: true, why: 'its service account is deleted' };
+        return isPodGone()
+          ? { ends: false, why: 'its pod was deleted by force, and its token with it' }
+          : { ends: true, why: 'its service account is deleted' };
       if (!signal.aborted) why = messageOf(error);
     }
     await delay(everyMs, undefined, { signal }).catch(() => undefined);

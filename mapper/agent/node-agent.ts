@@ -60,6 +60,8 @@ export interface NodeAgent {
   readonly metrics: Metrics;
   /** @throws CgrouteError a sentence for who asked, see {@link explain} */
   explain(pod: string): Explanation;
+  /** Whether the source has this pod, by UID; undefined where none is named, or the source has not told all yet. */
+  knowsPod(uid: string): boolean | undefined;
   /** `ADDR:PORT` of the HTTP server, for `status`. */
   listening(address: string): void;
   /** @param detach removes links and maps; by default they stay, and redirection goes on */
@@ -133,6 +135,7 @@ export async function startNodeAgent(
       live: () => agent.live(),
       metrics: agent.metrics,
       explain: (pod) => agent.explain(pod),
+      knowsPod: (uid) => agent.knowsPod(uid),
       listening: (address) => record.listening(address),
       async stop(detach) {
         try {
@@ -230,6 +233,10 @@ class RunningAgent implements AsyncDisposable, Departing {
         ...(filter === undefined ? {} : { attachFilter: (fd: number) => attachProgram(fd, filter) }),
       }),
     );
+  }
+
+  knowsPod(uid: string): boolean | undefined {
+    return this.isReady && uid !== '' ? this.#core.inventory.pod(uid) !== undefined : undefined;
   }
 
   explain(pod: string): Explanation {

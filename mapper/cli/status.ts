@@ -72,7 +72,8 @@ async function readFacts(options: StatusOptions): Promise<NodeFacts> {
       running,
       ready: live?.ready ?? false,
       answers: live !== undefined,
-      pid: running ? (record?.pid ?? null) : null,
+      // One that is taking over has not written it yet.
+      pid: running ? record?.pid || null : null,
       version: record?.version ?? null,
     },
     proxy: proxyStatus(maps, infos, live?.ready === true ? live.proxy : undefined, {

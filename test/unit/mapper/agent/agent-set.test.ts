@@ -51,6 +51,18 @@ test('a DaemonSet is named by namespace and name', () => {
   }
 });
 
+test('an agent whose pod was deleted by force has lost its token, and leaves nobody for good', async () => {
+  for (const [isPodGone, ends, why] of [
+    [true, false, /its pod was deleted by force/],
+    [false, true, /its service account is deleted/],
+  ] as const) {
+    const { client } = server(401);
+    const answer = await isEnding(client, SET, { ...SHORT, isPodGone: () => isPodGone });
+    assert.equal(answer.ends, ends);
+    assert.match(answer.why, why);
+  }
+});
+
 test('an agent leaves for good only when its DaemonSet or its account is deleted', async () => {
   const cases: readonly (readonly [readonly Answer[], boolean, RegExp, number?])[] = [
     [[THERE], false, /its DaemonSet is there/, 1],
