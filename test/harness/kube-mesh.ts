@@ -47,7 +47,8 @@ export interface Mesh extends AsyncDisposable {
   addNode(options: MeshNodeOptions): Promise<MeshNode>;
 }
 
-export interface MeshNodeOptions extends Pick<KubeletOptions, 'range' | 'reuse' | 'statusDelayMs'> {
+export interface MeshNodeOptions
+  extends Pick<KubeletOptions, 'range' | 'reuse' | 'leaves' | 'statusDelayMs'> {
   readonly name: string;
   readonly driver?: CgroupDriver;
   /** False: the test starts the agent itself. */

@@ -81,11 +81,11 @@ function writeLogs(code: number): void {
       `${running.stderr.slice(-LOG_LINES).join('\n')}\n`,
     );
   }
-  console.error(`logs of etcd and kube-apiserver: ${LOGS}/${process.pid}-*.log`);
+  console.error(`logs of etcd, kube-apiserver and who works for it: ${LOGS}/${process.pid}-*.log`);
 }
 
 /** Keeps what a process has said until this process ends; files are written only when it ends badly. */
-function keepLog(name: string, running: Running): void {
+export function keepLog(name: string, running: Running): void {
   if (kept.length === 0) process.once('exit', writeLogs);
   kept.push({ name, running });
 }

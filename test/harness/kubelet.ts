@@ -37,6 +37,8 @@ export interface KubeletOptions extends PoolOptions {
   readonly network?: Network;
   /** The node itself in that network: its address, and where pods with `hostNetwork` are. Default: the gateway. */
   readonly host?: NetworkHost;
+  /** Pods that somebody else runs. Default: none. */
+  readonly leaves?: (pod: Pod) => boolean;
   /** From a change to its report, milliseconds. Default 200. Infinity: until {@link Kubelet.setStatusDelay} says otherwise. */
   readonly statusDelayMs?: number;
 }
@@ -165,7 +167,7 @@ export async function startKubelet(
   }
 
   function see(pod: Pod): void {
-    if (closed.aborted) return; // an answer that was on its way
+    if (closed.aborted || options.leaves?.(pod) === true) return; // or an answer that was on its way
     const { annotations = {}, uid = '', deletionTimestamp, deletionGracePeriodSeconds = 30 } = pod.metadata;
     const mirrorOf = annotations[CONFIG_MIRROR];
     if (mirrorOf !== undefined) return seeMirror(pod, mirrorOf);

@@ -4,6 +4,8 @@
  * their imports tell.
  */
 import { KUBE_MISSING, kubeTools } from '../harness/kube-tools.ts';
+import { CONTROLLERS_MISSING, kubeControllers } from '../harness/kube-controllers.ts';
+import { OLD_MISSING, oldRelease } from '../harness/old-release.ts';
 import { IMAGE_MISSING, prepareImage } from '../harness/image.ts';
 import { prepareOther } from '../harness/other-build.ts';
 import { LAYOUTS } from '../e2e/other-layouts.ts';
@@ -36,6 +38,13 @@ export const PREPARATIONS: readonly Preparation[] = [
     make: async (say) => ({ KUBEBUILDER_ASSETS: (await kubeTools(say)).directory }),
   },
   {
+    name: 'kube-controller-manager and kube-scheduler',
+    module: 'test/harness/kube-controllers.ts',
+    parts: ['kube'],
+    missing: CONTROLLERS_MISSING,
+    make: async (say) => ({ KUBE_CONTROLLERS: await kubeControllers(say) }),
+  },
+  {
     name: 'Helm',
     module: 'deploy/build/helm.ts',
     parts: ['kernel', 'kube'],
@@ -64,6 +73,16 @@ export const PREPARATIONS: readonly Preparation[] = [
     missing: IMAGE_MISSING,
     make: async (say) => {
       await prepareImage(say);
+      return {};
+    },
+  },
+  {
+    name: 'release 0.1 of cgroute',
+    module: 'test/harness/old-release.ts',
+    parts: ['kernel', 'kube'],
+    missing: OLD_MISSING,
+    make: async (say) => {
+      await oldRelease(say);
       return {};
     },
   },
