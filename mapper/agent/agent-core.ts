@@ -6,6 +6,7 @@ import type { Logger } from 'pino';
 import type { CgroupPlace } from '../../native/bpf/cgroup-link.ts';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { OpenHost } from '../../watcher/open-host.ts';
+import type { LiveAgent } from '../cli/node-facts.ts';
 import type { Config } from '../config/config.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
 import { Enrolment } from '../inventory/enrolment.ts';
@@ -144,6 +145,14 @@ export function agentCore(ground: AgentGround): AgentCore {
   });
   const core = { ...ground, inventory, enrolment, settings, ledger, sidecars, proxy, handoffs, reconciler };
   return { ...core, marks: podMarks(core) };
+}
+
+/** What `status` is answered. */
+export function liveAgent(
+  { proxy, reconciler }: AgentCore,
+  own: Pick<LiveAgent, 'ready' | 'sources' | 'drift'>,
+): LiveAgent {
+  return { ...own, proxy: proxy.report, failedPods: reconciler.figures.failedPods };
 }
 
 /** With connections of its own to the API server, so the watches never wait for it. */

@@ -36,7 +36,7 @@ import { mapMetrics } from '../reports/map-metrics.ts';
 import { metricSources } from '../reports/metric-source.ts';
 import { createMetrics, type Metrics } from '../reports/metrics.ts';
 import { objectSourceMetrics } from '../reports/object-source-metrics.ts';
-import { agentCore, type AgentCore, type NodeAgentOptions } from './agent-core.ts';
+import { agentCore, liveAgent, type AgentCore, type NodeAgentOptions } from './agent-core.ts';
 import { agentParts } from './agent-parts.ts';
 import { leave, withdraw, type Departing } from './departure.ts';
 import { attachesUnlisted, WAITS, waitingState } from './first-start.ts';
@@ -339,14 +339,8 @@ class RunningAgent implements AsyncDisposable, Departing {
   }
 
   live(): LiveAgent {
-    const { proxy, reconciler } = this.#core;
-    return {
-      ready: this.isReady,
-      sources: this.sources(),
-      proxy: proxy.report,
-      failedPods: reconciler.figures.failedPods,
-      drift: this.#heartbeat.lastRepaired,
-    };
+    const drift = this.#heartbeat.lastRepaired;
+    return liveAgent(this.#core, { ready: this.isReady, sources: this.sources(), drift });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
