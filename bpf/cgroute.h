@@ -29,6 +29,7 @@ enum setting {
 	SETTING_PROXY_IP6 = 2, /* an address */
 	SETTING_PORTS = 3, /* struct proxy_ports; to be read, the programs have them as tunables */
 	SETTING_POLICIES = 4, /* struct policies */
+	SETTING_PROXY_NETWORK = 5, /* struct proxy_network */
 };
 
 /* A bit of cgroup_info.flags counts only with the same bit of detected_flags. */
@@ -79,7 +80,7 @@ enum branch {
 	BRANCH_REDIRECTED,
 	BRANCH_LOOP_DENIED, /* to the proxy's own port, which would send it to itself */
 	BRANCH_ERROR_DENIED, /* no way to hand over the original destination */
-	BRANCH_HANDOFF_LOST, /* beside the redirected: no room to file its destination */
+	BRANCH_HANDOFF_LOST, /* beside the redirected: its destination was not filed */
 	BRANCH_COUNT,
 };
 
@@ -138,8 +139,15 @@ struct policies {
 	__u32 reserved2; /* for what is done about other networks than a pod's own */
 };
 
+/* Where the node's proxy is. */
+struct proxy_network {
+	__u64 netns; /* inode of its network namespace; 0: not known */
+	__u64 reserved;
+};
+
 _Static_assert(sizeof(struct proxy_ports) == sizeof(struct setting_value) &&
-		       sizeof(struct policies) == sizeof(struct setting_value),
+		       sizeof(struct policies) == sizeof(struct setting_value) &&
+		       sizeof(struct proxy_network) == sizeof(struct setting_value),
 	       "values of one map");
 
 /* Key of pod_ip_map. */
@@ -209,6 +217,16 @@ struct range_key {
 
 struct pod_counters {
 	__u64 count[CGROUTE_MAX_BRANCHES]; /* by enum branch */
+};
+
+/*
+ * One pod may have at most one in so many of what is still free in a map that all
+ * share. However many flood it, each then has as much as the others and the room is
+ * never used up; whoever has less than they finds some.
+ */
+enum free_part {
+	FREE_CONNECTIONS = 4, /* connection_overflow_map */
+	FREE_ORIGINALS = 8, /* original_dst_map */
 };
 
 /* What a pod's connections take up of maps that all pods share. */

@@ -54,8 +54,10 @@ const volatile struct vocabulary {
 	enum port_list port_list;
 	enum range_list range_list;
 	enum handoff handoff;
+	enum free_part free_part;
 	struct proxy_ports proxy_ports;
 	struct policies policies;
+	struct proxy_network proxy_network;
 } vocabulary;
 
 /* Keeps the original destination; what is no longer so is overwritten. */

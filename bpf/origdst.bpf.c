@@ -15,16 +15,14 @@
 #include "lib/maps.bpf.h"
 #include "lib/mptcp.bpf.h"
 #include "lib/older-kernel.bpf.h"
+#include "lib/originals.bpf.h"
+#include "lib/reach.bpf.h"
 #include "lib/tuple.bpf.h"
 
 #define AF_INET 2
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define SO_ORIGINAL_DST 80 /* and IP6T_SO_ORIGINAL_DST */
-#define EEXIST 17
-
-/* Entries of original_dst_map that one pod may have. */
-const volatile __u32 original_share = 4096;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -36,34 +34,9 @@ struct {
 /* A destination that nobody fetched for so long was meant for no proxy of ours. */
 #define STALE_NS (60 * 1000000000ULL)
 
-/* False when there is no room, or the pod has its share of it. */
-static __always_inline bool put_original(const struct tuple *tuple,
-					 const struct original_dst *original)
-{
-	struct pod_share *share = find_share(original->slot);
-	long error;
-
-	if (!share || (__s64)share->originals >= original_share)
-		return false;
-	error = bpf_map_update_elem(&original_dst_map, tuple, original, BPF_NOEXIST);
-	if (!error)
-		__sync_fetch_and_add(&share->originals, 1);
-	else if (error == -EEXIST)
-		error = bpf_map_update_elem(&original_dst_map, tuple, original, BPF_EXIST);
-	return !error;
-}
-
-/* False when it was gone already. */
-static __always_inline bool delete_original(const struct tuple *tuple, __u32 slot)
-{
-	if (bpf_map_delete_elem(&original_dst_map, tuple))
-		return false;
-	add_originals(slot, -1);
-	return true;
-}
-
-static __always_inline void file_original(struct connection *connection, const struct ends *ends,
-					  __u32 isn, __u64 netns)
+static __always_inline void file_original(struct bpf_sock_ops *ctx, const struct tcp_sock *tcp,
+					  struct connection *connection, const struct ends *ends,
+					  __u32 isn)
 {
 	struct tuple *tuple = &connection->tuple;
 
@@ -71,10 +44,14 @@ static __always_inline void file_original(struct connection *connection, const s
 	if (!same_address(&ends->remote, &connection->proxy) ||
 	    ends->remote_port_be != connection->proxy_port_be)
 		return;
+	if (!may_reach_proxy(ctx, tcp, ends)) {
+		count(connection->original.slot, BRANCH_HANDOFF_LOST);
+		return;
+	}
 	tuple->client = ends->local;
 	tuple->client_port_be = ends->local_port_be;
 	tuple->isn = isn;
-	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns : 0;
+	tuple->netns = in_one_netns(&ends->local, &ends->remote) ? netns_of(ctx) : 0;
 	connection->original.at_ns = now_ns();
 	if (!put_original(tuple, &connection->original))
 		count(connection->original.slot, BRANCH_HANDOFF_LOST);
@@ -100,14 +77,19 @@ static __always_inline void forget(__u64 cookie, bool over)
 static __always_inline void on_established(struct bpf_sock_ops *ctx)
 {
 	struct connection *connection;
+	struct bpf_sock *sk = ctx->sk;
 	struct ends ends = {};
+	struct tcp_sock *tcp;
 
 	connection = find_connection(bpf_get_socket_cookie(ctx));
 	if (!connection || connection->original.at_ns)
 		return; /* filed with its SYN */
+	tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tcp)
+		return;
 	read_ends(ctx, &ends);
 	/* All that has been acknowledged is the SYN, and with Fast Open its data. */
-	file_original(connection, &ends, ctx->snd_una - (__u32)ctx->bytes_acked, netns_of(ctx));
+	file_original(ctx, tcp, connection, &ends, ctx->snd_una - (__u32)ctx->bytes_acked);
 }
 
 /*
@@ -128,7 +110,7 @@ static __always_inline void file_early(struct bpf_sock_ops *ctx)
 	if (!connection)
 		return;
 	read_ends(ctx, &ends);
-	file_original(connection, &ends, tcp->write_seq, netns_of(ctx));
+	file_original(ctx, tcp, connection, &ends, tcp->write_seq);
 }
 
 /* Before Linux 5.19 nobody can tell: each redirected one may be. */

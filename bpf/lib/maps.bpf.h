@@ -22,7 +22,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 262144);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
 	__type(value, struct connection);
@@ -39,10 +39,18 @@ struct {
 /* From the proxy's SYN-ACK until the proxy asks. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 32768);
 	__type(key, struct tuple);
 	__type(value, struct original_dst);
 } original_dst_map SEC(".maps");
+
+/* How many there are in that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __s64);
+} original_count_map SEC(".maps");
 
 /* Slot 0 belongs to host processes and to pods that are not known. */
 struct {
@@ -76,12 +84,36 @@ static __always_inline void add_connections(__u32 slot, __s64 more)
 		__sync_fetch_and_add(&share->connections, more);
 }
 
+static __always_inline __s64 *original_count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&original_count_map, &zero);
+}
+
 static __always_inline void add_originals(__u32 slot, __s64 more)
 {
 	struct pod_share *share = find_share(slot);
+	__s64 *all = original_count();
 
 	if (share)
 		__sync_fetch_and_add(&share->originals, more);
+	if (all)
+		__sync_fetch_and_add(all, more);
+}
+
+/* How large a map was made. */
+#define ROOM_OF(map) (((struct bpf_map *)&(map))->max_entries)
+
+/*
+ * Whether a pod that has so many may have one more, where all together have `all` of
+ * them. That is more than there can be while a handover counts; then the limit alone
+ * says it.
+ */
+static __always_inline bool may_have_more(__s64 has, __s64 limit, __s64 all, __s64 room,
+					  enum free_part part)
+{
+	return has < limit && (all > room || has * part < room - all);
 }
 
 static __always_inline __s64 *overflow_count(void)
@@ -138,7 +170,9 @@ static __always_inline bool put_connection(__u64 cookie, __u32 share_limit,
 		return true;
 	overflow = overflow_count();
 	share = find_share(connection->original.slot);
-	if (!overflow || !share || (__s64)share->connections >= share_limit)
+	if (!overflow || !share ||
+	    !may_have_more(share->connections, share_limit, *overflow,
+			   ROOM_OF(connection_overflow_map), FREE_CONNECTIONS))
 		return false;
 	if (bpf_map_update_elem(&connection_overflow_map, &cookie, connection, BPF_NOEXIST))
 		return false;

@@ -30,4 +30,13 @@ static __always_inline bool find_proxy(bool ip4, struct address *proxy)
 	return READ_ENTRY_THAT_IS(&settings, &key, proxy);
 }
 
+/* The inode of its network namespace; 0: not known. */
+static __always_inline __u64 proxy_netns(void)
+{
+	enum setting key = SETTING_PROXY_NETWORK;
+	struct proxy_network network;
+
+	return READ_ENTRY(&settings, &key, &network) ? network.netns : 0;
+}
+
 #endif

@@ -80,7 +80,7 @@ const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   errorDenied:
     'were denied: the maps of connections had no room, or the pod had its share of it; or they went to an address such as ::10.1.2.3',
   handoffLost:
-    'reached the proxy without their original destination: original_dst_map had no room, or the pod had its share of it',
+    'reached the proxy without their original destination, as original_dst_map had no room or the pod had its share of it; or could not reach it, from a network namespace of their own or in repair mode',
 };
 
 /** `NAMESPACE/NAME` or `NAME`. @throws CgrouteError `EUSAGE` */

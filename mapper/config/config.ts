@@ -132,7 +132,7 @@ const TABLE = {
   maxConnections: integer(
     1024,
     16_777_216,
-    131_072,
+    262_144,
     'Room for this many redirected connections that are open at one time.',
   ),
   maxTrafficEntries: integer(
@@ -145,7 +145,7 @@ const TABLE = {
     1,
     16_777_216,
     32_768,
-    'How many of these one pod may have, so that none takes the room of the others; the first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.',
+    'How many of these one pod may have, so that none takes the room of the others; nor does it get more than a quarter of what is free. The first 4,096 of the node are not counted. A pod has no more ports than 28,232 for one address of its own, unless it was given more.',
   ),
   annotate: onOrOff(
     true,

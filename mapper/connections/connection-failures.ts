@@ -6,7 +6,8 @@
 import type { Logger } from 'pino';
 import type { MapShares, PinnedMaps } from '../../native/data-plane/maps.ts';
 import { branch } from '../../native/layout/layouts.ts';
-import { overflowEntries } from './connection-room.ts';
+import { mayHave } from '../maps/map-sizes.ts';
+import { isFull, overflowEntries, type MapRoom } from './connection-room.ts';
 
 /** Why, as an Event has it. */
 export type FailureReason = 'NoRoom' | 'NoProxy';
@@ -30,6 +31,18 @@ export interface ConnectionFailuresOptions {
   readonly logger: Logger;
   /** Says it on the pod. */
   readonly tell: (uid: string, reason: FailureReason, message: string) => void;
+}
+
+/** Why a pod may have no more than that. */
+function which(
+  of: keyof MapShares,
+  has: number,
+  shares: MapShares,
+  { entries, capacity }: Omit<MapRoom, 'name'>,
+): string {
+  return has >= shares[of]
+    ? `what one pod may have${of === 'connections' ? ' (maxConnectionsPerPod)' : ''}`
+    : `what one pod may have while the node has ${entries} of the ${capacity} for which there is room (maxConnections)`;
 }
 
 /** A pod's counters at the last look, and which of them were rising. */
@@ -104,21 +117,23 @@ export class ConnectionFailures {
   /** As it is now, which may be after the worst. */
   #whyRefused(slot: number): string {
     const { maps, shares } = this.#options;
-    const { maxEntries } = maps.overflowConnections.info;
-    if (overflowEntries(maps) >= maxEntries)
-      return `the node's map of open connections is full, which has room for ${maxEntries} (maxConnections)`;
-    if ((maps.shares.get(slot)?.connections ?? 0n) >= BigInt(shares.connections))
-      return `it has as many open as one pod may have, ${shares.connections} beside the node's first 4,096 (maxConnectionsPerPod)`;
+    const room = { entries: overflowEntries(maps), capacity: maps.overflowConnections.info.maxEntries };
+    if (isFull(room))
+      return `the node's map of open connections is full, which has room for ${room.capacity} (maxConnections)`;
+    const has = Number(maps.shares.get(slot)?.connections ?? 0n);
+    if (has >= mayHave('connections', shares, room))
+      return `it has ${has} open beside the node's first 4,096, which is ${which('connections', has, shares, room)}`;
     return 'there was no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10.1.2.3, of which it would be told 10.1.2.3';
   }
 
   #whyLost(slot: number): string {
     const { maps, shares } = this.#options;
-    const { maxEntries } = maps.originals.info;
-    if ((maps.shares.get(slot)?.originals ?? 0n) >= BigInt(shares.originals))
-      return `the proxy has not asked for ${shares.originals} others of this pod yet, which is what one pod may have`;
-    if (maps.originals.count() >= maxEntries)
-      return `the proxy has not asked for ${maxEntries} others of the node yet, for which there is room`;
-    return 'the proxy was late to ask for others';
+    const room = { entries: maps.originals.count(), capacity: maps.originals.info.maxEntries };
+    if (isFull(room))
+      return `the proxy has not asked for ${room.capacity} others of the node yet, for which there is room`;
+    const has = Number(maps.shares.get(slot)?.originals ?? 0n);
+    if (has >= mayHave('originals', shares, room))
+      return `the proxy has not asked for ${has} others of this pod yet, which is ${which('originals', has, shares, room)}`;
+    return 'the proxy was late to ask for others, or they went to a listener with its address in a network namespace that is not its own';
   }
 }

@@ -11,7 +11,7 @@ export interface MapRoom {
   readonly capacity: number;
 }
 
-export function isFull({ entries, capacity }: MapRoom): boolean {
+export function isFull({ entries, capacity }: Omit<MapRoom, 'name'>): boolean {
   return entries >= capacity;
 }
 

@@ -23,7 +23,7 @@ import {
 } from '../programs/programs.ts';
 import { Attachments, programNamed } from './attachments.ts';
 import { pinBypassFilter } from './bypass-filter.ts';
-import { recountOriginals, recountShares } from './map-shares.ts';
+import { isFarOff, recountOriginals, recountShares } from './map-shares.ts';
 import { openMaps, settleOverflow, type MapShares, type PinnedMaps } from './maps.ts';
 import { removePins, stopRedirecting } from './pin-removal.ts';
 import { beginHandover, type Handover } from './version-handover.ts';
@@ -290,7 +290,8 @@ export function openDataPlane(options: DataPlaneOptions, prepared?: PreparedObje
       settleOverflow(maps);
       const stale = maps.originals.entries().filter(([, { atNs }]) => atNs < since);
       const dropped = stale.filter(([key]) => maps.originals.delete(key));
-      if (dropped.length > 0) recountOriginals(maps, new Set(dropped.map(([, { slot }]) => slot)));
+      if (dropped.length > 0 || isFarOff(maps))
+        recountOriginals(maps, new Set(dropped.map(([, { slot }]) => slot)));
       return dropped.length;
     },
     stopRedirecting() {

@@ -6,6 +6,7 @@ export const setting = {
   proxyIp6: 2,
   ports: 3,
   policies: 4,
+  proxyNetwork: 5,
 } as const;
 
 export const infoFlag = {
@@ -85,6 +86,11 @@ export const rangeList = {
   excludedIp6: 1,
   includedIp4: 2,
   includedIp6: 3,
+} as const;
+
+export const freePart = {
+  connections: 4,
+  originals: 8,
 } as const;
 
 export const cgroupChange = {
@@ -219,6 +225,28 @@ export const policies: Layout<Policies> = {
       unknownPods: buffer.readUInt32LE(at + 0),
       whenProxyDown: buffer.readUInt32LE(at + 4),
       proxyMode: buffer.readUInt16LE(at + 8),
+    };
+  },
+};
+
+export interface ProxyNetwork {
+  readonly netns: bigint;
+}
+
+export const proxyNetwork: Layout<ProxyNetwork> = {
+  name: 'proxy_network',
+  size: 16,
+  fields: [
+    { name: 'netns', offset: 0, kind: 'u64', count: 1 },
+    { name: 'reserved', offset: 8, kind: 'u64', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.fill(0, at, at + 16);
+    buffer.writeBigUInt64LE(value.netns, at + 0);
+  },
+  decode(buffer, at = 0) {
+    return {
+      netns: buffer.readBigUInt64LE(at + 0),
     };
   },
 };
@@ -717,4 +745,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, address, podAddress, podOptions, portKey, rangeKey, podCounters, podShare, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, proxyNetwork, address, podAddress, podOptions, portKey, rangeKey, podCounters, podShare, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;

@@ -178,9 +178,17 @@ export const maps = {
     key: tuple,
     value: originalDst,
     // Those that have not been accepted yet, several proxies' listen backlogs; a small map is a fast one.
-    size: { per: 'connection', most: 8_192 },
+    size: { per: 'connection', most: 32_768 },
     handover: 'answers',
     share: 'original_share',
+  },
+  originalCount: {
+    name: 'original_count_map',
+    type: 'array',
+    key: u32,
+    value: u64,
+    handover: 'shared',
+    counts: 'original_dst_map',
   },
   accepted: { name: 'accepted_map', type: 'sk_storage', handover: 'answers' },
   shares: {

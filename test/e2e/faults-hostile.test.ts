@@ -32,7 +32,7 @@ describe('a hostile pod', () => {
     node = await startNode('hostile', { proxy: false, agent: false });
     writeFileSync(
       node.sandbox.file('config.yaml'),
-      'sweepSeconds: 1\nmaxConnections: 4096\nmaxConnectionsPerPod: 1000\nproxy:\n  namespaces: [mesh]\n',
+      'sweepSeconds: 1\nmaxConnections: 8192\nmaxConnectionsPerPod: 1000\nproxy:\n  namespaces: [mesh]\n',
     );
     await listen(node.sandbox, node.proxyPod.place, 'proxy', '*', [15001, 15006], '--dual', '--quiet');
     hostile = await node.addPod({ name: 'hostile', style: 'systemd' });

@@ -46,7 +46,7 @@ test('metrics tell of pods, maps, sources and connections', async () => {
     'cgroute_pods_unmapped{verdict="in"}': 1,
     cgroute_cgroups_unresolved_age_seconds: 0,
     'cgroute_map_entries{map="connection_overflow_map"}': 0,
-    'cgroute_map_capacity{map="connection_overflow_map"}': 131_072,
+    'cgroute_map_capacity{map="connection_overflow_map"}': 262_144,
     'cgroute_map_errors_total{errno="E2BIG"}': 0,
   });
   assert.equal(

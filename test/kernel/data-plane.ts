@@ -17,6 +17,7 @@ import {
   policies as policiesLayout,
   policy,
   proxyMode,
+  proxyNetwork,
   setting,
   type CgroupInfo,
 } from '../../native/layout/layouts.ts';
@@ -55,6 +56,8 @@ export interface TestPlane extends Disposable {
   captureInbound(address: string, slot: number): void;
   /** The proxy's addresses; without any, there is no proxy. */
   setProxy(addresses: { readonly ip4?: string; readonly ip6?: string } | undefined): void;
+  /** The network namespace where the proxy is, by its name; without any, it is not known. */
+  setProxyNetwork(netns: string | undefined): void;
   policies(policies: { readonly unknownPods: Policy; readonly whenProxyDown: Policy } | undefined): void;
   counters(slot: number): Counts;
   /** Entries that connections have in the maps: sockets of clients, and tuples on their way to the proxy. */
@@ -170,6 +173,15 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
         if (address === undefined) maps.settings.delete(key);
         else maps.settings.set(key, { bytes: bytesOf(address) });
       }
+    },
+    setProxyNetwork(netns) {
+      if (netns === undefined) {
+        maps.settings.delete(setting.proxyNetwork);
+        return;
+      }
+      const bytes = Buffer.alloc(proxyNetwork.size);
+      proxyNetwork.encode({ netns: statSync(`/run/netns/${netns}`, { bigint: true }).ino }, bytes);
+      maps.settings.set(setting.proxyNetwork, { bytes });
     },
     policies(policies) {
       if (policies === undefined) {

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { eventually } from '../../deploy/stage/process.ts';
 import { connect, SOCK, type Place } from '../../deploy/stage/sock.ts';
 import { openTestPlane } from './data-plane.ts';
-import { assertRedirected, freeze, hold, makeMesh, type Mesh, PORT, seen } from './mesh.ts';
+import { assertRedirected, freeze, hold, makeMesh, type Mesh, type Pod, PORT, seen } from './mesh.ts';
 import { at } from '../harness/travel.ts';
 
 /** Sockets whose connect() fails once all programs have seen it: they take entries, and neither ports nor packets. */
@@ -23,9 +23,15 @@ function grab(mesh: Mesh, place: Place, count: number) {
   };
 }
 
+async function addPods(mesh: Mesh, count: number): Promise<Pod[]> {
+  const pods: Pod[] = [];
+  for (let n = 0; n < count; n++) pods.push(await mesh.addPod(`hostile${n}`));
+  return pods;
+}
+
 test('a pod that opens very many connections gets its share of the room, and the others get theirs', async () => {
   await using mesh = await makeMesh('share', {
-    maxEntries: { connection_map: 8, connection_overflow_map: 64 },
+    maxEntries: { connection_map: 8, connection_overflow_map: 128 },
     shares: { connections: 16, originals: 64 },
   });
   const { app, plane, server } = mesh;
@@ -89,6 +95,58 @@ test('a pod whose destinations nobody asks for gets its share of the room for th
     ],
   );
   await assertRedirected(mesh, await connect(hostile, server.ip4, PORT), at(server.ip4, PORT));
+});
+
+test('however many pods open very many connections, one that does not finds room', async () => {
+  const room = 64;
+  await using mesh = await makeMesh('all-open', {
+    maxEntries: { connection_map: 8, connection_overflow_map: room },
+    shares: { connections: room, originals: room },
+  });
+  const { app, plane, server } = mesh;
+  const hostile = await addPods(mesh, 6);
+  const grabbing = hostile.map((pod) => grab(mesh, pod, 40));
+  for (const each of grabbing) assert.ok((await each.result).denied > 0, 'it has had its share');
+  const shares = hostile.map(({ slot }) => plane.share(slot).connections);
+  assert.ok(Math.max(...shares) < room / 4, `each has less than a quarter: ${shares.join()}`);
+  const held = [server.ip4, server.ip6].map((address) => hold(mesh.sandbox, app, address, PORT));
+  await assertRedirected(mesh, (await held[0])?.result, at(server.ip4, PORT));
+  await assertRedirected(mesh, (await held[1])?.result, at(server.ip6, PORT));
+  for (const each of held) await (await each).end();
+  for (const each of grabbing) await each.end();
+  await plane.nothingLeft();
+});
+
+test('however many pods leave their destinations to be asked for, those of one that does not are told', async () => {
+  const room = 64;
+  await using mesh = await makeMesh('all-asked', {
+    maxEntries: { original_dst_map: room },
+    shares: { connections: room, originals: room },
+  });
+  const { app, plane, proxy, server } = mesh;
+  const hostile = await addPods(mesh, 6);
+  await freeze(proxy.cgroup, true);
+  await Promise.all(
+    hostile.map(async (pod) => {
+      for (let n = 0; n < 12; n++) assert.ok((await connect(pod, server.ip4, PORT, '--no-read')).ok);
+    }),
+  );
+  const shares = hostile.map(({ slot }) => plane.share(slot).originals);
+  assert.ok(Math.max(...shares) <= room / 8, `each has no more than an eighth: ${shares.join()}`);
+  for (const { slot } of hostile)
+    assert.ok((plane.counters(slot).handoffLost ?? 0) > 0, 'it has had its share');
+  const results = [
+    await connect(app, server.ip4, PORT, '--no-read'),
+    await connect(app, server.ip6, PORT, '--no-read'),
+  ];
+  await freeze(proxy.cgroup, false);
+  for (const [i, address] of [server.ip4, server.ip6].entries()) {
+    const result = results[i];
+    assert.ok(result?.ok, JSON.stringify(result));
+    assert.equal((await seen(mesh.proxying, result.local)).orig, at(address, PORT));
+  }
+  await plane.nothingLeft();
+  assert.equal(plane.plane.maps.originalCount.get(0), 0n);
 });
 
 test('destinations that are dropped, as nobody came for them, count no more', async () => {

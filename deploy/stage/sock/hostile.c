@@ -2,7 +2,7 @@
 /* What a pod would do that wants all of something. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +52,49 @@ int cmd_grab(int argc, char **argv)
 	}
 	printf("{\"held\":%ld,\"denied\":%ld}\n", other, denied);
 	ended(STDIN_FILENO, -1);
+	return 0;
+}
+
+/*
+ * A socket in repair mode, as CRIU restores them, which is established without any
+ * peer. It takes CAP_NET_ADMIN in the user namespace that owns the network namespace.
+ */
+static bool repaired(const union address *from, const union address *to)
+{
+	int fd = socket(from->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	bool ok;
+
+	if (fd < 0)
+		die("socket");
+	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)))
+		die("TCP_REPAIR");
+	if (bind(fd, &from->any, address_len(from)))
+		die("bind");
+	ok = connect(fd, &to->any, address_len(to)) == 0;
+	close(fd);
+	return ok;
+}
+
+/* COUNT such sockets from FROM, each with a port of its own, one after the other. */
+int cmd_repair(int argc, char **argv)
+{
+	union address from, to;
+	long count, done = 0;
+
+	if (argc != 5 || !parse_address(argv[2], "0", &from) ||
+	    !parse_address(argv[3], argv[4], &to))
+		misuse("repair needs COUNT FROM ADDR PORT");
+	count = number(argv[1], "COUNT", 60000);
+	for (long i = 0; i < count; i++) {
+		in_port_t port = htons(1024 + i);
+
+		if (is_v4(&from))
+			from.v4.sin_port = port;
+		else
+			from.v6.sin6_port = port;
+		done += repaired(&from, &to);
+	}
+	printf("{\"established\":%ld}\n", done);
 	return 0;
 }
 

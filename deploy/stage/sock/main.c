@@ -38,6 +38,7 @@ static const struct {
 	{ "arrived", cmd_arrived, "(begun by arrive)" },
 	{ "storm", cmd_storm, "PER_SECOND MS" },
 	{ "grab", cmd_grab, "COUNT ADDR PORT" },
+	{ "repair", cmd_repair, "COUNT FROM ADDR PORT" },
 	{ "threads", cmd_threads, "COUNT" },
 	{ "knock", cmd_knock, "MS ADDR PORT" },
 	{ "rewrite", cmd_rewrite, "PIN KEY=VALUE..." },

@@ -97,6 +97,7 @@ int cmd_bench(int argc, char **argv);
 
 /* hostile.c */
 int cmd_grab(int argc, char **argv);
+int cmd_repair(int argc, char **argv);
 int cmd_threads(int argc, char **argv);
 
 /* race.c */

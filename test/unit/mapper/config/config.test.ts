@@ -35,7 +35,7 @@ describe('the configuration', () => {
         sweepSeconds: 30,
         relistSeconds: 600,
         maxPods: 4096,
-        maxConnections: 131_072,
+        maxConnections: 262_144,
         maxTrafficEntries: 65_536,
         sidecarUser: 1337,
         sidecars: true,

@@ -82,16 +82,26 @@ test('each pod is told of its own, and why', () => {
   const { state, look } = setUp();
   state.refused = [8n, 1n];
   state.share = { connections: 16n, originals: 0n };
+  const reasons = (): string[] =>
+    look().map((text) => text.replace(/^(.): NoRoom: .*errorDenied\): /, '$1 '));
   assert.deepEqual(
-    look().map((text) => text.replace(/^(.): NoRoom: .*errorDenied\): /, '$1 ')),
+    reasons(),
     ['a', 'b'].map(
       (uid) =>
-        `${uid} it has as many open as one pod may have, 16 beside the node's first 4,096 (maxConnectionsPerPod)`,
+        `${uid} it has 16 open beside the node's first 4,096, which is what one pod may have (maxConnectionsPerPod)`,
     ),
   );
   look();
+  state.refused = [9n, 1n];
+  state.share = { connections: 4n, originals: 0n };
+  state.overflow = 48n;
+  assert.deepEqual(reasons(), [
+    "a it has 4 open beside the node's first 4,096, which is what one pod may have while the node has 48 of the 64 for which there is room (maxConnections)",
+  ]);
+  state.overflow = 0n;
+  look();
   state.share = { connections: 0n, originals: 0n };
-  state.refused = [8n, 2n];
+  state.refused = [9n, 2n];
   assert.match(
     look().join(),
     /^b: NoRoom: .* no room to keep their destinations, no way yet to tell the proxy, or they went to addresses such as ::10\.1\.2\.3, of which it would be told 10\.1\.2\.3$/,
@@ -124,14 +134,20 @@ test('a destination that is lost is told, and whose fault that may be', () => {
       .join()
       .replace(/^.*\(handoffLost\): /, '');
   state.lost[1] = 1n;
-  state.share = { connections: 0n, originals: 8n };
+  state.share = { connections: 0n, originals: 4n };
   assert.equal(
     reason(),
-    'the proxy has not asked for 8 others of this pod yet, which is what one pod may have',
+    'the proxy has not asked for 4 others of this pod yet, which is what one pod may have while the node has 0 of the 32 for which there is room (maxConnections)',
   );
   look();
-  state.lost[1] = 2n;
+  state.lost[1] = 3n;
   state.share = { connections: 0n, originals: 0n };
+  assert.equal(
+    reason(),
+    'the proxy was late to ask for others, or they went to a listener with its address in a network namespace that is not its own',
+  );
+  look();
+  state.lost[1] = 4n;
   state.originals = 32;
   assert.equal(reason(), 'the proxy has not asked for 32 others of the node yet, for which there is room');
 });

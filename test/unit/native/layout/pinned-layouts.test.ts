@@ -32,6 +32,9 @@ policies 16
     8 u16 proxy_mode
    10 u16 reserved
    12 u32 reserved2
+proxy_network 16
+    0 u64 netns
+    8 u64 reserved
 address 16
     0 u32[4] word_be
 pod_address 8

@@ -52,6 +52,7 @@ test('the ways from version to version', () => {
   assert.deepEqual(handedOver('fresh'), ['handoff_map', 'seen_branch_map', 'cgroup_event_map']);
   assert.deepEqual(handedOver('shared'), [
     'overflow_count_map',
+    'original_count_map',
     'pod_share_map',
     'handled_map',
     'bypass_filter_map',
