@@ -1,5 +1,5 @@
 /** The one entry: parses the command line, wires the rooms, handles signals. */
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { pino } from 'pino';
 import { stringify } from 'yaml';
@@ -35,7 +35,8 @@ import { isAsWanted } from './mapper/cli/status-conditions.ts';
 import { statusText } from './mapper/cli/status-text.ts';
 import { removeSidecarRules } from './mapper/sidecars/sidecar-cleanup.ts';
 import { removePins, stopRedirecting } from './native/data-plane/pin-removal.ts';
-import { CgrouteError, messageOf } from './native/error.ts';
+import { hasPinDirectory } from './native/pins/pin-directory.ts';
+import { CgrouteError, refusalOf } from './native/error.ts';
 import { lockDirectory } from './native/boundary/lock.ts';
 
 declare const __CGROUTE_VERSION__: string | undefined;
@@ -70,7 +71,7 @@ function readConfig(flags: Flags): Config {
   } catch (cause) {
     throw new CgrouteError(
       'ECONFIG',
-      `--config ${flags.config} cannot be read: expected a YAML file, got ${messageOf(cause)}`,
+      `--config ${flags.config} cannot be read: expected a YAML file, got ${refusalOf(cause)}`,
       { cause },
     );
   }
@@ -253,7 +254,7 @@ async function cleanup(flags: Flags): Promise<number> {
   readConfig(flags);
   const root = valueOf(flags, 'bpffs-root');
   // Held to the end, so that no agent starts on what is being removed.
-  using _lock = existsSync(root) ? lockForCleanup(root) : undefined;
+  using _lock = hasPinDirectory(root) ? lockForCleanup(root) : undefined;
   // Rules in pods name what is pinned, so they go before it; what redirects goes before them.
   const redirecting = stopRedirecting(root);
   const { rules, problems } = await removeSidecarRules(paths(flags));
@@ -288,7 +289,7 @@ async function main(): Promise<number> {
     const { verb, flags, argument } = parseCommandLine(process.argv.slice(2));
     return await VERBS[verb](flags, argument);
   } catch (error) {
-    process.stderr.write(`cgroute: ${messageOf(error)}\n`);
+    process.stderr.write(`cgroute: ${refusalOf(error)}\n`);
     if (!(error instanceof CgrouteError)) {
       // The system's own word, such as EACCES with a path, is a sentence; anything else is a fault of ours.
       if (error instanceof Error && 'syscall' in error) return EXIT.failed;

@@ -1,7 +1,7 @@
 /** What kind of host this is: where cgroup2 is mounted, and whether it can be used. */
 import { readdirSync, readFileSync, realpathSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { CgrouteError, messageOf } from '../native/error.ts';
+import { CgrouteError, isForbidden, refusalOf } from '../native/error.ts';
 
 /** CGROUP2_SUPER_MAGIC, <linux/magic.h>. */
 const CGROUP2_MAGIC = 0x63677270;
@@ -54,7 +54,7 @@ export function cgroupMounts(procRoot = '/proc'): CgroupMount[] {
   } catch (cause) {
     throw new CgrouteError(
       'EPROC',
-      `--proc-root: ${file} could not be read (${messageOf(cause)}); expected a proc file system`,
+      `--proc-root: ${file} could not be read (${refusalOf(cause)}); expected a proc file system`,
       { cause },
     );
   }
@@ -111,7 +111,7 @@ export function realCgroupRoot(cgroupRoot: string): string {
   } catch (cause) {
     throw new CgrouteError(
       'ECGROUPROOT',
-      `--cgroup-root: expected a cgroup2 directory, and ${cgroupRoot} could not be read (${messageOf(cause)})`,
+      `--cgroup-root: expected a cgroup2 directory, and ${cgroupRoot} could not be read (${refusalOf(cause)})`,
       { cause },
     );
   }
@@ -133,9 +133,13 @@ export function realCgroupRoot(cgroupRoot: string): string {
  */
 export function refuseV1Only(names: readonly string[], procRoot = '/proc'): void {
   const mounts = cgroupMounts(procRoot);
+  const unseen: unknown[] = [];
   const find = (version: 1 | 2): string | undefined => {
     for (const mount of mounts) {
-      const place = mount.version === version ? findDirectory(mount.mountPoint, names, 2) : undefined;
+      const place =
+        mount.version === version
+          ? findDirectory(mount.mountPoint, names, 2, (cause) => version === 2 && unseen.push(cause))
+          : undefined;
       if (place !== undefined) return place;
     }
     return undefined;
@@ -143,26 +147,38 @@ export function refuseV1Only(names: readonly string[], procRoot = '/proc'): void
   if (find(2) !== undefined) return;
   const place = find(1);
   if (place === undefined) return;
+  if (unseen.length > 0)
+    throw new CgrouteError(
+      'ECGROUPV1',
+      `${place} exists on cgroup v1, and whether there is the like on cgroup v2 cannot be told: ${refusalOf(unseen[0])}`,
+      { cause: unseen[0] },
+    );
   throw new CgrouteError(
     'ECGROUPV1',
     `this host places its containers on cgroup v1 only (${place} exists, and nothing like it on cgroup v2), and cgroute needs cgroup v2; ${HOW_TO_CHECK}`,
   );
 }
 
-function findDirectory(directory: string, names: readonly string[], levels: number): string | undefined {
+function findDirectory(
+  directory: string,
+  names: readonly string[],
+  levels: number,
+  onForbidden: (cause: unknown) => void,
+): string | undefined {
   let entries: string[];
   try {
     entries = readdirSync(directory, { withFileTypes: true })
       .filter((entry) => entry.isDirectory())
       .map((entry) => entry.name);
-  } catch {
+  } catch (cause) {
+    if (isForbidden(cause)) onForbidden(cause);
     return undefined;
   }
   const name = entries.find((entry) => names.includes(entry));
   if (name !== undefined) return join(directory, name);
   if (levels <= 1) return undefined;
   for (const entry of entries) {
-    const place = findDirectory(join(directory, entry), names, levels - 1);
+    const place = findDirectory(join(directory, entry), names, levels - 1, onForbidden);
     if (place !== undefined) return place;
   }
   return undefined;

@@ -5,12 +5,16 @@
  */
 import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
+import { errnoOf, refusalOf } from '../native/error.ts';
 import { isPopulated } from './cgroup-population.ts';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
 import { listenersOf, type Listener } from './listeners.ts';
 import { openProc, unifiedPath, type Addresses, type ProcessNetwork } from './proc.ts';
 import { followHost, type HostEvents, type HostWatch, type TreeEvents } from './host-watch.ts';
+
+/** What reading its list of processes says of a cgroup that is gone, or whose processes are listed above it as threads. */
+const HAS_NONE: ReadonlySet<string> = new Set(['ENOENT', 'ENODEV', 'ENOTDIR', 'EOPNOTSUPP']);
 
 export interface HostOptions {
   /** The watched root: everything at and below it is the host. */
@@ -23,9 +27,9 @@ export interface HostOptions {
 export interface Host {
   /** Those that are known. */
   readonly cgroups: ReadonlyMap<bigint, Cgroup>;
-  /** Processes in the cgroup at `path` itself, of this PID namespace; empty when it is gone. */
+  /** Processes in the cgroup at `path` itself, of this PID namespace; empty when it is gone, and when they cannot be listed, which is logged once. */
   pidsOf(path: string): number[];
-  /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. */
+  /** Whether a process of this PID namespace, none of the kernel's own threads, is in the cgroup at `path` itself. Where that cannot be told there may be one: true. */
   hasUserProcess(path: string): boolean;
   networkOf(pid: number): ProcessNetwork | undefined;
   /** Whether any process, of whatever PID namespace, is in the cgroup at `path` or below it. */
@@ -65,22 +69,30 @@ export function openHost(options: HostOptions): OpenHost {
     onUnlisted: (path, error) => told?.onUnlisted(path, error),
   });
 
-  function pidsOf(path: string): number[] {
+  let isUnlistedTold = false;
+  /** Undefined where it is there, and they cannot be listed. */
+  function listedIn(path: string): number[] | undefined {
     try {
       // A PID of another PID namespace reads as 0.
       return readFileSync(`${cgroupRoot}${path}/cgroup.procs`, 'utf8')
         .split('\n')
         .map(Number)
         .filter((pid) => pid > 0);
-    } catch {
-      return [];
+    } catch (err) {
+      if (HAS_NONE.has(errnoOf(err))) return [];
+      if (!isUnlistedTold)
+        logger.warn({ err, path }, `processes of a cgroup cannot be listed: ${refusalOf(err)}`);
+      isUnlistedTold = true;
+      return undefined;
     }
   }
+
+  const pidsOf = (path: string): number[] => listedIn(path) ?? [];
 
   return {
     cgroups: tree.cgroups,
     pidsOf,
-    hasUserProcess: (path) => pidsOf(path).some((pid) => proc.isUserProcess(pid)),
+    hasUserProcess: (path) => listedIn(path)?.some((pid) => proc.isUserProcess(pid)) ?? true,
     networkOf: proc.networkOf,
     isPopulated: (path) => isPopulated(`${cgroupRoot}${path}`),
     addressesOf: proc.addressesOf,

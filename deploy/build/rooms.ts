@@ -117,7 +117,7 @@ export const ROOMS: readonly Room[] = [
   { path: 'native/layout', holds: 'ELF, BTF, struct layouts, codecs' },
   {
     path: 'native/boundary',
-    holds: 'libbpf, libc, memory, locks, privileges: alone in importing koffi',
+    holds: 'libbpf, libc, memory, locks, privileges, what is at a path: alone in importing koffi',
     knowsNot: 'BPF programs, files of cgroute',
   },
   { path: 'native/error.ts', holds: 'the one error class; every room may import it' },

@@ -9,7 +9,7 @@ import {
   type HookOrder,
   type PinnedPrograms,
 } from '../../native/survey/cgroup-query.ts';
-import { CgrouteError } from '../../native/error.ts';
+import { CgrouteError, isForbidden } from '../../native/error.ts';
 import { openCgroupTree } from '../../watcher/cgroup-tree.ts';
 
 export interface WatchedPlace {
@@ -29,7 +29,8 @@ const RETRY_MS = 50;
  * Two sets of programs on one socket would each take the other's redirection for
  * a loop. Whose a program is the kernel tells to CAP_SYS_ADMIN only; without it,
  * another cgroute is known by its pins, where they are in sight.
- * @throws CgrouteError `ELOCKED` when another cgroute's programs are at the root, above or below, and stay there
+ * @throws CgrouteError `ELOCKED` when another cgroute's programs are at the root, above or below, and stay there;
+ *   `EPINS`, `EBPF`, `ECGROUPROOT` where that cannot be looked for
  */
 export async function refuseOthers(watched: WatchedPlace): Promise<void> {
   const until = performance.now() + PATIENCE_MS;
@@ -47,7 +48,7 @@ export async function refuseOthers(watched: WatchedPlace): Promise<void> {
 
 /** A cgroup that has such programs. */
 async function rivalPlace(watched: WatchedPlace): Promise<string | undefined> {
-  const own = ownPrograms(watched.bpffsRoot) ?? new Map<number, string>();
+  const own = ownPrograms(watched.bpffsRoot);
   const others = cgrouteLinks(watched.procRoot).filter(({ programId }) => !own.has(programId));
   return (
     placeAbove(watched, own, others) ?? (others.length === 0 ? undefined : await placeBelow(watched, others))
@@ -64,8 +65,10 @@ function placeAbove(
   let hooks: readonly HookOrder[];
   try {
     hooks = programsAlong(places, own);
-  } catch {
-    return undefined; // without the privilege to look there is none to attach either, which has its own sentence
+  } catch (error) {
+    // Without the privilege to ask there is none to attach either, which has its own sentence.
+    if (error instanceof CgrouteError && error.code === 'EBPF' && isForbidden(error)) return undefined;
+    throw error;
   }
   const theirs = new Set(others.map(({ programId }) => programId));
   const programs = hooks.flatMap(({ runs, hidden }) => [...runs, ...hidden]);

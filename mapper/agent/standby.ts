@@ -3,10 +3,10 @@
  * waits gets ready beside the one that runs, without touching what is its own, so
  * that hardly anything is left to do when that one has gone.
  */
-import { existsSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { isLocked, lockDirectory, type DirectoryLock } from '../../native/boundary/lock.ts';
+import { isThere } from '../../native/boundary/presence.ts';
 import {
   prepareObjects,
   type DataPlaneOptions,
@@ -103,7 +103,7 @@ async function untilLocked(
   preparation: Preparation,
 ): Promise<Locks | undefined> {
   const { cgroupRoot, bpffsRoot } = options.place;
-  const areFree = (): boolean => !isLocked(cgroupRoot) && !(existsSync(bpffsRoot) && isLocked(bpffsRoot));
+  const areFree = (): boolean => !isLocked(cgroupRoot) && !(isThere(bpffsRoot) && isLocked(bpffsRoot));
   for (let lookedAt = performance.now(); !signal.aborted; await delay(LOOK_MS)) {
     if (preparation.failure !== undefined) throw preparation.failure.error;
     const isDue = performance.now() - lookedAt > HOLDER_MS;

@@ -1,5 +1,5 @@
 /** Doctor's look at BPF: privileges, the kernel's features, and who else is on the hooks. */
-import { existsSync, readdirSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { ProbedFeature } from '../../native/survey/capability.ts';
 import { cgroupHooks, type CgroupHook, type Hook } from '../../native/programs/hooks.ts';
@@ -10,7 +10,9 @@ import {
   type PinnedPrograms,
   type PlacedProgram,
 } from '../../native/survey/cgroup-query.ts';
+import { isThere } from '../../native/boundary/presence.ts';
 import type { Capability } from '../../native/boundary/privilege.ts';
+import { isForbidden } from '../../native/error.ts';
 import { isPodTree, ownerOf } from '../decisions/cgroup-path.ts';
 import { fail, ok, warn, type DoctorLine } from './doctor-line.ts';
 
@@ -29,6 +31,8 @@ interface Need {
   /** What is lost without it; absent where nothing works then. */
   readonly lost?: string;
   readonly works: (trials: Trials) => boolean;
+  /** Without it the trial tells nothing of this one. */
+  readonly with?: Capability;
 }
 
 const NEEDS: readonly Need[] = [
@@ -37,6 +41,7 @@ const NEEDS: readonly Need[] = [
     capability: 'CAP_NET_ADMIN',
     calls: 'bpf(2): programs of cgroup hooks, their attachment and listing; process events, on older kernels',
     works: ({ load }) => load,
+    with: 'CAP_BPF',
   },
   {
     capability: 'CAP_PERFMON',
@@ -59,10 +64,11 @@ const NEEDS: readonly Need[] = [
 
 /** One line for each capability, with the calls that need it. */
 export function capabilityLines(held: ReadonlySet<Capability>, trials: Trials): DoctorLine[] {
-  return NEEDS.map(({ capability, calls, lost, works }) => {
+  return NEEDS.map(({ capability, calls, lost, works, with: other }) => {
     const has = held.has(capability);
     const name = capability.slice('CAP_'.length);
-    if (has && works(trials)) return ok(capability, calls);
+    const isTold = other === undefined || held.has(other);
+    if (has && (!isTold || works(trials))) return ok(capability, calls);
     if (has) {
       const text = `held, yet refused: ${calls}`;
       const remedy =
@@ -119,31 +125,35 @@ export function featureLines(features: readonly ProbedFeature[]): DoctorLine[] {
 const names = (features: readonly ProbedFeature[]): string =>
   features.map(({ name }) => name.replace(/^map /, '')).join(', ');
 
-/** Kubelets' pod trees below a cgroup directory, as paths from it. */
-export function findPodTrees(cgroupRoot: string): string[] {
+/** Kubelets' pod trees below a cgroup directory, as paths from it, and directories that may not be listed. */
+export function findPodTrees(cgroupRoot: string): {
+  readonly trees: readonly string[];
+  readonly unseen: readonly string[];
+} {
   const MOST_LEVELS = 6;
   const trees: string[] = [];
+  const unseen: string[] = [];
   const look = (path: string, levels: number): void => {
     if (isPodTree(path)) {
       trees.push(path);
       return;
     }
     if (levels === 0 || ownerOf(path).kind !== 'none') return;
-    for (const name of subdirectories(`${cgroupRoot}${path}`)) look(`${path}/${name}`, levels - 1);
+    try {
+      for (const name of subdirectories(`${cgroupRoot}${path}`)) look(`${path}/${name}`, levels - 1);
+    } catch (error) {
+      // Else it went away meanwhile.
+      if (isForbidden(error)) unseen.push(`${cgroupRoot}${path}`);
+    }
   };
   look('', MOST_LEVELS);
-  return trees.sort();
+  return { trees: trees.sort(), unseen };
 }
 
-function subdirectories(directory: string): string[] {
-  try {
-    return readdirSync(directory, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory())
-      .map((entry) => entry.name);
-  } catch {
-    return []; // It went away meanwhile.
-  }
-}
+const subdirectories = (directory: string): string[] =>
+  readdirSync(directory, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => entry.name);
 
 export interface HookPlaces {
   readonly cgroupRoot: string;
@@ -167,7 +177,7 @@ export function hookLines(
     try {
       return [programsAlong(pathsUp(path, mountPoint), pinned)];
     } catch (error) {
-      if (tree !== '' && !existsSync(path)) return []; // It went away meanwhile.
+      if (tree !== '' && !isThere(path)) return []; // It went away meanwhile.
       throw error;
     }
   });

@@ -1,9 +1,11 @@
 /** Doctor's look at the host: kernel, file systems, settings, namespaces, memory, iptables. */
-import { existsSync, readFileSync, statfsSync } from 'node:fs';
+import { accessSync, constants } from 'node:fs';
 import { machine, release } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { isOlder, leastKernel } from '../../native/survey/capability.ts';
-import { CgrouteError, messageOf } from '../../native/error.ts';
+import { isThere, readIfThere } from '../../native/boundary/presence.ts';
+import { hasPinDirectory } from '../../native/pins/pin-directory.ts';
+import { CgrouteError, errnoOf, isForbidden, messageOf } from '../../native/error.ts';
 import type { IptablesBackend } from '../../native/survey/iptables.ts';
 import type { Capability, HostNamespaces } from '../../native/boundary/privilege.ts';
 import { levelOf } from '../../watcher/cgroup-level.ts';
@@ -19,18 +21,11 @@ import { fail, ok, warn, type DoctorLine, type DoctorPlaces } from './doctor-lin
 
 /** What kubelets call the root of their pods. */
 const KUBELET_CGROUPS = ['kubepods', 'kubepods.slice', 'kubelet-kubepods.slice'];
-/** BPF_FS_MAGIC, <linux/magic.h>. */
-const BPF_FS_MAGIC = 0xcafe4a11;
 /** The agent's own 80 MB and, with the default sizes, as much again for its maps. */
 const ENOUGH_MEMORY = 160 * 1024 * 1024;
 
-function read(file: string): string | undefined {
-  try {
-    return readFileSync(file, 'utf8').trim();
-  } catch {
-    return undefined;
-  }
-}
+/** @throws CgrouteError `EUNSEEN` where it may not be read */
+const read = (file: string): string | undefined => readIfThere(file)?.trim();
 
 export function kernelLine(version = release(), architecture = machine()): DoctorLine {
   const least = leastKernel();
@@ -83,28 +78,50 @@ export function cgroupLine({ cgroupRoot, procRoot }: DoctorPlaces): DoctorLine {
 }
 
 export function bpffsLine({ bpffsRoot }: DoctorPlaces): DoctorLine {
-  let at = bpffsRoot;
-  while (!existsSync(at) && dirname(at) !== at) at = dirname(at);
+  const is = `${bpffsRoot} is on a BPF file system`;
   try {
-    if (statfsSync(at).type >>> 0 === BPF_FS_MAGIC)
-      return ok('bpffs', `${bpffsRoot} is on a BPF file system`);
+    let at = bpffsRoot;
+    while (!hasPinDirectory(at)) at = dirname(at);
+    accessSync(at, constants.W_OK);
+    return ok('bpffs', is);
+  } catch (error) {
+    if (errnoOf(error) === 'EROFS')
+      return fail('bpffs', `${is} that is mounted read-only here`, 'mount it read-write, as the chart does');
+    if (error instanceof CgrouteError && error.code === 'EBPFFS')
+      return fail(
+        'bpffs',
+        `${bpffsRoot} is not on a BPF file system, which is where programs and maps outlive the agent`,
+        'mount -t bpf bpf /sys/fs/bpf',
+      );
     return fail(
       'bpffs',
-      `${bpffsRoot} is not on a BPF file system, which is where programs and maps outlive the agent`,
-      'mount -t bpf bpf /sys/fs/bpf',
+      `${messageOf(error)}; nothing can be pinned there, nor cgroute's own programs be told`,
+      'run as root',
     );
-  } catch (error) {
-    return fail('bpffs', `${at} cannot be looked at: ${messageOf(error)}`, 'run as root');
   }
 }
 
 export function settingLines({ procRoot, sysRoot = '/sys' }: DoctorPlaces): DoctorLine[] {
-  return [btfLine(sysRoot), lockdownLine(sysRoot), jitLine(procRoot), unprivilegedLine(procRoot)];
+  return [
+    seen('BTF', () => btfLine(sysRoot)),
+    seen('lockdown', () => lockdownLine(sysRoot)),
+    seen('JIT', () => jitLine(procRoot)),
+    seen('unprivileged BPF', () => unprivilegedLine(procRoot)),
+  ];
+}
+
+/** What may not be read is no setting that is off. */
+function seen(check: string, look: () => DoctorLine): DoctorLine {
+  try {
+    return look();
+  } catch (error) {
+    return warn(check, `cannot be told: ${messageOf(error)}`, 'run doctor as root');
+  }
 }
 
 function btfLine(sysRoot: string): DoctorLine {
   const file = `${sysRoot}/kernel/btf/vmlinux`;
-  return existsSync(file)
+  return isThere(file)
     ? ok('BTF', file)
     : fail(
         'BTF',
@@ -166,8 +183,10 @@ export function memoryLine({ procRoot }: DoctorPlaces): DoctorLine {
       if (limit < least) [least, at] = [limit, path];
       if (path === '/' || !path.startsWith('/')) break;
     }
-  } catch {
-    // The line about cgroup2 says what is wrong.
+  } catch (error) {
+    if (isForbidden(error))
+      return warn('memory', `its limit cannot be told: ${messageOf(error)}`, 'run doctor as root');
+    // Else the line about cgroup2 says what is wrong.
   }
   if (least === Infinity) return ok('memory', 'no limit on cgroup v2 for this process');
   const text = `${Math.floor(least / 1024 / 1024)} MiB for ${at}`;

@@ -1,11 +1,11 @@
 /** The verb doctor: is this host fit for cgroute, and what to do where it isn't. */
 import { probeFeatures, type ProbedFeature } from '../../native/survey/capability.ts';
-import { ownPrograms } from '../../native/survey/cgroup-query.ts';
+import { ownPrograms, type PinnedPrograms } from '../../native/survey/cgroup-query.ts';
 import { messageOf } from '../../native/error.ts';
 import { iptablesBackends } from '../../native/survey/iptables.ts';
 import { libbpf } from '../../native/boundary/libbpf.ts';
 import { cgroupHooks } from '../../native/programs/hooks.ts';
-import { PIN_VERSION, pinnedVersions } from '../../native/pins/pin-directory.ts';
+import { hasPinDirectory, PIN_VERSION, pinnedVersions } from '../../native/pins/pin-directory.ts';
 import { openProcConnector } from '../../native/netlink/proc-connector.ts';
 import { effectiveCapabilities, hostNamespaces } from '../../native/boundary/privilege.ts';
 import { findCgroupMount, realCgroupRoot } from '../../watcher/host.ts';
@@ -113,33 +113,34 @@ async function processEvents(): Promise<DoctorLine[]> {
 function hooks(places: DoctorPlaces): readonly DoctorLine[] {
   const mount = findCgroupMount(places.procRoot, places.cgroupRoot);
   const cgroupRoot = realCgroupRoot(places.cgroupRoot ?? mount.mountPoint);
-  const pinned = ownPrograms(places.bpffsRoot);
-  const unreadable =
-    pinned === undefined
-      ? [
-          warn(
-            'pins',
-            `${places.bpffsRoot} cannot be read, so cgroute's own programs cannot be told`,
-            'run doctor as root',
-          ),
-        ]
-      : [];
+  const { trees: podTrees, unseen } = findPodTrees(cgroupRoot);
   return [
-    ...unreadable,
-    ...hookLines(
-      { cgroupRoot, mountPoint: mount.mountPoint, podTrees: findPodTrees(cgroupRoot) },
-      pinned ?? new Map(),
+    ...unseen.map((directory) =>
+      warn(
+        'hooks',
+        `${directory} may not be listed, so programs further down are not looked for`,
+        'run doctor as root',
+      ),
     ),
+    ...hookLines({ cgroupRoot, mountPoint: mount.mountPoint, podTrees }, ownOrNone(places)),
   ];
+}
+
+function ownOrNone({ bpffsRoot }: DoctorPlaces): PinnedPrograms {
+  try {
+    return ownPrograms(bpffsRoot);
+  } catch {
+    return new Map(); // The line about bpffs says why.
+  }
 }
 
 /** Another version's pins, which the next start takes over; nothing to say of this version's own. */
 function pinLines({ bpffsRoot }: DoctorPlaces): readonly DoctorLine[] {
   let versions: readonly string[];
   try {
-    versions = pinnedVersions(bpffsRoot);
+    versions = hasPinDirectory(bpffsRoot) ? pinnedVersions(bpffsRoot) : [];
   } catch {
-    return []; // The hooks' lines say so.
+    return []; // The line about bpffs says why.
   }
   const others = versions.filter((version) => version !== PIN_VERSION);
   if (others.length === 0) return [];

@@ -11,7 +11,7 @@ export type Connections = Record<Exclude<keyof typeof branch, 'count'>, number>;
 
 export interface CgroupStatus {
   readonly id: string;
-  /** Relative to the watched root; null for one that exists no more. */
+  /** Relative to the watched root; null for one that exists no more, or could not be looked for, see {@link NodeFacts.unseen}. */
   readonly path: string | null;
 }
 
@@ -60,6 +60,8 @@ export interface NodeFacts {
   readonly sources: readonly SourceState[];
   /** What this host's kernel offers; null where it could not be tried. */
   readonly capabilities: CapabilityReport | null;
+  /** A sentence for each thing that this process could not look at. */
+  readonly unseen: readonly string[];
   readonly pods: readonly PodStatus[];
   /** Cgroups of pods that nobody knows. */
   readonly unknown: readonly UnknownCgroup[];

@@ -15,6 +15,7 @@ export type ConditionType =
   | 'PodsWritten'
   | 'PodsKnown'
   | 'SourcesFollowed'
+  | 'EverythingSeen'
   | 'NothingDrifted';
 
 export interface Condition {
@@ -44,6 +45,7 @@ export function conditionsOf(facts: NodeFacts): readonly Condition[] {
     condition('PodsWritten', podsWritten(facts)),
     condition('PodsKnown', podsKnown(facts)),
     condition('SourcesFollowed', sourcesFollowed(facts)),
+    condition('EverythingSeen', facts.unseen.join('; ')),
     condition('NothingDrifted', drifted(facts)),
   ];
 }
@@ -155,8 +157,9 @@ function withoutRoom({ name, capacity }: MapRoom): string {
 }
 
 function agentDown({ node, redirecting: is }: NodeFacts): string {
-  if (node === null) return 'no agent runs, nothing of cgroute is pinned here, and nothing is redirected';
-  return is
-    ? 'no agent runs: what it left pinned goes on redirecting, new pods get no verdict, and a proxy at another address is not followed'
+  if (is)
+    return 'no agent runs: what it left pinned goes on redirecting, new pods get no verdict, and a proxy at another address is not followed';
+  return node === null
+    ? 'no agent runs, nothing of cgroute is pinned here, and nothing is redirected'
     : 'no agent runs, and nothing is redirected: its programs are detached';
 }

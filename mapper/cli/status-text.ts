@@ -54,7 +54,7 @@ export function table(rows: readonly (readonly string[])[]): string {
 export function statusText(status: NodeStatus): string {
   const { agent, proxy } = status;
   const head = table([
-    ['node', status.node ?? 'unknown: nothing of cgroute is pinned here'],
+    ['node', status.node ?? (status.redirecting ? 'unknown' : 'unknown: nothing of cgroute is pinned here')],
     [
       'agent',
       agent.running
@@ -98,7 +98,9 @@ export function statusText(status: NodeStatus): string {
       ? []
       : [
           `${status.unknown.length} cgroups belong to pods that nobody knows:`,
-          ...status.unknown.map(({ id, path }) => `  ${id}  ${path ?? 'gone'}`),
+          ...status.unknown.map(
+            ({ id, path }) => `  ${id}  ${path ?? (status.unseen.length === 0 ? 'gone' : 'not found')}`,
+          ),
         ];
   const wrong = status.conditions.filter(({ status: is }) => is === 'False');
   return [
@@ -129,8 +131,17 @@ function leftToOthers({ pods }: NodeStatus): string[][] {
 
 function kernelText({ capabilities }: NodeStatus): string {
   if (capabilities === null) return 'its features could not be tried here';
-  const missing = Object.entries(capabilities.features)
-    .filter(([, there]) => !there)
-    .map(([name]) => name);
-  return `${capabilities.kernel}, ${missing.length === 0 ? 'has every feature that is used' : `without ${missing.join(', ')}; see \`cgroute doctor\``}`;
+  const features = Object.entries(capabilities.features);
+  const missing = features.filter(([, there]) => there === false).map(([name]) => name);
+  const untried = features.filter(([, there]) => there === null);
+  return [
+    capabilities.kernel,
+    ...(missing.length === 0 ? [] : [`without ${missing.join(', ')}; see \`cgroute doctor\``]),
+    ...(untried.length === 0
+      ? []
+      : [
+          `${untried.length} of its ${features.length} features cannot be tried without CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)`,
+        ]),
+    ...(missing.length + untried.length === 0 ? ['has every feature that is used'] : []),
+  ].join(', ');
 }

@@ -1,10 +1,11 @@
 /** What is true on this node now, read from the pinned maps, so that it works with the agent down. */
-import { existsSync } from 'node:fs';
 import { pino } from 'pino';
 import { capabilityReport, type CapabilityReport } from '../../native/survey/capability.ts';
 import { isRedirecting, openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts';
 import { branch, infoFlag, policies, policy, setting } from '../../native/layout/layouts.ts';
 import { isLocked } from '../../native/boundary/lock.ts';
+import { isThere } from '../../native/boundary/presence.ts';
+import { messageOf, refusalOf } from '../../native/error.ts';
 import { isPopulated } from '../../watcher/cgroup-population.ts';
 import { openCgroupTree, type Cgroup } from '../../watcher/cgroup-tree.ts';
 import { findCgroupMount, realCgroupRoot } from '../../watcher/host.ts';
@@ -46,6 +47,7 @@ async function readFacts(options: StatusOptions): Promise<NodeFacts> {
       policies: null,
       sources: [],
       capabilities: capabilities(),
+      unseen: [],
       pods: [],
       unknown: [],
       host: NO_CONNECTIONS,
@@ -54,10 +56,10 @@ async function readFacts(options: StatusOptions): Promise<NodeFacts> {
     };
   }
   const record = readAgentRecord(maps.agent);
-  const running = existsSync(options.bpffsRoot) && isLocked(options.bpffsRoot);
+  const running = isThere(options.bpffsRoot) && isLocked(options.bpffsRoot);
   const live =
     running && record !== undefined && record.http !== '' ? await askAgent(record.http) : undefined;
-  const { cgroupRoot, tree } = await cgroupTree(options);
+  const { cgroupRoot, tree, unseen } = await cgroupTree(options);
   const cgroups = maps.cgroups.entries();
   const ofSlot = (slot: number): CgroupStatus[] =>
     cgroups
@@ -84,6 +86,7 @@ async function readFacts(options: StatusOptions): Promise<NodeFacts> {
     policies: policiesIn(maps),
     sources: live?.sources ?? [],
     capabilities: capabilities(),
+    unseen,
     pods: infos
       .map((info) => ({
         namespace: info.podNamespace,
@@ -130,11 +133,13 @@ function connectionsOf(counts: readonly bigint[]): Connections {
   return Object.fromEntries(names.map((name) => [name, Number(counts[branch[name]] ?? 0n)])) as Connections;
 }
 
-/** The tree is only there to show paths; without it the ids stand alone. */
+/** The tree is only there to show paths; without it, or a part of it, the ids stand alone. */
 async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<{
   readonly cgroupRoot: string | undefined;
   readonly tree: ReadonlyMap<bigint, Cgroup>;
+  readonly unseen: readonly string[];
 }> {
+  const unseen: string[] = [];
   try {
     const root = realCgroupRoot(cgroupRoot ?? findCgroupMount(procRoot).mountPoint);
     const tree = openCgroupTree({
@@ -142,11 +147,17 @@ async function cgroupTree({ cgroupRoot, procRoot }: StatusOptions): Promise<{
       logger: pino({ level: 'silent' }),
       onAppeared: () => {},
       onGone: () => {},
+      onUnlisted: (path, error) =>
+        unseen.push(`cgroups below ${path} could not be looked for: ${refusalOf(error)}`),
     });
     await tree.sweep();
-    return { cgroupRoot: root, tree: tree.cgroups };
-  } catch {
-    return { cgroupRoot: undefined, tree: new Map() };
+    return { cgroupRoot: root, tree: tree.cgroups, unseen };
+  } catch (error) {
+    return {
+      cgroupRoot: undefined,
+      tree: new Map(),
+      unseen: [`cgroups could not be looked for: ${messageOf(error)}`],
+    };
   }
 }
 

@@ -14,6 +14,7 @@
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { BlockList } from 'node:net';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
+import { CgrouteError, isForbidden, refusalOf } from '../../native/error.ts';
 import type { PodInfo } from '../../native/layout/layouts.ts';
 import { openPodNetns } from '../../native/netns/pod-netns.ts';
 import {
@@ -194,12 +195,14 @@ function allBelow(paths: readonly string[], cgroupRoot: string): ReadonlyMap<big
   return found;
 }
 
+/** @throws CgrouteError `EUNSEEN` where it may not be listed */
 function subdirectories(directory: string): string[] {
   try {
     return readdirSync(directory, { withFileTypes: true })
       .filter((entry) => entry.isDirectory())
       .map(({ name }) => name);
-  } catch {
+  } catch (cause) {
+    throwUnseen(cause, `cgroups below ${directory}`);
     return []; // gone meanwhile
   }
 }
@@ -217,11 +220,18 @@ function socketsOfKubelets(pids: readonly number[], procRoot: string): ReadonlyS
         const inode = /^socket:\[(\d+)\]$/.exec(linkOf(`${procRoot}/${pid}/fd/${fd}`))?.[1];
         if (inode !== undefined) inodes.add(Number(inode));
       }
-    } catch {
-      // gone meanwhile
+    } catch (cause) {
+      throwUnseen(cause, `the sockets of the kubelet, process ${pid},`);
+      // else gone meanwhile
     }
   }
   return inodes;
+}
+
+/** What may not be looked at is not gone: connections that should be reset, or must not be, would be missed. */
+function throwUnseen(cause: unknown, what: string): void {
+  if (isForbidden(cause))
+    throw new CgrouteError('EUNSEEN', `${what} may not be looked at: ${refusalOf(cause)}`, { cause });
 }
 
 function linkOf(path: string): string {

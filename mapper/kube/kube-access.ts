@@ -6,7 +6,7 @@
  * types along, some 20 MB in every agent, and its watch ends a quiet watch after
  * 30 seconds.
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, dirname, join, resolve } from 'node:path';
 import {
@@ -20,7 +20,8 @@ import {
 import { ExecAuth } from '@kubernetes/client-node/dist/exec_auth.js';
 import type { RequestOptions } from 'node:https';
 import { parse } from 'yaml';
-import { CgrouteError, messageOf } from '../../native/error.ts';
+import { isThere } from '../../native/boundary/presence.ts';
+import { CgrouteError, refusalOf } from '../../native/error.ts';
 
 export interface Credentials {
   readonly headers: Readonly<Record<string, string>>;
@@ -69,7 +70,7 @@ export function kubeAccess({
   const [host, port] = [env['KUBERNETES_SERVICE_HOST'], env['KUBERNETES_SERVICE_PORT']];
   if (host && port) return fromServiceAccount(host, port, serviceAccount);
   const own = join(home, '.kube', 'config');
-  if (existsSync(own)) return fromKubeconfig([own], '--source kube');
+  if (isAt(own)) return fromKubeconfig([own], '--source kube');
   throw wrong(
     `--source kube finds no way to an API server: expected a pod with a service account ($KUBERNETES_SERVICE_HOST), a file named by $KUBECONFIG, or ${own}, got none of them`,
   );
@@ -79,10 +80,19 @@ function wrong(sentence: string, cause?: unknown): CgrouteError {
   return new CgrouteError('EKUBECONFIG', sentence, { cause });
 }
 
+/** @throws CgrouteError `EKUBECONFIG` where that cannot be told */
+function isAt(path: string): boolean {
+  try {
+    return isThere(path);
+  } catch (cause) {
+    throw wrong(`--source kube: ${refusalOf(cause)}`, cause);
+  }
+}
+
 function fromServiceAccount(host: string, port: string, directory: string): KubeAccess {
   const [token, ca] = [join(directory, 'token'), join(directory, 'ca.crt')];
   for (const path of [token, ca]) {
-    if (!existsSync(path))
+    if (!isAt(path))
       throw wrong(
         `--source kube: $KUBERNETES_SERVICE_HOST says that this is a pod, and it has no ${path}: expected a mounted service account (automountServiceAccountToken)`,
       );
@@ -247,6 +257,6 @@ function readKubeconfig(file: string, flag: string): Kubeconfig {
       current: typeof current === 'string' ? current : '',
     };
   } catch (cause) {
-    throw wrong(`${flag}: ${file}: expected a kubeconfig that can be read, got ${messageOf(cause)}`, cause);
+    throw wrong(`${flag}: ${file}: expected a kubeconfig that can be read, got ${refusalOf(cause)}`, cause);
   }
 }

@@ -6,7 +6,7 @@ import {
   type IncomingMessage,
 } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
-import { messageOf } from '../../native/error.ts';
+import { refusalOf } from '../../native/error.ts';
 import type { Credentials, KubeAccess } from './kube-access.ts';
 import { errorOfStatus, KubeError } from './kube-error.ts';
 
@@ -179,7 +179,7 @@ export function openKubeClient({
 
 /** An error's text; that of several addresses tried in vain is empty, and its code is all that it has. */
 export function reasonOf(error: unknown): string {
-  return messageOf(error) || String((error as { code?: unknown } | null)?.code ?? 'an error without a text');
+  return refusalOf(error) || String((error as { code?: unknown } | null)?.code ?? 'an error without a text');
 }
 
 /** Undefined for what isn't JSON. */

@@ -4,7 +4,7 @@ import { readFileSync, realpathSync, statSync, watch } from 'node:fs';
 import type { BigIntStats, FSWatcher } from 'node:fs';
 import { dirname } from 'node:path';
 
-import { CgrouteError, messageOf } from '../../native/error.ts';
+import { CgrouteError, isAbsent, messageOf, refusalOf } from '../../native/error.ts';
 import { trimMemory } from '../../native/boundary/memory.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import { parseManifest } from './manifest.ts';
@@ -139,7 +139,7 @@ export function followManifest(path: string, options: ManifestOptions): Manifest
       if (wait === undefined) pending = undefined;
       else schedule(wait);
     } catch (error) {
-      if (isMissing(error)) {
+      if (isAbsent(error)) {
         missingSince ??= performance.now();
         if (performance.now() - missingSince < intervalMs) return;
       }
@@ -253,12 +253,8 @@ function unreadable(path: string, cause: unknown): CgrouteError {
     ...(code === undefined ? {} : { errno: code }),
     ...(syscall === undefined ? {} : { syscall }),
   };
-  const why = code === 'ENOENT' ? 'there is none (ENOENT)' : messageOf(cause);
+  const why = code === 'ENOENT' ? 'there is none (ENOENT)' : refusalOf(cause);
   return new CgrouteError('EMANIFEST', `${path}: expected a file that can be read, but ${why}`, details);
-}
-
-function isMissing(error: unknown): boolean {
-  return error instanceof CgrouteError && (error.errno === 'ENOENT' || error.errno === 'ENOTDIR');
 }
 
 /** For what must not disturb: a handler of somebody else's, or a hint that only saves time. */

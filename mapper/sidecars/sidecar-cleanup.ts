@@ -28,12 +28,12 @@ export async function removeSidecarRules({
   bpffsRoot,
 }: SidecarPlaces): Promise<SidecarCleanup> {
   const problems: string[] = [];
-  // Where nobody could enter a namespace, no rule was made, nor the filter pinned.
-  if (unableToEnter(procRoot) !== undefined && pinnedBypass(bpffsRoot) === undefined)
-    return { rules: 0, problems };
   let rules = 0;
   let namespaces: ReadonlyMap<number, number>;
   try {
+    // Where nobody could enter a namespace, no rule was made, nor the filter pinned.
+    if (unableToEnter(procRoot) !== undefined && pinnedBypass(bpffsRoot) === undefined)
+      return { rules, problems };
     namespaces = podNamespaces(procRoot, cgroupRoot);
   } catch (error) {
     return { rules, problems: [`pods could not be looked for: ${messageOf(error)}`] };

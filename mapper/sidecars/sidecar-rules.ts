@@ -5,13 +5,13 @@
  * A short-circuited pod counts as redirected once the rules stand. Until then its
  * sidecar keeps its connections, which would else be redirected twice.
  */
-import { existsSync } from 'node:fs';
 import PQueue from 'p-queue';
 import type { Logger } from 'pino';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { messageOf } from '../../native/error.ts';
 import type { FilterPin, RuleKind } from '../../native/netns/iptables-rules.ts';
 import { bypassDirection, infoFlag } from '../../native/layout/layouts.ts';
+import { isThere } from '../../native/boundary/presence.ts';
 import { effectiveCapabilities, hostNamespaces } from '../../native/boundary/privilege.ts';
 import type { SourceState } from '../../watcher/source-state.ts';
 import type { Config } from '../config/config.ts';
@@ -205,7 +205,7 @@ export class SidecarRules implements Disposable {
   repair(): number {
     let repaired = this.#drift;
     this.#drift = 0;
-    if (this.#filter !== undefined && !existsSync(this.#filter.path)) {
+    if (this.#filter !== undefined && !isThere(this.#filter.path)) {
       this.#filter = this.#options.dataPlane.pinBypass();
       repaired++;
     }

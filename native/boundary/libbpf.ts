@@ -233,6 +233,8 @@ const COUNTS_LOCKED_MEMORY = /^(?:4|5\.(?:\d|10))\./.test(release());
 function hint(errno: string): string {
   if (errno === 'EPERM')
     return `: the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)${COUNTS_LOCKED_MEMORY ? ', and on this kernel a high limit of locked memory (ulimit -l)' : ''}`;
+  if (errno === 'EACCES') return ': run as root, or as a user who may';
+  if (errno === 'EROFS') return ': it is mounted read-only here';
   if (errno === 'E2BIG') return ': the map is full';
   return '';
 }

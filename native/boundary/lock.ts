@@ -1,6 +1,6 @@
 /** One agent at a time: an advisory lock on a directory, which ends with the process that holds it. */
 import { closeSync, fstatSync, openSync, readFileSync, statSync } from 'node:fs';
-import { CgrouteError } from '../error.ts';
+import { CgrouteError, errnoOf, refusalOf } from '../error.ts';
 import { LOCK_EX, LOCK_SH, tryFlock } from './libc.ts';
 import { hostNamespaces } from './privilege.ts';
 
@@ -20,18 +20,19 @@ const TRIES = 5;
  * Anybody who may read a directory may lock it, so a holder that is not root does
  * not count: no user of the host shall keep the agent from starting.
  *
+ * @param purpose the flag that names it
  * @param tries how often it is tried, some 40 ms apart: `status` holds the lock for an instant to see whether it is held
- * @throws CgrouteError `ELOCKED` when another agent holds it
+ * @throws CgrouteError `ELOCKED` when another agent holds it, `EUNSEEN` when it cannot be opened
  */
 export function lockDirectory(path: string, purpose: string, tries = TRIES): DirectoryLock {
-  let fd = openSync(path, 'r');
+  let fd = openDirectory(path, purpose);
   try {
     const unlock = {
       renew() {
         const now = statSync(path, { throwIfNoEntry: false });
         const { dev, ino } = fstatSync(fd);
         if (now === undefined || (now.dev === dev && now.ino === ino)) return;
-        const next = openSync(path, 'r');
+        const next = openDirectory(path, purpose);
         if (!lockSoon(next, path)) {
           closeSync(next);
           throw new CgrouteError(
@@ -68,6 +69,17 @@ export function lockDirectory(path: string, purpose: string, tries = TRIES): Dir
   );
 }
 
+function openDirectory(path: string, purpose: string): number {
+  try {
+    return openSync(path, 'r');
+  } catch (cause) {
+    throw new CgrouteError('EUNSEEN', `${purpose} ${path} cannot be opened: ${refusalOf(cause)}`, {
+      cause,
+      errno: errnoOf(cause),
+    });
+  }
+}
+
 function lockSoon(fd: number, path: string, tries = TRIES): boolean {
   for (let left = tries; ; ) {
     if (tryFlock(fd, LOCK_EX, path)) return true;
@@ -89,23 +101,34 @@ function holdersOf(fd: number): { readonly pid: number; readonly uid: number }[]
     .flatMap((line) => {
       const [, kind, , , pid, place] = line.trim().split(/\s+/);
       if (kind !== 'FLOCK' || place !== file) return [];
-      const uid = realUid(`/proc/${pid}/status`);
+      const uid = realUid(Number(pid));
       return uid === undefined ? [] : [{ pid: Number(pid), uid }];
     });
 }
 
-/** Who started it, whatever it has become by a set-user-ID program; undefined when it has ended. */
-function realUid(status: string): number | undefined {
+/**
+ * Who started it, whatever it has become by a set-user-ID program; undefined when it
+ * has ended. Of one that may not be looked at, or that /proc hides (hidepid), root's.
+ */
+function realUid(pid: number): number | undefined {
   try {
-    return Number(/^Uid:\s+(\d+)/m.exec(readFileSync(status, 'utf8'))?.[1]);
+    return Number(/^Uid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
   } catch {
-    return undefined;
+    return isAlive(pid) ? 0 : undefined;
   }
 }
 
-/** True when an agent holds the directory's lock. */
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return errnoOf(error) !== 'ESRCH';
+  }
+}
+
+/** True when an agent holds the directory's lock. @throws CgrouteError `EUNSEEN` when it cannot be opened */
 export function isLocked(path: string): boolean {
-  const fd = openSync(path, 'r');
+  const fd = openDirectory(path, 'the directory');
   try {
     return !tryFlock(fd, LOCK_SH, path);
   } finally {

@@ -18,23 +18,26 @@ const FIRST_NAMESPACE = { pid: 'pid:[4026531836]', user: 'user:[4026531837]' } a
 /**
  * The effective capabilities of this process among those that cgroute uses.
  * CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as the kernel takes it so.
- * Empty when they cannot be read.
+ * Another PID namespace's `procRoot` knows nothing of this process, which is no reason to hold it for powerless.
  */
 export function effectiveCapabilities(procRoot = '/proc'): ReadonlySet<Capability> {
   const held = new Set<Capability>();
-  let bits: bigint;
-  try {
-    bits = BigInt(
-      `0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync(`${procRoot}/self/status`, 'utf8'))?.[1] ?? '0'}`,
-    );
-  } catch {
-    return held;
-  }
+  const bits = capabilityBits(procRoot) ?? capabilityBits('/proc') ?? 0n;
   for (const [name, bit] of Object.entries(CAPABILITIES) as [Capability, number][]) {
     if ((bits >> BigInt(bit)) & 1n) held.add(name);
   }
   if (held.has('CAP_SYS_ADMIN')) held.add('CAP_BPF').add('CAP_PERFMON');
   return held;
+}
+
+/** Undefined where the status file is not there or not as expected. */
+function capabilityBits(procRoot: string): bigint | undefined {
+  try {
+    const [, hex] = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync(`${procRoot}/self/status`, 'utf8')) ?? [];
+    return hex === undefined ? undefined : BigInt(`0x${hex}`);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Whether this process is in the host's namespaces; undefined where that cannot be told. */

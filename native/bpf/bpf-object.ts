@@ -1,5 +1,5 @@
 /** A compiled object, loaded: its programs and its maps, which are pinned by name. */
-import { closeSync, existsSync, readFileSync } from 'node:fs';
+import { closeSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { shapeOf } from '../layout/btf-shape.ts';
 import { parseBtf, readObjectTypes, type Types } from '../layout/btf.ts';
@@ -17,6 +17,7 @@ import {
   type MapPointer,
   type OpenObject,
 } from '../boundary/libbpf.ts';
+import { isThere } from '../boundary/presence.ts';
 import { moveAside } from '../pins/pin-directory.ts';
 import type { MapsBeside } from '../pins/maps-beside.ts';
 import { settlePin, type PinnedMapOptions, type WantedMap } from '../pins/pinned-map.ts';
@@ -52,7 +53,7 @@ export interface LoadedObject extends Disposable {
 export function objectPath(name: string): string {
   for (const candidate of [`./bpf/${name}.bpf.o`, `../../dist/bpf/${name}.bpf.o`]) {
     const path = fileURLToPath(new URL(candidate, import.meta.url));
-    if (existsSync(path)) return path;
+    if (isThere(path)) return path;
   }
   throw new CgrouteError(
     'ENOOBJECT',
@@ -141,7 +142,7 @@ function prepareMap(map: MapPointer, types: Types, options: LoadOptions, notes: 
   }
   checked(lib.mapSetPinPath(map, path), 'bpf_map__set_pin_path', name);
   notes.push(...settlePin(wanted, options));
-  if (existsSync(path)) {
+  if (isThere(path)) {
     const fd = checked(lib.objGet(path), 'bpf_obj_get', path);
     try {
       keepEntries(map, fd, entries, notes);

@@ -3,10 +3,10 @@
  * the agent. A link that is there already gets the new program in place, with
  * no moment in between.
  */
-import { closeSync, existsSync, openSync, readdirSync, renameSync, statSync, unlinkSync } from 'node:fs';
+import { closeSync, openSync, renameSync, statSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
-import { moveAside } from '../pins/pin-directory.ts';
+import { moveAside, pinsIn } from '../pins/pin-directory.ts';
 import { linkPin, parseLinkPin } from '../pins/link-pin.ts';
 import { isLiveLink, linkFacts, linkState } from '../pins/pinned-object.ts';
 
@@ -119,11 +119,10 @@ export function isLive(directory: string, program: string, cgroupId: bigint): bo
 
 /** The links of programs of ours that are pinned, live or not; those of former versions that were put by are not among them. */
 export function pinnedLinks({ directory, isOurs }: Pick<LinkPins, 'directory' | 'isOurs'>): PinnedLink[] {
-  if (!existsSync(directory)) return [];
-  return readdirSync(directory).flatMap((name) => {
-    const { program, cgroupId, suffix } = parseLinkPin(name) ?? {};
+  return pinsIn(directory).flatMap((pin) => {
+    const { program, cgroupId, suffix } = parseLinkPin(pin) ?? {};
     if (program === undefined || cgroupId === undefined || suffix !== '') return [];
-    const link = { pin: `${directory}/${name}`, program, cgroupId };
+    const link = { pin, program, cgroupId };
     return linkState(link.pin, program, cgroupId, isOurs) === 'foreign' ? [] : [link];
   });
 }

@@ -2,10 +2,11 @@
  * Programs at tracepoints, by links that are pinned. A link of this kind takes no
  * other program, so a new one is put in the old one's place: both run for a moment.
  */
-import { closeSync, existsSync, renameSync, unlinkSync } from 'node:fs';
+import { closeSync, renameSync, unlinkSync } from 'node:fs';
 import type { Program } from './bpf-object.ts';
 import { clearPin, type LinkPins } from './cgroup-link.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
+import { isThere } from '../boundary/presence.ts';
 import { linkPin, NO_CGROUP } from '../pins/link-pin.ts';
 import { isLiveLink } from '../pins/pinned-object.ts';
 
@@ -18,13 +19,13 @@ export const tracePin = (program: string): string => linkPin(program, NO_CGROUP)
  */
 export function replaceTraceLink(pins: LinkPins, program: Program, held?: number): void {
   const pin = `${pins.directory}/${tracePin(program.name)}`;
-  const isThere = clearPin(pins, pin, program.name, NO_CGROUP);
+  const isLive = clearPin(pins, pin, program.name, NO_CGROUP);
   // Nobody can detach it; and before Linux 6.10 one program is not attached twice.
-  if (held !== undefined && !isThere) return void checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
+  if (held !== undefined && !isLive) return void checked(libbpf().objPin(held, pin), 'bpf_obj_pin', pin);
   const next = `${pin}_next`;
   const link = checked(libbpf().rawTracepointOpen(null, program.fd), 'bpf_raw_tracepoint_open', program.name);
   try {
-    if (existsSync(next)) unlinkSync(next);
+    if (isThere(next)) unlinkSync(next);
     checked(libbpf().objPin(link, next), 'bpf_obj_pin', next);
     renameSync(next, pin);
   } finally {

@@ -1,11 +1,13 @@
 /** The socket filter that the rules in pods with a sidecar name by its path. */
-import { closeSync, existsSync, renameSync, rmSync, statfsSync, statSync, unlinkSync } from 'node:fs';
+import { renameSync, rmSync, statfsSync, statSync, unlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { Program } from '../bpf/bpf-object.ts';
 import { CgrouteError } from '../error.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { addressOf } from '../boundary/libc.ts';
+import { isThere } from '../boundary/presence.ts';
+import { withPin } from '../pins/pinned-object.ts';
 import { programOf } from '../programs/programs.ts';
 
 const BYPASS_PROGRAM = programOf('bypassFilter');
@@ -21,7 +23,7 @@ const LONGEST_PATH = 511;
  * @throws CgrouteError `EBPF` when it cannot be pinned, `EBPFFS` for a path that no rule can name
  */
 export function pinBypassFilter(bpffsRoot: string, program: Program, mapId: number): FilterPin {
-  const path = bypassPaths(bpffsRoot).find((at) => !existsSync(at) || isFilterOf(at, mapId));
+  const path = bypassPaths(bpffsRoot).find((at) => !isThere(at) || isFilterOf(at, mapId));
   if (path === undefined || path.length > LONGEST_PATH || !/^[\w./-]+$/.test(path)) {
     throw new CgrouteError(
       'EBPFFS',
@@ -53,7 +55,7 @@ function bypassPaths(bpffsRoot: string): string[] {
   // Own first, once it is used: rules name it.
   const own = `${bpffsRoot}/bypass`;
   if (
-    existsSync(own) ||
+    isThere(own) ||
     statfsSync(beside).type >>> 0 !== BPF_FS_MAGIC ||
     statSync(beside).dev !== statSync(bpffsRoot).dev
   )
@@ -61,10 +63,10 @@ function bypassPaths(bpffsRoot: string): string[] {
   return [`${beside}/bypass`, own];
 }
 
-function isFilterOf(path: string, map: number): boolean {
-  const fd = libbpf().objGet(path);
-  if (fd < 0) return false;
-  try {
+/** @throws CgrouteError `EPINS`, `EBPF` where that cannot be told */
+const isFilterOf = (path: string, map: number): boolean =>
+  withPin(path, (kind, fd) => {
+    if (kind !== 'program') return false;
     // struct bpf_prog_info, <linux/bpf.h>: nr_map_ids, map_ids, name.
     const ids = Buffer.alloc(4 * 8);
     const info = Buffer.alloc(80);
@@ -72,14 +74,10 @@ function isFilterOf(path: string, map: number): boolean {
     info.writeBigUInt64LE(addressOf(ids), 56);
     const length = Buffer.alloc(4);
     length.writeUInt32LE(info.length);
-    // Of a map it would be bpf_map_info, which has no such name there.
-    if (libbpf().objGetInfo(fd, info, length) < 0) return false;
+    checked(libbpf().objGetInfo(fd, info, length), 'bpf_obj_get_info_by_fd', path);
     const name = info.toString('latin1', 64, 80).replace(/\0[^]*$/, '');
     const used = Array.from({ length: Math.min(8, info.readUInt32LE(52)) }, (_, at) =>
       ids.readUInt32LE(4 * at),
     );
     return name === BYPASS_PROGRAM && used.includes(map);
-  } finally {
-    closeSync(fd);
-  }
-}
+  }) ?? false;

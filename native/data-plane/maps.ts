@@ -1,11 +1,11 @@
 /** The pinned maps of this version or another, opened with the types that the table of maps has. */
-import { existsSync, statSync } from 'node:fs';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { BpfMap } from '../bpf/bpf-map.ts';
-import { CgrouteError, messageOf } from '../error.ts';
+import { isThere } from '../boundary/presence.ts';
+import { CgrouteError } from '../error.ts';
 import type { Codec } from '../layout/codec.ts';
 import { foreignCodec } from '../layout/foreign-codec.ts';
-import { PIN_VERSION, pinDirectories, type PinDirectory } from '../pins/pin-directory.ts';
+import { hasPinDirectory, PIN_VERSION, pinDirectories, type PinDirectory } from '../pins/pin-directory.ts';
 import { mapFacts } from '../pins/pinned-object.ts';
 import { maps, mapTypes, type EntryMap, type KeyOf, type OwnMap, type ValueOf } from '../programs/maps.ts';
 import { OVERFLOW_BIAS } from './map-migration.ts';
@@ -40,7 +40,7 @@ function emptyMap<K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K,
 export function openMaps({ maps: directory, version }: PinDirectory): PinnedMaps {
   const open = <K, V>(name: string, key: Codec<K>, value: Codec<V>): BpfMap<K, V> => {
     const path = `${directory}/${name}`;
-    if (version !== PIN_VERSION && !existsSync(path)) return emptyMap(name, key, value);
+    if (version !== PIN_VERSION && !isThere(path)) return emptyMap(name, key, value);
     const fd = checked(libbpf().objGet(path), 'bpf_obj_get', path);
     if (version === PIN_VERSION) return new BpfMap(name, fd, key, value);
     const shape = shapeAt(path, mapFacts(fd, name));
@@ -66,25 +66,14 @@ export function openMaps({ maps: directory, version }: PinDirectory): PinnedMaps
 /**
  * This version's or, where none is pinned, another's, read by the layouts that the
  * kernel knows of them. Undefined when nothing of cgroute is pinned below `bpffsRoot`.
- * @throws CgrouteError when they cannot be read
+ * @throws CgrouteError when they cannot be read; `EPINS`, `EBPFFS` when it cannot be told whether they are there
  */
 export function openPinnedMaps(bpffsRoot: string): PinnedMaps | undefined {
-  try {
-    const found = pinDirectories(bpffsRoot).find(
-      ({ maps: directory }) =>
-        statSync(`${directory}/${maps.agent.name}`, { throwIfNoEntry: false }) !== undefined,
-    );
-    return found === undefined ? undefined : openMaps(found);
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    if (cause instanceof CgrouteError) throw cause;
-    if (code === 'ENOTDIR') return undefined;
-    throw new CgrouteError(
-      'EPINS',
-      `--bpffs-root ${bpffsRoot} cannot be looked into (${code ?? messageOf(cause)}): run as root, or as the user whose directory it is`,
-      { cause },
-    );
-  }
+  if (!hasPinDirectory(bpffsRoot)) return undefined;
+  const found = pinDirectories(bpffsRoot).find(({ maps: directory }) =>
+    isThere(`${directory}/${maps.agent.name}`),
+  );
+  return found === undefined ? undefined : openMaps(found);
 }
 
 /** Whether anything that is pinned, of whichever version, redirects. */

@@ -1,18 +1,19 @@
 /** The end of what is pinned: first what redirects, then what brings connections to the proxy. */
-import { closeSync, existsSync, readdirSync, rmdirSync, unlinkSync } from 'node:fs';
+import { closeSync, readdirSync, rmdirSync, unlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { mapInfo } from '../bpf/bpf-map.ts';
 import { findBypassFilter, unpinBypassFilter } from './bypass-filter.ts';
 import type { FilterPin } from '../netns/iptables-rules.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
+import { isThere } from '../boundary/presence.ts';
 import {
+  hasPinDirectory,
   IN_FLIGHT_MS,
   PIN_VERSION,
   pinDirectories,
   pinDirectory,
   pinsIn,
   removeVersion,
-  requireBpffs,
 } from '../pins/pin-directory.ts';
 import { maps } from '../programs/maps.ts';
 import { redirects } from '../programs/programs.ts';
@@ -24,11 +25,10 @@ const FILTER_MAPS: readonly string[] = [maps.bypass4.name, maps.bypass6.name];
 /**
  * Removes what redirects, of any version, and waits until the connections that are
  * under way have arrived. Returns the number of pins removed.
- * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem
+ * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem, `EPINS` when it cannot be looked into
  */
 export function stopRedirecting(bpffsRoot: string): number {
-  if (!existsSync(bpffsRoot)) return 0;
-  requireBpffs(bpffsRoot, bpffsRoot);
+  if (!hasPinDirectory(bpffsRoot)) return 0;
   const redirecting = pinDirectories(bpffsRoot).flatMap(({ links }) => pinsIn(links).filter(redirects));
   for (const pin of redirecting) unlinkSync(pin);
   if (redirecting.length > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, IN_FLIGHT_MS);
@@ -39,14 +39,14 @@ export function stopRedirecting(bpffsRoot: string): number {
  * Removes all that cgroute pinned, of any version: {@link stopRedirecting}, then the
  * rest. What others keep beside it stays. Returns the number of pins removed.
  * @param keepsFilter leaves the filter of sidecars, which rules still name
- * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem
+ * @throws CgrouteError `EBPFFS` when the directory is not on a BPF filesystem, `EPINS` when it cannot be looked into
  */
 export function removePins(bpffsRoot: string, keepsFilter = false): number {
-  if (!existsSync(bpffsRoot)) return 0;
+  if (!hasPinDirectory(bpffsRoot)) return 0;
   let removed = stopRedirecting(bpffsRoot);
   for (const directory of pinDirectories(bpffsRoot)) {
     const filter = `${directory.maps}/${FILTER_MAP}`;
-    if (!keepsFilter && existsSync(filter)) removed += unpinBypassFilter(bpffsRoot, pinnedMapId(filter));
+    if (!keepsFilter && isThere(filter)) removed += unpinBypassFilter(bpffsRoot, pinnedMapId(filter));
     removed += removeVersion(directory, (pin) => keepsFilter && FILTER_MAPS.includes(basename(pin)));
   }
   if (readdirSync(bpffsRoot).length === 0) rmdirSync(bpffsRoot);
@@ -69,7 +69,7 @@ export function undoPins(bpffsRoot: string, before: readonly string[]): void {
 export function pinnedBypass(bpffsRoot: string): FilterPin | undefined {
   for (const { maps } of pinDirectories(bpffsRoot)) {
     const map = `${maps}/${FILTER_MAP}`;
-    const found = existsSync(map) ? findBypassFilter(bpffsRoot, pinnedMapId(map)) : undefined;
+    const found = isThere(map) ? findBypassFilter(bpffsRoot, pinnedMapId(map)) : undefined;
     if (found !== undefined) return found;
   }
   return undefined;

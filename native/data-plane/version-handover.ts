@@ -12,10 +12,11 @@
  * The process may be killed at any point: the next start, of whichever version,
  * goes on from what it finds.
  */
-import { existsSync, renameSync, unlinkSync } from 'node:fs';
+import { renameSync, unlinkSync } from 'node:fs';
 import { basename } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { checked, libbpf } from '../boundary/libbpf.ts';
+import { isThere } from '../boundary/presence.ts';
 import {
   addCounters,
   copyConnections,
@@ -151,7 +152,7 @@ function retire(other: PinDirectory, own: PinDirectory): void {
   const answersElsewhere = ANSWERS.some((name) => !sameMap(`${other.maps}/${name}`, `${own.maps}/${name}`));
   for (const name of handedOver('connections')) {
     const pin = `${other.maps}/${name}`;
-    if (existsSync(pin)) unlinkSync(pin);
+    if (isThere(pin)) unlinkSync(pin);
   }
   const isLast = (pin: string): number => (keepsConnections(pin) ? 1 : 0);
   for (const pin of pinsIn(other.links).sort((a, b) => isLast(a) - isLast(b))) {
@@ -188,7 +189,7 @@ function keepFormer(pin: string, to: string, links: string): void {
     if (oldest === pin) return;
   }
   let free = to;
-  for (let n = 2; existsSync(free); n++) free = `${to}_${n}`;
+  for (let n = 2; isThere(free); n++) free = `${to}_${n}`;
   renameSync(pin, free);
 }
 

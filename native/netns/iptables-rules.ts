@@ -2,8 +2,8 @@
  * The two rules that take a sidecar out of a pod's path, in the `nat` table of
  * that pod's network namespace, and nothing else of what is there.
  */
-import { readFileSync } from 'node:fs';
-import { CgrouteError } from '../error.ts';
+import { readIfThere } from '../boundary/presence.ts';
+import { CgrouteError, errnoOf } from '../error.ts';
 import { findProgram, runInNetns, type PodNetns, type Ran } from './pod-netns.ts';
 
 /** `bypass`: packets that the pinned program picks. `short-circuit`: all. */
@@ -120,11 +120,13 @@ async function listed(netns: PodNetns, tool: Tool): Promise<string> {
   throw failure(`${tool}-save`, code, stderr);
 }
 
+/** None where the module is not loaded, or the process has ended. @throws CgrouteError `EUNSEEN`: it is root's, in a user namespace that one's */
 function legacyTables(file: string): string[] {
   try {
-    return readFileSync(file, 'utf8').split('\n');
-  } catch {
-    return [];
+    return readIfThere(file)?.split('\n') ?? [];
+  } catch (error) {
+    if (errnoOf(error) === 'EINVAL') return []; // A process that has ended has no network any more.
+    throw error;
   }
 }
 
@@ -207,8 +209,10 @@ function failure(program: string, code: number, stderr: string): CgrouteError {
     /permission denied|not permitted/i.test(first) && program.includes('-legacy')
       ? '; legacy tables take CAP_NET_RAW, too'
       : '';
-  const why = /xtables lock/.test(stderr)
-    ? `another program has held its lock for ${WAIT} s`
-    : `${first.slice(0, 200) || 'it did not say why'}${hint}`;
+  const why = /lock file/.test(first)
+    ? `${first.slice(0, 200)}; the agent needs a lock file that it can write, in the place of /run/xtables.lock another by XTABLES_LOCKFILE`
+    : /xtables lock/.test(stderr)
+      ? `another program has held its lock for ${WAIT} s`
+      : `${first.slice(0, 200) || 'it did not say why'}${hint}`;
   return new CgrouteError('EIPTABLES', `${program} failed with exit code ${code}: ${why}`);
 }

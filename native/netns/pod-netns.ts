@@ -81,7 +81,7 @@ function goBack(own: number): void {
   }
 }
 
-/** The absolute path of a program of this host; undefined when it is not installed. */
+/** The absolute path of a program of this host that this process may run; undefined when there is none. */
 export function findProgram(
   name: string,
   path = `${process.env['PATH'] ?? ''}:${SYSTEM_PATH}`,

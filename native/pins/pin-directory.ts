@@ -2,10 +2,21 @@
  * Where links and maps are pinned: below `--bpffs-root`, one directory for each
  * version of the maps' layouts, with `maps` and `links` in it.
  */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmdirSync, statfsSync, unlinkSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmdirSync,
+  statfsSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { CgrouteError, messageOf } from '../error.ts';
+import { CgrouteError, errnoOf, isAbsent, messageOf, refusalOf } from '../error.ts';
 import { lockDirectory, type DirectoryLock } from '../boundary/lock.ts';
+import { isThere } from '../boundary/presence.ts';
 
 /** Changes when a map's layout does; then the old version's state is taken over by copying, and that of a release goes into former-layouts.ts. */
 export const PIN_VERSION = 'v2';
@@ -40,20 +51,59 @@ export function pinDirectories(bpffsRoot: string): PinDirectory[] {
 export const linkDirectories = (bpffsRoot: string): string[] =>
   pinDirectories(bpffsRoot).map(({ links }) => links);
 
-/** Paths of the pins in a directory, of whatever kind; none where there is no such directory. */
+/**
+ * Whether there is a directory for pins. Where it may not be looked into, and where
+ * no BPF file system is, it would be wrong to say that nothing is pinned.
+ * @throws CgrouteError `EPINS` when that cannot be told, `EBPFFS`
+ */
+export function hasPinDirectory(bpffsRoot: string): boolean {
+  const at = nearest(bpffsRoot);
+  requireBpffs(at, bpffsRoot);
+  if (at !== bpffsRoot) return false;
+  if (!statSync(bpffsRoot).isDirectory())
+    throw new CgrouteError('EBPFFS', `--bpffs-root ${bpffsRoot} is a pin: expected a directory for pins`);
+  subdirectories(bpffsRoot);
+  return true;
+}
+
+/** The path itself or the nearest above it that is there. @throws CgrouteError `EPINS` */
+function nearest(bpffsRoot: string): string {
+  let at = bpffsRoot;
+  try {
+    while (!isThere(at) && at !== dirname(at)) at = dirname(at);
+  } catch (cause) {
+    throw untold(cause);
+  }
+  return at;
+}
+
+function untold(cause: unknown): CgrouteError {
+  return new CgrouteError('EPINS', `what is pinned below --bpffs-root cannot be told: ${refusalOf(cause)}`, {
+    cause,
+    errno: errnoOf(cause),
+  });
+}
+
+/** Paths of the pins in a directory, of whatever kind; none where there is no such directory. @throws CgrouteError `EPINS` */
 export function pinsIn(directory: string): string[] {
   return entriesOf(directory, false);
 }
 
 /**
  * Makes the directory for pins, if it is not there.
- * @throws CgrouteError `EBPFFS` when it would not be on a BPF filesystem
+ * @throws CgrouteError `EBPFFS` when it would not be on a BPF filesystem, `EPINS` when it cannot be made
  */
 export function makePinDirectory(bpffsRoot: string): void {
-  let at = bpffsRoot;
-  while (!existsSync(at) && at !== dirname(at)) at = dirname(at);
-  requireBpffs(at, bpffsRoot);
-  mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
+  requireBpffs(nearest(bpffsRoot), bpffsRoot);
+  try {
+    mkdirSync(bpffsRoot, { recursive: true, mode: 0o700 });
+    accessSync(bpffsRoot, constants.W_OK);
+  } catch (cause) {
+    throw new CgrouteError('EPINS', `nothing can be pinned below --bpffs-root: ${refusalOf(cause)}`, {
+      cause,
+      errno: errnoOf(cause),
+    });
+  }
 }
 
 /**
@@ -106,7 +156,7 @@ export function removeVersion(
 }
 
 function removeIfEmpty(directory: string): void {
-  if (existsSync(directory) && readdirSync(directory).length === 0) rmdirSync(directory);
+  if (isThere(directory) && readdirSync(directory).length === 0) rmdirSync(directory);
 }
 
 /**
@@ -119,7 +169,7 @@ export function moveAside(bpffsRoot: string, path: string, what: string): string
   try {
     mkdirSync(aside, { recursive: true, mode: 0o700 });
     let to = '';
-    for (let n = 1; to === '' || existsSync(to); n++) to = `${aside}/${basename(path)}_${n}`;
+    for (let n = 1; to === '' || isThere(to); n++) to = `${aside}/${basename(path)}_${n}`;
     renameSync(path, to);
     return to;
   } catch (cause) {
@@ -133,14 +183,14 @@ export function moveAside(bpffsRoot: string, path: string, what: string): string
 
 const subdirectories = (directory: string): string[] => entriesOf(directory, true);
 
-/** None where there is no such directory; one that may not be read is an error. */
+/** None where there is no such directory. @throws CgrouteError `EPINS` for one that may not be read */
 function entriesOf(directory: string, directories: boolean): string[] {
   try {
     return readdirSync(directory, { withFileTypes: true })
       .filter((entry) => entry.isDirectory() === directories)
       .map(({ name }) => `${directory}/${name}`);
   } catch (error) {
-    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
-    throw error;
+    if (isAbsent(error)) return [];
+    throw untold(error);
   }
 }

@@ -1,33 +1,50 @@
 /** What lies at a path of bpffs: a map, a link, or something else, and what the kernel says of it. */
-import { closeSync, lstatSync, readlinkSync } from 'node:fs';
+import { closeSync, lstatSync, readlinkSync, type Stats } from 'node:fs';
 import { parseBtf, type Types } from '../layout/btf.ts';
 import { shapeOf, type Shape } from '../layout/btf-shape.ts';
 import { cString } from '../layout/elf.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
+import { CgrouteError, errnoOf, isAbsent, refusalOf } from '../error.ts';
 import { addressOf, errnoName } from '../boundary/libc.ts';
 import { NO_CGROUP } from './link-pin.ts';
 
 export type PinKind = 'map' | 'link' | 'program' | 'other';
 
-/** Failures that say nothing of what is there. */
-const NO_ROOM: ReadonlySet<string> = new Set(['EMFILE', 'ENFILE', 'ENOMEM']);
+/** Failures that say nothing of what is there: no room, or no right. */
+const UNTOLD: ReadonlySet<string> = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EPERM', 'EROFS']);
 
 /**
- * Opens what is pinned and passes it on; undefined where nothing is. `other`, without a descriptor, is what cannot be opened.
- * @throws CgrouteError `EBPF`, errno `EMFILE`, `ENFILE` or `ENOMEM`
+ * Opens what is pinned and passes it on; undefined where nothing is. `other`, without a descriptor, is what is no object of BPF's.
+ * @throws CgrouteError `EBPF`, `EPINS` where it cannot be told what is there, for want of rights or of descriptors
  */
 export function withPin<T>(path: string, use: (kind: PinKind, fd: number) => T): T | undefined {
   // A symbolic link that leads nowhere is something, too.
-  if (lstatSync(path, { throwIfNoEntry: false }) === undefined) return undefined;
+  const found = atPin(path);
+  if (found === undefined) return undefined;
   const fd = libbpf().objGet(path);
   if (fd < 0) {
-    if (NO_ROOM.has(errnoName(-fd))) checked(fd, 'bpf_obj_get', path);
+    const errno = errnoName(-fd);
+    // The kernel says EACCES of a directory as well as of a pin that this process may not open.
+    if (UNTOLD.has(errno) || (errno === 'EACCES' && found.isFile())) checked(fd, 'bpf_obj_get', path);
     return use('other', fd);
   }
   try {
     return use(kindOf(fd), fd);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** Undefined where nothing is. @throws CgrouteError `EPINS` */
+function atPin(path: string): Stats | undefined {
+  try {
+    return lstatSync(path);
+  } catch (cause) {
+    if (isAbsent(cause)) return undefined;
+    throw new CgrouteError('EPINS', `what is pinned at ${path} cannot be told: ${refusalOf(cause)}`, {
+      cause,
+      errno: errnoOf(cause),
+    });
   }
 }
 

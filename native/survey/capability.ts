@@ -38,11 +38,12 @@ export interface ProbedFeature extends Feature {
 export interface CapabilityReport {
   /** The kernel's release, `6.18.44`. */
   readonly kernel: string;
-  /** False where it is missing, or where the privileges to find out are. */
-  readonly features: Readonly<Record<string, boolean>>;
+  /** Null where this process lacks the privileges to find out. */
+  readonly features: Readonly<Record<string, boolean | null>>;
 }
 
-const EPERM = errnoValue('EPERM');
+/** The kernel says the first, and a security module the second. */
+const REFUSED: readonly number[] = [-errnoValue('EPERM'), -errnoValue('EACCES')];
 const EBADF = errnoValue('EBADF');
 const LOG_BYTES = 16 * 1024;
 /** How the verifier refuses a helper: an id beyond its table; one that is not for this type, as older and as newer kernels say it. */
@@ -82,7 +83,7 @@ function tryLoad(
 
 function supportOf(hook: Hook): Support {
   const { result } = tryLoad(hook, [RETURN_1, EXIT]);
-  return result === 0 ? 'yes' : result === -EPERM ? 'unknown' : 'no';
+  return result === 0 ? 'yes' : REFUSED.includes(result) ? 'unknown' : 'no';
 }
 
 /** A call without arguments is refused for them, if for nothing else; only other words mean that the helper isn't there. */
@@ -92,13 +93,14 @@ function helperSupport(hook: Hook, helper: Helper): Support {
     // Without CAP_PERFMON some are refused in the same words; which ones, differs from kernel to kernel.
     return effectiveCapabilities().has('CAP_PERFMON') ? 'no' : 'unknown';
   }
-  return result === -EPERM ? 'unknown' : result === 0 || log !== '' ? 'yes' : 'no';
+  if (result === 0 || log !== '') return 'yes';
+  return REFUSED.includes(result) ? 'unknown' : 'no';
 }
 
 /** Without a program, a kernel that has links complains of the descriptor, and one without them of the command. */
 function linkSupport(): Support {
   const result = libbpf().linkCreate(-1, -1, cgroupHooks.connect4.attach, null);
-  return result === -EBADF ? 'yes' : result === -EPERM ? 'unknown' : 'no';
+  return result === -EBADF ? 'yes' : REFUSED.includes(result) ? 'unknown' : 'no';
 }
 
 /** What is asked of a hook: what the programs there call, each with the version that lets them. */
@@ -224,16 +226,10 @@ export function isOlder(version: string, than: string): boolean {
 
 const numbers = (version: string): number[] => version.split('.').map((part) => Number.parseInt(part, 10));
 
-/** The same trials in short. Never throws: without libbpf, or without privileges, nothing is true. */
-export function capabilityReport(): CapabilityReport {
-  let features: readonly ProbedFeature[] = [];
-  try {
-    features = probeFeatures();
-  } catch {
-    // Without libbpf there is nothing to report; doctor says so.
-  }
-  return {
-    kernel: release(),
-    features: Object.fromEntries(features.map(({ name, support }) => [name, support === 'yes'])),
-  };
-}
+const ANSWERS = { yes: true, no: false, unknown: null } as const;
+
+/** The same trials in short. @throws CgrouteError `ELIBBPF` */
+export const capabilityReport = (): CapabilityReport => ({
+  kernel: release(),
+  features: Object.fromEntries(probeFeatures().map(({ name, support }) => [name, ANSWERS[support]])),
+});

@@ -1,11 +1,11 @@
 /** Which programs are attached to the hooks of a cgroup, whose they are, and in which order they run. */
-import { closeSync, existsSync, openSync, readdirSync, statSync } from 'node:fs';
+import { closeSync, openSync, statSync } from 'node:fs';
 import { cString } from '../layout/elf.ts';
-import { CgrouteError } from '../error.ts';
+import { CgrouteError, refusalOf } from '../error.ts';
 import { checked, libbpf } from '../boundary/libbpf.ts';
 import { errnoValue } from '../boundary/libc.ts';
 import { parseLinkPin } from '../pins/link-pin.ts';
-import { linkDirectories } from '../pins/pin-directory.ts';
+import { hasPinDirectory, linkDirectories, pinsIn } from '../pins/pin-directory.ts';
 import { linkFacts, withPin } from '../pins/pinned-object.ts';
 import { cgroupHooks, type CgroupHook, type Hook } from '../programs/hooks.ts';
 import { isOurName } from '../programs/programs.ts';
@@ -54,32 +54,22 @@ const MAX_PROGRAMS = 1024;
 const KERNEL_ROOT = 1n;
 
 /**
- * The programs of the links that are pinned in directories, by their ids.
- * Undefined when one cannot be read; a directory that is not there has none.
+ * The programs of the links that are pinned in directories, by their ids. A
+ * directory that is not there has none.
+ * @throws CgrouteError `EPINS`, `EBPF` when one cannot be read
  */
-export function pinnedPrograms(...linkDirectories: readonly string[]): PinnedPrograms | undefined {
+export function pinnedPrograms(...linkDirectories: readonly string[]): PinnedPrograms {
   const programs = new Map<number, string>();
-  try {
-    for (const directory of linkDirectories) {
-      for (const pin of existsSync(directory) ? readdirSync(directory) : []) {
-        const id = linkedProgram(`${directory}/${pin}`);
-        if (id !== undefined) programs.set(id, parseLinkPin(pin)?.program ?? pin);
-      }
-    }
-  } catch {
-    return undefined;
+  for (const pin of linkDirectories.flatMap(pinsIn)) {
+    const id = linkedProgram(pin);
+    if (id !== undefined) programs.set(id, parseLinkPin(pin)?.program ?? pin);
   }
   return programs;
 }
 
-/** Those of every version that has pins below `--bpffs-root`; undefined when they cannot be read. */
-export function ownPrograms(bpffsRoot: string): PinnedPrograms | undefined {
-  try {
-    return pinnedPrograms(...linkDirectories(bpffsRoot));
-  } catch {
-    return undefined;
-  }
-}
+/** Those of every version that has pins below `--bpffs-root`. @throws as {@link pinnedPrograms}, and `EBPFFS` */
+export const ownPrograms = (bpffsRoot: string): PinnedPrograms =>
+  pinnedPrograms(...(hasPinDirectory(bpffsRoot) ? linkDirectories(bpffsRoot) : []));
 
 const linkedProgram = (pin: string): number | undefined =>
   withPin(pin, (kind, fd) => (kind === 'link' ? linkFacts(fd).programId : undefined));
@@ -153,9 +143,11 @@ function inCgroup<T>(path: string, ask: (fd: number) => T): T {
   try {
     fd = openSync(path, 'r');
   } catch (cause) {
-    throw new CgrouteError('ECGROUPROOT', `the cgroup ${path} cannot be opened to ask for its programs`, {
-      cause,
-    });
+    throw new CgrouteError(
+      'ECGROUPROOT',
+      `the cgroup ${path} cannot be opened to ask for its programs: ${refusalOf(cause)}`,
+      { cause },
+    );
   }
   try {
     return ask(fd);

@@ -1,7 +1,8 @@
 /** The two iptables backends of this host, and which of them hold rules. */
 import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { promisify } from 'node:util';
+import { readIfThere } from '../boundary/presence.ts';
+import { CgrouteError } from '../error.ts';
 
 export interface IptablesBackend {
   /** The tool: `iptables-nft`, `ip6tables-legacy`. */
@@ -33,6 +34,7 @@ async function countRules(tool: string, procRoot: string): Promise<IptablesBacke
     const { stdout } = await run(tool, ['-t', 'nat', '-S'], options());
     return { tool, rules: stdout.split('\n').filter((line) => line.startsWith('-A')).length };
   } catch (error) {
+    if (error instanceof CgrouteError) return { tool, rules: { failed: error.message } };
     const { code, killed, stderr } = error as { code?: unknown; killed?: boolean; stderr?: string };
     if (code === 'ENOENT') return { tool, rules: 'missing' };
     const why = killed === true ? `no answer within ${TIMEOUT_MS / 1000} s` : stderr?.trim().split('\n')[0];
@@ -48,14 +50,8 @@ const options = () =>
     env: { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` },
   }) as const;
 
-/** Tables in use, one name a line; the file is there when the module is. */
+/** Tables in use, one name a line; the file is there when the module is. @throws CgrouteError `EUNSEEN`: not everybody may read it */
 function legacyTables(tool: string, procRoot: string): string[] {
-  try {
-    return readFileSync(
-      `${procRoot}/self/net/${tool.startsWith('ip6') ? 'ip6' : 'ip'}_tables_names`,
-      'utf8',
-    ).split('\n');
-  } catch {
-    return [];
-  }
+  const file = `${procRoot}/self/net/${tool.startsWith('ip6') ? 'ip6' : 'ip'}_tables_names`;
+  return readIfThere(file)?.split('\n') ?? [];
 }

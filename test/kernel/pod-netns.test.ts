@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readlinkSync, statSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
+import { CgrouteError } from '../../native/error.ts';
+import { writeNat } from '../../native/netns/iptables-rules.ts';
 import { insideNetns, openPodNetns, runInNetns } from '../../native/netns/pod-netns.ts';
 import { makeNetwork, type NetworkHost } from '../../deploy/stage/netns.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
@@ -75,5 +77,21 @@ describe("a pod's network namespace", () => {
       message: /^setns\(\) for the network namespace of a pod failed with E/,
     });
     assert.deepEqual([...namespaces()], [own]);
+  });
+
+  test('keeps its rules where the lock of iptables may not be written, which is not said to be a want of capabilities', async (t) => {
+    process.env['XTABLES_LOCKFILE'] = '/proc/none/xtables.lock';
+    t.after(() => delete process.env['XTABLES_LOCKFILE']);
+    using netns = open();
+    const rule = '-m comment --comment cgroute:short-circuit -j RETURN';
+    await assert.rejects(
+      writeNat(netns, { tool: 'iptables-legacy', hasSidecar: true, own: [] }, rule),
+      (error) => {
+        assert.ok(error instanceof CgrouteError && error.code === 'EIPTABLES');
+        assert.match(error.message, /can't open lock file .*; the agent needs a lock file that it can write/);
+        assert.doesNotMatch(error.message, /CAP_/);
+        return true;
+      },
+    );
   });
 });

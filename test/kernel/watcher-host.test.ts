@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { readlinkSync, rmdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, readlinkSync, rmdirSync, writeFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { subscribe as parcelSubscribe } from '@parcel/watcher';
@@ -9,7 +10,7 @@ import type { ProcConnectorOptions } from '../../native/netlink/proc-connector.t
 import type { HostEvents, HostProcess } from '../../watcher/host-watch.ts';
 import { openHost, type HostOptions } from '../../watcher/open-host.ts';
 import { makeNetwork } from '../../deploy/stage/netns.ts';
-import { eventually } from '../../deploy/stage/process.ts';
+import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox, type Sandbox } from '../../deploy/stage/sandbox.ts';
 
 function watched(sandbox: Sandbox, { logger, ...options }: Partial<HostEvents & HostOptions> = {}) {
@@ -86,6 +87,36 @@ test('a process event alone brings a nested cgroup, its process and its addresse
   );
   assert.notEqual(asked.hostNetns(), seen.netns);
   assert.deepEqual(asked.pidsOf('/a/b/c'), [program.pid]);
+});
+
+test('processes of a cgroup that may not be looked into count as there, and that is logged', async () => {
+  await using sandbox = await makeSandbox('watch');
+  const { absolute } = sandbox.cgroup('/theirs');
+  chownSync(absolute, 65534, 65534);
+  chmodSync(absolute, 0o700);
+  const script = `import { pino } from 'pino';
+    import { openHost } from '${resolve(import.meta.dirname, '../../watcher/open-host.ts')}';
+    const host = openHost({ cgroupRoot: '${sandbox.cgroupRoot}', procRoot: '/proc', logger: pino() });
+    for (const path of ['/theirs', '/theirs', '/none', '/host'])
+      console.log(JSON.stringify([path, host.isPopulated(path), host.hasUserProcess(path), host.pidsOf(path).length]));`;
+  const stdout = await must({
+    cmd: 'setpriv',
+    args: [
+      ...['--inh-caps=-all', '--bounding-set=-dac_override,-dac_read_search'],
+      ...[process.execPath, '--input-type=module', '-e', script],
+    ],
+    cwd: resolve(import.meta.dirname, '../..'),
+  });
+  const lines = stdout.split('\n');
+  const answers = lines.filter((line) => line.startsWith('['));
+  assert.deepEqual(answers, [
+    '["/theirs",true,true,0]',
+    '["/theirs",true,true,0]',
+    '["/none",false,false,0]',
+    '["/host",false,false,0]',
+  ]);
+  const warnings = lines.filter((line) => line.includes('processes of a cgroup cannot be listed: EACCES'));
+  assert.equal(warnings.length, 1, stdout);
 });
 
 test('what a question has met before the events begin is reported with them', async () => {

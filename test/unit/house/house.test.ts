@@ -96,3 +96,12 @@ test('the TypeScript compiler has nothing to say', async () => {
   );
   assert.equal(stdout, '');
 });
+
+/** It takes a missing right for an absence, in silence. */
+const HIDES_RIGHTS = /\bexistsSync\b/;
+
+test('what the product asks for by path is there, absent or forbidden, and never just not there', () => {
+  const asking = product.filter((path) => !path.startsWith('deploy/') && HIDES_RIGHTS.test(read(path)));
+  assert.deepEqual(asking, [], 'native/boundary/presence.ts tells them apart');
+  assert.match("import { existsSync } from 'node:fs';", HIDES_RIGHTS);
+});

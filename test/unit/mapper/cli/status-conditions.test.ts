@@ -30,6 +30,7 @@ const FINE: NodeFacts = {
   policies: { unknownPods: 'deny', whenProxyDown: 'deny' },
   sources: [{ name: 'pods', state: 'ok', detail: '' }],
   capabilities: null,
+  unseen: [],
   pods: [
     pod('in', { noProxyDenied: 2, noProxyAllowed: 3, redirected: 9 }),
     pod('in', { noProxyDenied: 2 }),
@@ -114,6 +115,11 @@ describe('it is wrong', () => {
     ],
     ['that a source fails', { sources: state('pods', 'degraded') }, 'SourcesFollowed: pods is degraded: why'],
     [
+      'that something may not be looked at',
+      { unseen: ['cgroups below /a: EACCES', 'b'] },
+      'EverythingSeen: cgroups below /a: EACCES; b',
+    ],
+    [
       'that something had been altered',
       { live: { ...LIVE, drift: 2 } },
       'NothingDrifted: 2 programs or entries had been removed or altered by somebody else, and were put back just now',
@@ -121,6 +127,12 @@ describe('it is wrong', () => {
   ];
   for (const [name, changes, expected] of cases)
     test(name, () => assert.deepEqual(wrong(changes), [expected]));
+
+  test('that no agent runs, and what it left redirects, also where it has not left its name', () =>
+    assert.match(
+      wrong({ node: null, agent: DOWN, live: undefined }).join(),
+      /what it left pinned goes on redirecting/,
+    ));
 
   test('that no agent runs, and what follows comes first', () => {
     assert.deepEqual(
