@@ -1,7 +1,10 @@
 /**
  * What docs/kernels.md says of a part of the matrix: of the kernels that were run,
- * and of them the features and the files that were run. The rest of it is not looked at.
+ * and of them the features and the files that were run, and of files that are there
+ * no more. The rest of it is not looked at.
  */
+import { existsSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { type Row, featureRows, fileRows, lackRows, skipRows } from './document.ts';
 import type { KernelResult } from './result.ts';
 
@@ -28,20 +31,35 @@ function differences(is: readonly string[], wanted: readonly string[]): string[]
 const has = (kernels: string | undefined, name: string): boolean =>
   kernels?.split(', ').includes(name) === true;
 
+const folder = resolve(import.meta.dirname, '..');
+
+/** Whether a file is there that a row names, as `kernel/a.test.ts` in code. */
+export const isThere = (file: string): boolean => existsSync(resolve(folder, file.replaceAll('`', '')));
+
+/** The files that rows of the document are about, also those that it says are left out. */
+export function namedFiles(text: string): string[] {
+  return [
+    ...tableBelow(text, '## Tests').rows.map(([file = '']) => file),
+    ...tableBelow(text, 'Skipped:').rows.map(([, file = '']) => file),
+    ...(/^Left out: .*$/m.exec(text)?.[0].match(/`[\w-]+\/[\w.-]+`/g) ?? []),
+  ];
+}
+
 /** Where the document says something else of one kernel than came of it. */
-function ofKernel(text: string, result: KernelResult): string[] {
+function ofKernel(text: string, result: KernelResult, isFile: (file: string) => boolean): string[] {
   const { name, features } = result;
   const cells = (
     { heading, rows }: ReturnType<typeof tableBelow>,
     count: number,
-    isCovered: (row: Row) => boolean = () => true,
+    isWanted: (row: Row) => boolean = () => true,
   ): string[] =>
     rows
-      .filter(isCovered)
+      .filter(isWanted)
       .map((row) => [...row.slice(0, count), row[heading.indexOf(name)] ?? 'no such column'].join(' | '));
   const computed = (rows: readonly Row[], count: number): string[] =>
     rows.map((row) => [...row.slice(0, count), row.at(-1)].join(' | '));
   const ran = new Set(fileRows([result]).map(([file]) => file));
+  const isCovered = (file = ''): boolean => ran.has(file) || !isFile(file);
 
   const tests = tableBelow(text, '## Tests');
   // A feature at a time: the document puts those together that some kernels lack.
@@ -54,13 +72,13 @@ function ofKernel(text: string, result: KernelResult): string[] {
   const single = features.flatMap((feature) => lackRows([{ ...result, features: [feature] }]));
   const skipped = (rows: readonly Row[]): string[] =>
     rows
-      .filter(([kernels, file]) => has(kernels, name) && ran.has(file))
+      .filter(([kernels, file]) => has(kernels, name) && isCovered(file))
       .map(([, ...more]) => more.join(' | '));
   return [
     ...differences(cells(tableBelow(text, '## Features'), 2), computed(featureRows([result]), 2)),
     ...differences(lacked(tableBelow(text, '## What a kernel lacks').rows), lacked(single)),
     ...differences(
-      cells(tests, 1, ([file]) => ran.has(file)),
+      cells(tests, 1, ([file]) => isCovered(file)),
       computed(fileRows([result]), 1),
     ),
     ...differences(skipped(tableBelow(text, 'Skipped:').rows), skipped(skipRows([result]))),
@@ -68,6 +86,10 @@ function ofKernel(text: string, result: KernelResult): string[] {
 }
 
 /** Lines that the document has too many, with `-`, and too few, with `+`, of what was run. */
-export function coveredDifferences(text: string, results: readonly KernelResult[]): string[] {
-  return results.flatMap((result) => ofKernel(text, result));
+export function coveredDifferences(
+  text: string,
+  results: readonly KernelResult[],
+  isFile: (file: string) => boolean = isThere,
+): string[] {
+  return results.flatMap((result) => ofKernel(text, result, isFile));
 }

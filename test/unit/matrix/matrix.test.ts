@@ -1,8 +1,9 @@
 /** The kernel matrix's own parts: what is chosen, what a guest's lines say, what becomes of the document. */
 import assert from 'node:assert/strict';
-import { basename } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { basename, resolve } from 'node:path';
 import { test } from 'node:test';
-import { coveredDifferences } from '../../matrix/covered.ts';
+import { coveredDifferences, isThere, namedFiles } from '../../matrix/covered.ts';
 import { documentDifferences, documentText } from '../../matrix/document.ts';
 import { parseReport } from '../../matrix/report.ts';
 import { isGood, type KernelResult, renewed, resultLines, take } from '../../matrix/result.ts';
@@ -155,9 +156,17 @@ test('of a document only what was run is looked at: kernels, their features, fil
   const more = { name: '6.12', suite: 'trixie', files: [...here.files, other] };
   const there = result({ ...more, features: [{ ...FEATURE, support: 'yes' }] });
   const text = documentText([result({ files: [...here.files, other] }), there], []);
-  assert.deepEqual(coveredDifferences(text, [here, there]), []);
-  assert.deepEqual(coveredDifferences(text, [here]), [], 'neither the other kernel nor the other file');
-  const changed = (changes: Partial<KernelResult>): string[] => coveredDifferences(text, [result(changes)]);
+  const isFile = (): boolean => true;
+  const differences = (results: readonly KernelResult[]): string[] =>
+    coveredDifferences(text, results, isFile);
+  assert.deepEqual(differences([here, there]), []);
+  assert.deepEqual(differences([here]), [], 'neither the other kernel nor the other file');
+  const changed = (changes: Partial<KernelResult>): string[] => differences([result(changes)]);
+  assert.deepEqual(
+    coveredDifferences(text, [here], (file) => !file.includes('b.test.ts')),
+    ['- 5.10: `kernel/b.test.ts` | 2, 1 skipped', '- 5.10: `kernel/b.test.ts` | three | no'],
+    'a file that is gone',
+  );
   assert.deepEqual(changed({ features: [{ ...FEATURE, support: 'yes' as const }] }), [
     '- 5.10: `bpf_x` in `sockops` | 5.15 | **no**',
     '+ 5.10: `bpf_x` in `sockops` | 5.15 | yes',
@@ -181,9 +190,19 @@ test('of a document only what was run is looked at: kernels, their features, fil
   assert.deepEqual(changed({ files: [{ ...other, file: 'kernel/new.test.ts', skips: [] }] }), [
     '+ 5.10: `kernel/new.test.ts` | 2',
   ]);
+  assert.deepEqual(differences([result({ name: '7.2' })]).length > 0, true, 'a kernel without a column');
+});
+
+test('docs/kernels.md tells of files that are there, and no reason in it is of one release', () => {
+  const text = readFileSync(resolve(import.meta.dirname, '../../../docs/kernels.md'), 'utf8');
+  const files = namedFiles(text);
+  assert.ok(files.length > 20 && !isThere('`kernel/none.test.ts`'));
   assert.deepEqual(
-    coveredDifferences(text, [result({ name: '7.2' })]).length > 0,
-    true,
-    'a kernel without a column',
+    files.filter((file) => !isThere(file)),
+    [],
   );
+  // Debian's next would make the document say something else.
+  const OF_A_RELEASE = /\d+\.\d+\.\d+-\S+/;
+  const skipped = text.slice(text.indexOf('\nSkipped:\n'), text.indexOf('\n## Leak test'));
+  assert.doesNotMatch(skipped, OF_A_RELEASE);
 });
