@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test } from 'node:test';
 import { ENROLLED, type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
-import { eventually, type Running } from '../../deploy/stage/process.ts';
+import { eventually, must, type Running } from '../../deploy/stage/process.ts';
 import { type Connected, type Place, SOCK, listen, sock } from '../../deploy/stage/sock.ts';
 import { BYPASS, MODE, TRAFFIC } from '../harness/label-names.ts';
 
@@ -210,7 +210,11 @@ describe('with existingConnections: reset', () => {
     await eventually('the pod is out', async () => (await node.travel(pod.place)) === 'direct');
     // Nobody has that address, so the SYN waits for an answer to ARP for three seconds.
     const connecting = sock<Connected>(pod.place, 'connect', `${node.network.gateway.ip4}99`, 8080);
-    await delay(200);
+    await eventually('its SYN is on its way', async () =>
+      (await must({ cmd: 'ss', args: ['-Htn', 'state', 'syn-sent'], netns: pod.place.netns })).includes(
+        ':8080',
+      ),
+    );
     const said = resets().length;
     await label(ENROLLED);
     const ended = await connecting;

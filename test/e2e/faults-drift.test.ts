@@ -8,7 +8,7 @@ import { openPinnedMaps, type PinnedMaps } from '../../native/data-plane/maps.ts
 import { infoFlag, setting } from '../../native/layout/layouts.ts';
 import { type TestNode, startNode } from '../harness/node.ts';
 import type { NodePod } from '../../deploy/stage/node.ts';
-import { eventually, must } from '../../deploy/stage/process.ts';
+import { eventually, must, run } from '../../deploy/stage/process.ts';
 import { connect } from '../../deploy/stage/sock.ts';
 import { MODE } from '../harness/label-names.ts';
 
@@ -181,13 +181,13 @@ describe('drift:', () => {
 
   test("a map's pin replaced by someone else is there again, and what was put there is kept", async () => {
     const pin = `${directory('maps')}/settings`;
-    const id = async (): Promise<number> =>
-      (
-        JSON.parse(await must({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', pin] })) as {
-          readonly id: number;
-        }
-      ).id;
+    // In the middle of the repair nothing is there.
+    const id = async (): Promise<number | undefined> => {
+      const { code, stdout } = await run({ cmd: 'bpftool', args: ['-j', 'map', 'show', 'pinned', pin] });
+      return code === 0 ? (JSON.parse(stdout) as { readonly id: number }).id : undefined;
+    };
     const before = await id();
+    assert.ok(before !== undefined);
     await drifts(
       PROGRAMS,
       1,

@@ -5,6 +5,7 @@ import { pino } from 'pino';
 import { CgrouteError } from '../../../native/error.ts';
 import type { ProcConnectorOptions } from '../../../native/netlink/proc-connector.ts';
 import { watchProcesses } from '../../../watcher/process-watch.ts';
+import { eventually } from '../../../deploy/stage/process.ts';
 
 /** A socket that fails when the test says so: a live one cannot be made to. */
 function setUp() {
@@ -33,7 +34,7 @@ test('a socket that fails after it worked is said, replaced, and followed by a s
   opened[0]?.onBroken(new CgrouteError('EPROCEVENTS', 'process events were refused with ENOTCONN'));
   assert.equal(watch.state().state, 'failed');
   assert.match(watch.state().detail, /ENOTCONN.*cgroup watch and the sweep/);
-  await delay(30);
+  await eventually('it is replaced', () => watch.state().state === 'ok');
   assert.deepEqual([watch.state().state, opened.length, counts.disposed, counts.lost], ['ok', 2, 1, 1]);
   opened[1]?.onExec(7);
   assert.deepEqual(seen, [7]);

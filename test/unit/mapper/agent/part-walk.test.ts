@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { setTimeout as delay } from 'node:timers/promises';
 import { pino } from 'pino';
 import type { AgentPart } from '../../../../mapper/agent/agent-part.ts';
 import { PartWalk } from '../../../../mapper/agent/part-walk.ts';
 import type { OwnedCgroup } from '../../../../mapper/inventory/owned-cgroup.ts';
+import { eventually } from '../../../../deploy/stage/process.ts';
 
 const CGROUP: OwnedCgroup = { cgroup: { id: 7n, path: '/a', parent: 1n }, owner: { kind: 'none' } };
 const refused = (): never => {
@@ -172,7 +172,7 @@ test('who holds pods back hands them on to the next that does, and then all are 
   );
   walk.podsChanged(['1', '2']);
   assert.deepEqual(heard.splice(0), ['a: 1!', 'b: 1!']);
-  await delay(20);
+  await eventually('they are handed on', () => heard.length > 1);
   assert.deepEqual(heard, ['a: 2!', 'b: 2!']);
 });
 

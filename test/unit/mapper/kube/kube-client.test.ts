@@ -1,18 +1,21 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { createServer, type IncomingMessage } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { setTimeout as delay } from 'node:timers/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { test } from 'node:test';
 import { openKubeClient } from '../../../../mapper/kube/kube-client.ts';
 
-/** A server that takes every request, a moment later, and a client of it. */
-async function served() {
+/** A server that answers as soon as so many requests are there, and a client of it. */
+async function served(atOnce = 1) {
   const requests: IncomingMessage[] = [];
+  const unanswered: ServerResponse[] = [];
   let connections = 0;
   const server = createServer((request, response) => {
     requests.push(request);
-    setTimeout(() => response.writeHead(200, { 'content-type': 'application/json' }).end('{}'), 20);
+    if (unanswered.push(response) < atOnce) return;
+    for (const each of unanswered.splice(0))
+      each.writeHead(200, { 'content-type': 'application/json' }).end('{}');
   });
   server.on('connection', () => connections++);
   await once(server.listen(0, '127.0.0.1'), 'listening');
@@ -55,10 +58,10 @@ test('an object is asked for whole, and of one that is written only the metadata
 });
 
 test('ten writes at one time leave connections that the next ten use', async () => {
-  using api = await served();
+  using api = await served(10);
   for (let round = 0; round < 3; round++) {
     await Promise.all(Array.from({ length: 10 }, () => api.client.json(patch)));
-    await delay(10);
+    await nextTurn(); // then they are free
   }
   assert.deepEqual([api.requests.length, api.connections()], [30, 10]);
 });

@@ -57,9 +57,13 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
       wait: false,
     });
     await f.until('synced', () => f.isSynced);
+    await f.until('three watches', () => f.api.asked('pods', true).length >= 3);
+    const count = (): number => f.api.asked('pods', true).length;
+    const [before, began] = [count(), performance.now()];
     await sleep(500);
-    const count = f.api.asked('pods', true).length;
-    assert.ok(count >= 3 && count < 16, `${count} watches in half a second`);
+    // A busy machine may have slept longer.
+    const [more, halves] = [count() - before, (performance.now() - began) / 500];
+    assert.ok(more < 16 * halves, `${more} more watches in ${halves} half seconds`);
     assert.match(f.state('pods'), /^degraded: .*ended it at once; what stood before goes on \(1 known\)/);
   });
 
@@ -206,10 +210,11 @@ describe('when the API server fails, the source', { concurrency: true }, () => {
     await f.until('five tries', () => f.api.requests.length - from >= 6);
     const at = f.api.requests.slice(from).map(({ atMs }) => atMs);
     const gaps = at.slice(1).map((ms, i) => ms - (at[i] ?? 0));
-    assert.ok((gaps[4] ?? 0) > 2 * (gaps[0] ?? Infinity) - 20 && (gaps[4] ?? 0) >= 95, JSON.stringify(gaps));
+    // A busy machine makes them longer, and none shorter: the first waits are of some 20 ms.
+    assert.ok((gaps[4] ?? 0) >= 95, JSON.stringify(gaps));
     assert.match(
       f.state('pods'),
-      /^degraded: not followed since 2\S+Z \(\d+ s\), (?:next try in 1 s|trying now): .*503: the server is starting; what stood before goes on \(1 known\)$/,
+      /^degraded: not followed since 2\S+Z \(\d+ s\), (?:next try in \d+ s|trying now): .*503: the server is starting; what stood before goes on \(1 known\)$/,
     );
     assert.match(f.state('namespaces'), /^ok: /);
     assert.deepEqual(f.told, ['all shop | a']);

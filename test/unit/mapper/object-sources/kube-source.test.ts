@@ -58,7 +58,7 @@ describe('the API server as the source', { concurrency: true }, () => {
     assert.equal(f.isSynced, false);
     assert.match(
       f.state('namespaces'),
-      /^failed: never listed; since \S+ \(0 s\), .*answered 500: etcd is away/,
+      /^failed: never listed; since \S+ \(\d+ s\), .*answered 500: etcd is away/,
     );
     assert.match(f.state('pods'), /^ok: /);
     f.api.intercept = () => false;

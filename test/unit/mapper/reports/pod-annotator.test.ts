@@ -7,6 +7,7 @@ import { KubeError } from '../../../../mapper/kube/kube-error.ts';
 import { podOf, type Pod } from '../../../../mapper/objects/pod.ts';
 import { makePodAnnotator } from '../../../../mapper/reports/pod-annotator.ts';
 import { REDIRECTION } from '../../../harness/label-names.ts';
+import { eventually } from '../../../../deploy/stage/process.ts';
 
 const logger = pino({ level: 'silent' });
 
@@ -101,11 +102,9 @@ describe('the annotation', () => {
     annotator.want(pod(false), true);
     await turn();
     client.asked[0]?.answer(new KubeError('refused', 'conflict of versions', { status: 409 }));
-    await delay(50);
-    assert.equal(client.asked.length, 2);
+    await eventually('a second try', () => client.asked.length === 2);
     client.asked[1]?.answer(new KubeError('server', 'broken', { status: 500 }));
-    await delay(50);
-    assert.equal(client.asked.length, 3);
+    await eventually('a third try', () => client.asked.length === 3);
     client.asked[2]?.answer(new KubeError('refused', 'gone', { status: 404 }));
     await delay(50);
     assert.equal(client.asked.length, 3);

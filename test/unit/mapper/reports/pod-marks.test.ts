@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { setTimeout as delay } from 'node:timers/promises';
 import { pino } from 'pino';
 import { defaultConfig } from '../../../../mapper/config/config.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
@@ -10,6 +9,7 @@ import { podEntry, cgroupEntry, podAddresses } from '../../../../mapper/maps/pod
 import { ownerOf } from '../../../../mapper/decisions/cgroup-path.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 import { MODE } from '../../../harness/label-names.ts';
+import { eventually } from '../../../../deploy/stage/process.ts';
 
 const UID = '2c48913c-b29f-11e7-9350-020968147796';
 const web = (mode: string): Pod =>
@@ -83,8 +83,7 @@ test('a pod that leaves loses its annotation before the maps change', async () =
   change('none');
   assert.deepEqual(steps, ['annotation false']);
   settled.resolve();
-  await delay(5);
-  assert.ok(steps.includes('maps'));
+  await eventually('the maps', () => steps.includes('maps'));
 });
 
 test('the maps wait a moment at most for an API server that does not answer', async () => {
@@ -94,8 +93,7 @@ test('the maps wait a moment at most for an API server that does not answer', as
   marks.start();
   change('none');
   assert.ok(!steps.includes('maps'));
-  await delay(60);
-  assert.ok(steps.includes('maps'));
+  await eventually('the maps', () => steps.includes('maps'));
 });
 
 test('the maps come first for a pod that joins', async () => {
@@ -107,7 +105,7 @@ test('the maps come first for a pod that joins', async () => {
   steps.length = 0;
   change('ambient');
   assert.deepEqual(steps, ['maps']);
-  await delay(5);
+  await eventually('the annotation', () => steps.length > 1);
   assert.deepEqual(steps.slice(0, 2), ['maps', 'annotation true']);
 });
 
@@ -122,10 +120,10 @@ test('a pod that the maps do not hold is not annotated, and an Event says why', 
   held.pod = true;
   held.cgroup = false;
   marks.soon();
-  await delay(5);
-  assert.match(steps.at(-1) ?? '', /^NotRedirected: .*none of its 1 cgroups/);
+  await eventually('another reason', () =>
+    /^NotRedirected: .*none of its 1 cgroups/.test(steps.at(-1) ?? ''),
+  );
   held.cgroup = true;
   marks.soon();
-  await delay(5);
-  assert.match(steps.at(-1) ?? '', /^MeshEnrolled/);
+  await eventually('it is enrolled', () => /^MeshEnrolled/.test(steps.at(-1) ?? ''));
 });
