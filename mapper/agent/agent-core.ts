@@ -110,6 +110,8 @@ export function agentCore(ground: AgentGround): AgentCore {
     addressesOf: (pod) => addresses.reachedAt(ledger.homeOf(pod), pod),
     toldOf: (pod) => addresses.told(pod),
     pathsOf: (pod) => ledger.pathsOf(ledger.homeOf(pod)),
+    networkOf: (pod) =>
+      pod.hostNetwork ? BigInt(host.hostNetns() ?? 0) : networks.of(ledger.homeOf(pod), pod),
     redirected: () => redirectedOf(dataPlane.maps),
   });
   const handoffs = new HandoffPlaces({

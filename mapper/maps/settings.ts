@@ -5,6 +5,7 @@ import {
   policies,
   policy,
   proxyMode,
+  proxyNetwork,
   proxyPorts,
   setting,
   settingValue,
@@ -31,11 +32,19 @@ export class Settings {
     });
   }
 
-  /** The first address of each family is the proxy's; without any there is no proxy. @throws CgrouteError `EBPF` */
-  writeProxy(ips: readonly string[]): void {
+  /**
+   * The first address of each family is the proxy's; without any there is no proxy.
+   * @param netns inode of its network namespace; 0: not known, as it is while the address changes
+   * @throws CgrouteError `EBPF`
+   */
+  writeProxy(ips: readonly string[], netns: bigint): void {
     const { ip4, ip6 } = podAddresses(ips);
+    const before = this.#map.get(setting.proxyNetwork)?.bytes;
+    if (before !== undefined && proxyNetwork.decode(Buffer.from(before)).netns !== netns)
+      this.#map.delete(setting.proxyNetwork);
     this.#setAddress(setting.proxyIp4, ip4);
     this.#setAddress(setting.proxyIp6, ip6);
+    if (netns !== 0n) this.#set(setting.proxyNetwork, proxyNetwork, { netns });
   }
 
   /** As they are, be they an earlier agent's. */

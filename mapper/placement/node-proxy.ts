@@ -12,6 +12,7 @@ import {
   type ProxyCandidate,
 } from '../decisions/proxy-choice.ts';
 import type { Inventory } from '../inventory/inventory.ts';
+import { NO_NETWORK } from '../inventory/pod-networks.ts';
 import type { Settings } from '../maps/settings.ts';
 import { hasEnded, podKeys, type Pod } from '../objects/pod.ts';
 import { lookAtProxy, notListened, type ProxyHost, type ProxyLook } from './proxy-look.ts';
@@ -30,6 +31,8 @@ export interface NodeProxyOptions {
   readonly toldOf: (pod: Pod) => readonly string[];
   /** Its cgroups whose processes are in its network, relative to the watched root. */
   readonly pathsOf: (pod: Pod) => readonly string[];
+  /** Inode of its network namespace, {@link NO_NETWORK} while that is not known. */
+  readonly networkOf: (pod: Pod) => bigint;
   /** Connections that have been redirected so far. */
   readonly redirected: () => number;
 }
@@ -110,12 +113,12 @@ export class NodeProxy {
    * @throws CgrouteError `EBPF`
    */
   follow(): void {
-    const { settings, config } = this.#options;
+    const { settings, config, networkOf } = this.#options;
     const looks = new Map<string, ProxyLook>();
     const candidates = this.#candidates(looks);
     const lastUid = this.#uid ?? this.#earlier(candidates);
     const { chosen, notTaken, mayPass } = chooseProxy(candidates, lastUid, config.proxy);
-    settings.writeProxy(chosen?.ips ?? []);
+    settings.writeProxy(chosen?.ips ?? [], chosen === undefined ? NO_NETWORK : networkOf(chosen.pod));
     this.#uid = chosen?.pod.uid;
     const listeners = chosen === undefined ? undefined : looks.get(chosen.pod.uid)?.listeners;
     const ports = [config.proxy.outboundPort, config.proxy.inboundPort];

@@ -1,9 +1,10 @@
 /** Pods that want what is not theirs: they harm no other, gain no identity, and the agent stays responsive. */
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { after, before, describe, test, type TestContext } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { allBy, dial } from '../harness/dialler.ts';
 import { watchAgent } from '../harness/alive.ts';
 import { makeCgroup, removeCgroup, type Cgroup } from '../../deploy/stage/cgroup.ts';
@@ -238,6 +239,35 @@ describe('a hostile pod', () => {
     const now = await counters(hostile);
     assert.equal((now['loopDenied'] ?? 0) - (before['loopDenied'] ?? 0), 200);
     assert.equal((await counters(outside))['redirected'], 0);
+  });
+
+  test("that gives the proxy's address to a listener in a network namespace of its own leaves nothing for the proxy", async (t) => {
+    const { ip4, netns } = node.proxyPod.host;
+    const wanted = Buffer.alloc(16);
+    wanted.writeBigUInt64LE(statSync(`/run/netns/${netns}`, { bigint: true }).ino);
+    await eventually('it is known where the proxy is', async () =>
+      (await node.entries('settings')).some(({ value }) =>
+        isDeepStrictEqual((value['bytes'] as readonly (string | number)[]).map(Number), [...wanted]),
+      ),
+    );
+    await harmless(t, async () => {
+      const running = node.sandbox.spawn({
+        ...hostile.place,
+        cmd: 'unshare',
+        args: [
+          ...['--user', '--map-root-user', '--net', 'sh', '-ec'],
+          `ip link set lo up; ip address add ${ip4}/32 dev lo
+           ${SOCK} serve --quiet ${ip4} 15001 &
+           read go; ${SOCK} bench 500 ${node.server.ip4} ${PORT}; kill $!`,
+        ],
+      });
+      await running.json();
+      running.write('\n');
+      const { count } = await running.json<{ count: number }>();
+      assert.equal(count, 500);
+      await ended(running);
+    });
+    assert.deepEqual(await node.entries('original_dst_map'), []);
   });
 
   test('that has 60,000 threads', async (t) => {

@@ -163,7 +163,7 @@ describe('the agent with what the chart gives it, and no more', () => {
     await must({ cmd: 'bpftool', args: ['map', 'delete', 'pinned', map, 'key', '1', '0', '0', '0'] });
     await eventually('all is back', async () => {
       const settings = await cast.node.entries('settings');
-      return settings.length === 3 && readdirSync(directory).toSorted().join() === links.join();
+      return settings.length === 4 && readdirSync(directory).toSorted().join() === links.join();
     });
     assert.equal(await cast.node.travel(cast.pod.place), 'redirected');
   });

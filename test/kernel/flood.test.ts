@@ -7,8 +7,9 @@ import assert from 'node:assert/strict';
 import { after, afterEach, describe, test } from 'node:test';
 import { freePart } from '../../native/layout/layouts.ts';
 import type { Running } from '../../deploy/stage/process.ts';
-import { SOCK, type Place } from '../../deploy/stage/sock.ts';
-import { makeMesh, type Pod, PORT } from './mesh.ts';
+import { connect, listen, SOCK, type Place } from '../../deploy/stage/sock.ts';
+import { at } from '../harness/travel.ts';
+import { makeMesh, type Pod, PORT, seen } from './mesh.ts';
 
 /** More than one pod may have, and two such pods would be more than the map once held. */
 const FLOOD = 5000;
@@ -144,4 +145,26 @@ describe('a flood', async () => {
       for (const share of await flood(withListener(network))) assert.equal(share > 0, !isLocal, `${share}`);
     });
   }
+
+  test('where the proxy is in the network namespace of its client, it is told; one with its address elsewhere is not', async () => {
+    const inside = { cgroup: proxy.cgroup, netns: app.netns };
+    const listener = await listen(mesh.sandbox, inside, 'proxy', '*', [15001], '--dual');
+    for (const own of [app, { ip4: '127.0.0.1', ip6: '::1' }]) {
+      plane.setProxy(own);
+      for (const address of [server.ip4, server.ip6]) {
+        for (const [netns, told] of [
+          [app.netns, at(address, PORT)],
+          [undefined, at(address, PORT)],
+          [proxy.netns, undefined],
+        ] as const) {
+          plane.setProxyNetwork(netns);
+          const result = await connect(app, address, PORT);
+          assert.ok(result.ok, JSON.stringify(result));
+          assert.equal((await seen(listener, result.local)).orig, told);
+        }
+      }
+    }
+    plane.setProxy(proxy);
+    await listener.running.stop();
+  });
 });
