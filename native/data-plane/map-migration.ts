@@ -245,17 +245,12 @@ export function dropTaken(ownMaps: string, servingMaps: string): void {
 }
 
 /** Counters as they were, by slot, in this version's layout. */
-export type CounterBase = ReadonlyMap<number, Buffer>;
+export type Counters = ReadonlyMap<number, Buffer>;
 
-/** What another version's counters say, in this version's layout; counters of zero are left out. */
-export function readCounters(fromPath: string, toPath: string): CounterBase {
-  using from = openMap(fromPath);
-  using to = openMap(toPath);
-  const counters = new Map<number, Buffer>();
-  if (from === undefined || to === undefined || from.facts.id === to.facts.id) return counters;
+function readCounters(from: OpenMap, to: OpenMap): Counters {
   const copy = entryCopy(from, to);
+  const counters = new Map<number, Buffer>();
   for (const { key, value } of entriesOf(from)) {
-    if (value.every((byte) => byte === 0)) continue;
     const own = Buffer.alloc(to.facts.valueSize);
     copy.value(value, own);
     counters.set(key.readUInt32LE(), own);
@@ -263,11 +258,38 @@ export function readCounters(fromPath: string, toPath: string): CounterBase {
   return counters;
 }
 
-/** Adds what the other version has counted since. */
-export function addCounters(fromPath: string, toPath: string, since: CounterBase): void {
-  const now = readCounters(fromPath, toPath);
+/**
+ * Makes one map of counters say what another says, and tells what that was: what
+ * the other counts meanwhile is in neither. `left`: how many found no room.
+ * @throws CgrouteError `EPINLAYOUT`, `EBPF`
+ */
+export function copyCounters(
+  fromPath: string,
+  toPath: string,
+): { readonly counters: Counters; readonly left: number } {
+  using from = openMap(fromPath);
   using to = openMap(toPath);
-  if (to === undefined) return;
+  if (from === undefined || to === undefined || from.facts.id === to.facts.id)
+    return { counters: new Map(), left: 0 };
+  const counters = readCounters(from, to);
+  const key = Buffer.alloc(4);
+  let left = 0;
+  for (const [slot, counts] of counters) {
+    key.writeUInt32LE(slot);
+    const result = libbpf().mapUpdate(to.fd, key, counts, BPF_ANY);
+    // An element that the array no longer has.
+    if (result === -errnoValue('E2BIG')) left++;
+    else checked(result, 'bpf_map_update_elem', toPath);
+  }
+  return { counters, left };
+}
+
+/** Adds what the other version has counted since. */
+export function addCounters(fromPath: string, toPath: string, since: Counters): void {
+  using from = openMap(fromPath);
+  using to = openMap(toPath);
+  if (from === undefined || to === undefined || from.facts.id === to.facts.id) return;
+  const now = readCounters(from, to);
   const [key, value] = [Buffer.alloc(4), Buffer.alloc(to.facts.valueSize)];
   for (const [slot, counts] of now) {
     const before = since.get(slot);

@@ -19,15 +19,15 @@ import { checked, libbpf } from '../boundary/libbpf.ts';
 import { isThere } from '../boundary/presence.ts';
 import {
   addCounters,
+  copyCounters,
   copyConnections,
   requireCopyable,
   requireKnown,
   dropTaken,
   mapIdAt,
-  readCounters,
   replaceEntries,
   sameMap,
-  type CounterBase,
+  type Counters,
 } from './map-migration.ts';
 import { isSameLayout } from './map-shapes.ts';
 import { parseLinkPin } from '../pins/link-pin.ts';
@@ -91,7 +91,7 @@ export function beginHandover(bpffsRoot: string): Handover | undefined {
 }
 
 function handover(own: PinDirectory, source: PinDirectory, others: readonly PinDirectory[]): Handover {
-  const counted = new Map<string, CounterBase>();
+  const counted = new Map<string, Counters>();
   return {
     links: others.map(({ links }) => links),
     check() {
@@ -117,15 +117,15 @@ function handover(own: PinDirectory, source: PinDirectory, others: readonly PinD
       for (const { maps } of others) requireCopyable(maps, own.maps);
       if (isServing(own)) return [];
       if (isServing(source)) dropTaken(own.maps, source.maps);
-      const lost = COPIED.flatMap((name) => {
-        const count = replaceEntries(`${source.maps}/${name}`, `${own.maps}/${name}`);
+      return COPIED.flatMap((name) => {
+        const [from, to] = [`${source.maps}/${name}`, `${own.maps}/${name}`];
+        const base = COUNTED.includes(name) ? copyCounters(from, to) : undefined;
+        if (base !== undefined) counted.set(name, base.counters);
+        const count = base?.left ?? replaceEntries(from, to);
         return count === 0
           ? []
           : [`${count} entries of version ${source.version}'s ${name} found no room in this version's`];
       });
-      for (const name of COUNTED)
-        counted.set(name, readCounters(`${source.maps}/${name}`, `${own.maps}/${name}`));
-      return lost;
     },
     async complete() {
       // Of places where this version has none: two versions at one socket would take each other's redirection for a loop.
