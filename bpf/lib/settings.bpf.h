@@ -19,7 +19,7 @@ static __always_inline bool denies(bool when_proxy_down)
 	struct policies policies;
 
 	if (!READ_ENTRY_THAT_IS(&settings, &key, &policies))
-		return when_proxy_down; /* the defaults of both */
+		return true; /* the default of both */
 	return (when_proxy_down ? policies.when_proxy_down : policies.unknown_pods) == POLICY_DENY;
 }
 

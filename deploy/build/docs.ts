@@ -52,7 +52,7 @@ with file and line. The file is read once; restart the agent to change a setting
 \`\`\`yaml
 proxy:
   namespaces: [istio-system]
-unknownPods: deny
+sweepSeconds: 10
 \`\`\`
 
 ${configReference().trimEnd()}

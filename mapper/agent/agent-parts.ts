@@ -15,6 +15,7 @@ import { podTreesPart } from './parts/pod-trees-part.ts';
 import { reconcilerPart } from './parts/reconciler-part.ts';
 import { recordPart } from './parts/record-part.ts';
 import { sidecarsPart } from './parts/sidecars-part.ts';
+import { unknownPodsPart } from './parts/unknown-pods-part.ts';
 
 /** Attaches nothing and writes nothing. @throws CgrouteError `EBPF` when the maps cannot be read */
 export function agentParts(core: AgentCore): readonly AgentPart[] {
@@ -29,6 +30,7 @@ export function agentParts(core: AgentCore): readonly AgentPart[] {
     nodeProxyPart(core),
     connectionResetPart(core),
     connectionFailuresPart(core),
+    unknownPodsPart(core),
     podMarksPart(core),
     originalsPart(core),
   ];

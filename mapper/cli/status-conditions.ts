@@ -122,7 +122,7 @@ function podsWritten({ live }: NodeFacts): string | undefined {
 function podsKnown({ unknown, policies, host }: NodeFacts): string {
   const count = unknown.filter(({ isPopulated }) => isPopulated === true).length;
   if (count === 0) return '';
-  return policies?.unknownPods === 'deny'
+  return policies?.unknownPods !== 'allow'
     ? `${count} cgroups with processes belong to pods that nobody knows: their connections are refused (unknownPods: deny), ${host.unknownDenied} so far`
     : `${count} cgroups with processes belong to pods that nobody knows: their connections pass the mesh by (unknownPods: allow), ${host.unknownAllowed} so far`;
 }

@@ -80,9 +80,9 @@ const TABLE = {
     'What becomes of the connections that a pod has open when its verdict changes. `keep`: they stay as they are. `reset`: those that would go the other way now are reset: what the pod opened, and what processes of the host opened to it; that takes CAP_SYS_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY.',
   ),
   unknownPods: choice(
-    ['allow', 'deny'],
-    'allow',
-    'Connections of a pod that has no verdict yet: `allow` lets them pass untouched, `deny` refuses them with ECONNREFUSED, on which clients try again (EPERM before Linux 6.1).',
+    ['deny', 'allow'],
+    'deny',
+    'Connections of a pod that has no verdict yet: `deny` refuses them with ECONNREFUSED, on which clients try again (EPERM before Linux 6.1), `allow` lets them pass untouched, outside the mesh. Loopback, and what is in the network namespace of the host, is never refused.',
   ),
   whenProxyDown: choice(
     ['deny', 'allow'],

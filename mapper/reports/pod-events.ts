@@ -22,6 +22,7 @@ export type EventReason =
   | 'SidecarStays'
   | 'NotRedirected'
   | 'ConnectionsNotReset'
+  | 'KnownLate'
   | 'OtherMesh'
   | FailureReason;
 

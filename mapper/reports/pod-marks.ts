@@ -165,6 +165,11 @@ export class PodMarks implements Disposable {
     if (pod !== undefined) this.#options.events?.report(pod, reason, message);
   }
 
+  /** What became of connections before the pod was known. */
+  knownLate(pod: Pod, message: string): void {
+    this.#options.events?.report(pod, 'KnownLate', message);
+  }
+
   /** Connections that were open before the pod's verdict changed go on as they were. */
   notReset(pod: Pod, message: string): void {
     this.#options.events?.report(pod, 'ConnectionsNotReset', message);

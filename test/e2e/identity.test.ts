@@ -48,18 +48,27 @@ describe('a pod is known', () => {
   test('with its cgroup before the API object', async () => {
     const pod = await node.addPod({ name: 'late', listed: false });
     await seen(node, pod);
-    const before = (await node.status()).host['unknownAllowed'] ?? 0;
-    assert.equal(await node.travel(pod.place), 'direct');
+    const before = (await node.status()).host['unknownDenied'] ?? 0;
+    assert.equal(await node.travel(pod.place), FOR_NOW);
     const { unknown, host } = await node.status();
     assert.ok(
       unknown.some(({ id, path }) => id === String(pod.cgroup.id) && path === pod.cgroup.path),
       JSON.stringify(unknown),
     );
-    assert.equal(host['unknownAllowed'], before + 1);
+    assert.equal(host['unknownDenied'], before + 1);
     node.manifest.pod(pod.object);
     await node.apply();
     assert.equal(await node.travel(pod.place), 'redirected');
     assert.deepEqual((await node.status()).unknown, []);
+    assert.ok(
+      node.agent
+        .log()
+        .some(({ msg }) =>
+          /^pod demo\/late: nobody knew this pod until now, and \d+ connections of such pods were refused meanwhile \(unknownPods: deny\)$/.test(
+            String(msg),
+          ),
+        ),
+    );
   });
 
   test('with its API object before the cgroup', async () => {
@@ -184,7 +193,7 @@ describe('a pod is known', () => {
     });
     await node.apply();
     await seen(node, disputed);
-    assert.equal(await node.travel(disputed.place), 'direct');
+    assert.equal(await node.travel(disputed.place), FOR_NOW);
     assert.ok((await node.status()).unknown.some(({ id }) => id === String(disputed.cgroup.id)));
     removeCgroup(dirname(disputed.cgroup.absolute));
   });
@@ -218,12 +227,10 @@ describe('a pod is known', () => {
   });
 });
 
-test('an unknown pod is refused until it is known, where the configuration says so', async () => {
+test('an unknown pod is refused until it is known', async () => {
   await using node = await startNode('deny', { agent: false });
-  const config = node.sandbox.file('config.yaml');
-  writeFileSync(config, 'unknownPods: deny\n');
   const known = await node.addPod({ name: 'known' });
-  await node.startAgent({ args: ['--config', config] });
+  await node.startAgent();
   const pod = await node.addPod({ name: 'pod', listed: false });
   // Also before the agent has seen the cgroup, as it lies where the kubelet keeps its pods.
   const early = await node.addPod({ name: 'early', listed: false, running: false });
@@ -240,11 +247,29 @@ test('an unknown pod is refused until it is known, where the configuration says 
   assert.equal(await node.travel(pod.place), 'redirected');
 });
 
+test('an unknown pod passes the mesh by until it is known, where the configuration says so', async () => {
+  await using node = await startNode('allow', { agent: false });
+  const config = node.sandbox.file('config.yaml');
+  writeFileSync(config, 'unknownPods: allow\n');
+  await node.startAgent({ args: ['--config', config] });
+  const pod = await node.addPod({ name: 'pod', listed: false });
+  await seen(node, pod);
+  assert.equal(await node.travel(pod.place), 'direct');
+  assert.equal((await node.status()).host['unknownAllowed'], 1);
+  node.manifest.pod(pod.object);
+  await node.apply();
+  assert.equal(await node.travel(pod.place), 'redirected');
+  assert.ok(
+    node.agent
+      .log()
+      .some(({ msg }) => /1 connections of such pods passed the mesh by meanwhile/.test(String(msg))),
+  );
+});
+
 test('a static pod whose UID has no known form gains no identity by names inside it, also while no agent runs', async () => {
   await using node = await startNode('odd-uid', { agent: false });
-  writeFileSync(node.sandbox.file('config.yaml'), 'unknownPods: deny\n');
   const outside = await node.addPod({ name: 'outside', labels: { [MODE]: 'none' } });
-  await (await node.startAgent({ args: ['--config', node.sandbox.file('config.yaml')] })).kill9();
+  await (await node.startAgent()).kill9();
   const own = `pod${outside.uid}`;
   const slice = own.replaceAll('-', '_');
   for (const path of [

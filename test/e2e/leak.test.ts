@@ -14,6 +14,7 @@ interface Figures {
   readonly escaped: number;
   readonly caught_wrongly: number;
   readonly failed: number;
+  readonly denied_wrongly: number;
   readonly new_cgroups: number;
   readonly agent: { readonly kills: number; readonly upgrades: number };
   readonly cases: Readonly<
@@ -56,8 +57,8 @@ const breaks: readonly [string, string, (figures: Figures) => number, string?][]
   ],
   [
     'identity',
-    'without the program at mkdir(), pods are known too late: they escape',
-    ({ escaped }) => escaped,
+    'without the program at mkdir(), pods are known too late: they are refused',
+    ({ denied_wrongly }) => denied_wrongly,
     'agent_dead',
   ],
   ['connect', 'without the connect programs, pods escape', ({ escaped }) => escaped],

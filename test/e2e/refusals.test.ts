@@ -145,7 +145,7 @@ describe('cgroute refuses', () => {
     [
       'a value that there is not',
       '# policy\nunknownPods: refuse\n',
-      /config\.yaml:2: unknownPods: .*allow.*deny.*got "refuse"/,
+      /config\.yaml:2: unknownPods: .*deny.*allow.*got "refuse"/,
     ],
     ['a number out of range', 'sweepSeconds: 0\n', /config\.yaml:1: sweepSeconds: .*got the number 0/],
     ['a text for a list', '\nmeshModes: [ambient,\n', /config\.yaml:\d: this is not YAML/],

@@ -193,12 +193,16 @@ for (const { name, options, of, spell, loopback, unspecified } of FAMILIES) {
     await assertDirect(mesh, bypassed, spell(of(server), PORT));
   });
 
-  test(`${name}: a pod that nobody knows yet is allowed, or denied by policy`, async () => {
+  test(`${name}: a pod that nobody knows yet is denied, or allowed by policy`, async () => {
     const marked = mesh.sandbox.cgroup('kubepods/podmarked/c');
     plane.enrol(marked, { slot: 0, inMesh: false, flags: infoFlag.unknownPod });
     const bare = mesh.sandbox.cgroup('kubepods/podbare/c');
     for (const cgroup of [marked, bare]) {
       const place = { cgroup, netns: app.netns };
+      const [byDefault, defaultCounts] = await dial(place, of(server));
+      assertFailed(byDefault, FOR_NOW);
+      assert.deepEqual(defaultCounts, { 'none unknownDenied': 1 });
+      plane.policies({ unknownPods: 'allow', whenProxyDown: 'deny' });
       const [allowed, counts] = await dial(place, of(server));
       await assertDirect(mesh, allowed, spell(of(server), PORT));
       assert.deepEqual(counts, { 'none unknownAllowed': 1 });

@@ -100,7 +100,7 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ],
   ['config.sidecars', 'yes', /at '\/config\/sidecars': got string, want boolean/],
   ['sidecars', 'yes', /at '\/sidecars': got string, want boolean/],
-  ['config.unknownPods', 'drop', /at '\/config\/unknownPods': value must be one of 'allow', 'deny'/],
+  ['config.unknownPods', 'drop', /at '\/config\/unknownPods': value must be one of 'deny', 'allow'/],
   ['config.firstStart', 'allow', /at '\/config\/firstStart': value must be one of 'wait', 'deny'/],
   ['config.whenProxyDown', true, /at '\/config\/whenProxyDown': value must be one of 'deny', 'allow'/],
   [

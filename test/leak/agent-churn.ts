@@ -22,8 +22,6 @@ export const BREAKS = {
 } as const;
 export type Break = keyof typeof BREAKS;
 
-export type UnknownPods = 'allow' | 'deny';
-
 export interface AgentChurn extends AsyncDisposable {
   readonly kills: number;
   readonly starts: number;
@@ -34,8 +32,6 @@ export interface AgentChurn extends AsyncDisposable {
   pause(): Promise<void>;
   /** Gives when it is ready. */
   resume(): Promise<void>;
-  /** From the next start on. */
-  unknownPods: UnknownPods;
   /** From the next start on, another bundle runs. */
   upgrade(): void;
 }
@@ -68,7 +64,6 @@ function nextBundle(directory: string): string {
 export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions): AgentChurn {
   const bpffs = `${sandbox.bpffs}/cgroute`;
   let program = `${root}/dist/cgroute`;
-  let unknownPods: UnknownPods = 'allow';
   let [kills, starts, upgrades] = [0, 0, 0];
   let isStopped = false;
   const failed = Promise.withResolvers<never>();
@@ -78,8 +73,6 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
   let living: Promise<void> | undefined;
 
   function start(): Running {
-    const config = sandbox.file(`${unknownPods}.yaml`);
-    writeFileSync(config, `unknownPods: ${unknownPods}\n`);
     starts++;
     // An agent that lets go of what it finds before it attaches its own.
     if (breaks === 'takeover') breakParts();
@@ -97,8 +90,6 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
         bpffs,
         '--http',
         '127.0.0.1:0',
-        '--config',
-        config,
       ],
     });
   }
@@ -156,12 +147,6 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
     },
     get upgrades() {
       return upgrades;
-    },
-    get unknownPods() {
-      return unknownPods;
-    },
-    set unknownPods(policy) {
-      unknownPods = policy;
     },
     pause,
     resume() {

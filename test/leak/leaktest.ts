@@ -104,10 +104,9 @@ async function run({ count, only, seed, breaks }: Options): Promise<Run> {
   let rounds = 0;
   for (let before = -1; fresh < count && fresh > before; rounds++) {
     before = fresh;
-    // Half of it with each policy, and halfway the other bundle.
-    if (churn.unknownPods === 'allow' && fresh >= count / 2) {
+    // Halfway the other bundle.
+    if (churn.upgrades === 0 && fresh >= count / 2) {
       await churn.pause();
-      churn.unknownPods = 'deny';
       churn.upgrade();
       await resumeWhileDialled({ node, churn, random, homes });
     }

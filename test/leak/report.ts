@@ -58,9 +58,6 @@ export function verdictText(run: Run): string {
   const failures = [...account.cases].flatMap(([name, tally]) =>
     Object.entries(tally.failed).map(([what, count]) => `${name}: ${count} failed with ${what}`),
   );
-  const early = (['same_moment_allow', 'object_after_allow'] as const)
-    .map((name) => account.cases.get(name)?.direct ?? 0)
-    .reduce((all, count) => all + count);
   const lost = failed + denied === 0 ? '' : `, ${failed} failed, ${denied} denied wrongly`;
   const agreed =
     account.disagreements.length === 0
@@ -70,11 +67,6 @@ export function verdictText(run: Run): string {
     ...shown,
     ...more,
     ...failures,
-    ...(early === 0
-      ? []
-      : [
-          `${early.toLocaleString('en-US')} connections of pods that nobody knew yet were let through, as unknownPods: allow says; they are not counted as escaped`,
-        ]),
     `${run.fresh.toLocaleString('en-US')} cgroups were made, in each a process whose first act was connect(); the agent was started ${agent.starts} times, killed ${agent.kills} times, upgraded ${agent.upgrades === 1 ? 'once' : `${agent.upgrades} times`} (${run.seconds} s, seed ${run.seed})`,
     `${isClean(account) ? '✓' : '✗'} ${escaped} escaped, ${caught} wrongly caught${lost}; ${agreed}`,
   ].join('\n');

@@ -218,25 +218,17 @@ interface Parts {
 /** So many pods begin at the same moment, and some more a few milliseconds later: the agent reads what has been written, and knows some of them. */
 const AT_ONCE = 5;
 
-const EARLY_CASES: readonly CaseName[] = [
-  'same_moment_allow',
-  'same_moment_deny',
-  'object_after_allow',
-  'object_after_deny',
-  'known_late',
-];
+const EARLY_CASES: readonly CaseName[] = ['same_moment', 'object_after', 'known_late'];
 
 /** Pods whose first process is there before anybody has said whose it is, or as they say it. */
 async function connectEarly(
-  { node, churn, random }: RoundOptions,
+  { node, random }: RoundOptions,
   { pod, times, job, connect }: Parts,
 ): Promise<void> {
   const { manifest } = node;
-  const policy = churn.unknownPods;
-  const unknown: Way = policy === 'allow' ? 'direct' : 'denied';
   const late = times(40, () => pod());
   const same = times(40, () => pod());
-  await connect(late.map((one) => job(`object_after_${policy}`, one.newContainer(), [unknown])));
+  await connect(late.map((one) => job('object_after', one.newContainer(), ['denied'])));
   for (const { object } of [...late, ...same]) manifest.pod(object);
   const knownAt = new Map<string, bigint>();
   const isOver = (startNs: bigint, { uid }: LeakPod): boolean => startNs > (knownAt.get(uid) ?? startNs);
@@ -247,8 +239,8 @@ async function connectEarly(
         same
           .slice(begun, begun + AT_ONCE)
           .map((one) =>
-            job(`same_moment_${policy}`, one.newContainer(), (startNs) =>
-              isOver(startNs, one) ? PROXIED : [unknown, 'proxied'],
+            job('same_moment', one.newContainer(), (startNs) =>
+              isOver(startNs, one) ? PROXIED : ['denied', 'proxied'],
             ),
           ),
       );

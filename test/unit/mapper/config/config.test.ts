@@ -28,7 +28,7 @@ describe('the configuration', () => {
         proxy: { namespaces: ['istio-system'], outboundPort: 15001, inboundPort: 15006 },
         enrollment: 'live',
         existingConnections: 'keep',
-        unknownPods: 'allow',
+        unknownPods: 'deny',
         whenProxyDown: 'deny',
         firstStart: 'wait',
         bypass: { allowed: 'any' },
@@ -77,14 +77,17 @@ describe('the configuration', () => {
 
   test('takes what the file sets and keeps the rest', () => {
     const config = parseConfig(
-      'meshModes: [Own, kmesh, OWN]\nexcludedNamespaces: []\nproxy:\n  selector: "role in (a, b)"\n  outboundPort: 25001\nunknownPods: deny\nlog: {level: debug}\n',
+      'meshModes: [Own, kmesh, OWN]\nexcludedNamespaces: []\nproxy:\n  selector: "role in (a, b)"\n  outboundPort: 25001\nunknownPods: allow\nlog: {level: debug}\n',
       'c.yaml',
     );
     assert.deepEqual(config.meshModes, ['own', 'kmesh']);
     assert.deepEqual(config.excludedNamespaces, []);
     assert.equal(config.proxy.selector.matches({ role: 'b' }), true);
     assert.deepEqual([config.proxy.outboundPort, config.proxy.inboundPort], [25001, 15006]);
-    assert.deepEqual([config.unknownPods, config.whenProxyDown, config.log.level], ['deny', 'deny', 'debug']);
+    assert.deepEqual(
+      [config.unknownPods, config.whenProxyDown, config.log.level],
+      ['allow', 'deny', 'debug'],
+    );
   });
 
   test('may use anchors and aliases', () => {
@@ -112,7 +115,7 @@ describe('the configuration', () => {
       /^c\.yaml:1: existingConnections: expected one of "keep", "reset", got "close"$/,
     ],
     ['enrollment: lively', /^c\.yaml:1: enrollment: expected one of "live", "new-pods", got "lively"$/],
-    ['unknownPods: DENY', /^c\.yaml:1: unknownPods: expected one of "allow", "deny", got "DENY"$/],
+    ['unknownPods: DENY', /^c\.yaml:1: unknownPods: expected one of "deny", "allow", got "DENY"$/],
     [
       'bypass:\n  allowed: yes',
       /^c\.yaml:2: bypass\.allowed: expected one of "any", "namespace", "never", got "yes"$/,
