@@ -15,7 +15,8 @@ import { type BenchPod, type KubeNodeBench, numbers, startBenchCluster } from '.
 
 const NODE = 'node-turned-over';
 const NAMESPACE = 'brief';
-const MESH = 'mesh';
+/** Where an agent with an API server looks for the proxy. */
+const MESH = 'istio-system';
 const CONTAINERS = 2;
 /** At one time, as many as a kubelet runs by default. */
 const ALIVE = 110;

@@ -126,7 +126,7 @@ describe('every combination of labels', { skip: KUBE_MISSING }, () => {
   ] as const) {
     test(`has its one verdict in status and in the maps, bypass.allowed: ${allowed}`, async () => {
       const agent = await node.startAgent({
-        config: `{annotate: false, events: false, bypass: {allowed: ${allowed}}}`,
+        config: `{annotate: false, events: false, proxy: {namespaces: ["*"]}, bypass: {allowed: ${allowed}}}`,
       });
       const reasons = new Set<string>();
       for (const mode of NAMESPACE_MODES) {
