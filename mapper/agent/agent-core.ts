@@ -9,8 +9,10 @@ import type { OpenHost } from '../../watcher/open-host.ts';
 import type { LiveAgent } from '../cli/node-facts.ts';
 import type { Config } from '../config/config.ts';
 import { ownerOf } from '../decisions/cgroup-path.ts';
+import { EndedPods } from '../inventory/ended-pods.ts';
 import { Enrolment } from '../inventory/enrolment.ts';
 import { createInventory, type Inventory } from '../inventory/inventory.ts';
+import { isOutermost } from '../inventory/owned-cgroup.ts';
 import { PodAddressBook } from '../inventory/pod-addresses.ts';
 import { PodNetworks } from '../inventory/pod-networks.ts';
 import type { AgentRecord } from '../maps/agent-record.ts';
@@ -61,6 +63,7 @@ export interface AgentGround extends NodeAgentOptions {
 export interface AgentCore extends AgentGround {
   readonly inventory: Inventory;
   readonly enrolment: Enrolment;
+  readonly ended: EndedPods;
   readonly settings: Settings;
   readonly ledger: CgroupLedger;
   readonly sidecars: SidecarRules;
@@ -84,9 +87,19 @@ export function agentCore(ground: AgentGround): AgentCore {
     host,
     onChanged: (uid) => tell.podsChanged([uid]),
   });
+  const ended = new EndedPods({
+    lifeOf(pod) {
+      const cgroups = ledger.of(ledger.homeOf(pod));
+      if (cgroups.length === 0) return 'unseen';
+      const isRunning = cgroups.some((each) => isOutermost(each) && host.isPopulated(each.cgroup.path));
+      return isRunning ? 'running' : 'empty';
+    },
+    isComplete: () => reconciler.hasTakenOver,
+  });
   const enrolment = new Enrolment({
     inventory,
     config,
+    ended,
     maps: dataPlane.maps,
     adjust: (pod, decision) => sidecars.adjust(pod, decision),
   });
@@ -145,7 +158,18 @@ export function agentCore(ground: AgentGround): AgentCore {
     onMapped: (seconds) => ground.mapped(seconds),
     onDisplaced: (uid) => tell.podsChanged([uid]),
   });
-  const core = { ...ground, inventory, enrolment, settings, ledger, sidecars, proxy, handoffs, reconciler };
+  const core = {
+    ...ground,
+    inventory,
+    enrolment,
+    ended,
+    settings,
+    ledger,
+    sidecars,
+    proxy,
+    handoffs,
+    reconciler,
+  };
   return { ...core, marks: podMarks(core) };
 }
 

@@ -7,6 +7,7 @@ import type { AgentCore } from './agent-core.ts';
 import type { AgentPart } from './agent-part.ts';
 import { connectionResetPart } from './parts/connection-reset-part.ts';
 import { connectionFailuresPart } from './parts/connection-failures-part.ts';
+import { endedPodsPart } from './parts/ended-pods-part.ts';
 import { handoffPart } from './parts/handoff-part.ts';
 import { nodeProxyPart } from './parts/node-proxy-part.ts';
 import { originalsPart } from './parts/originals-part.ts';
@@ -25,6 +26,7 @@ export function agentParts(core: AgentCore): readonly AgentPart[] {
     handoffPart(core),
     podTreesPart(core),
     reconcilerPart(core),
+    endedPodsPart(core),
     // These follow from what stands in the maps.
     sidecarsPart(core),
     nodeProxyPart(core),

@@ -30,7 +30,7 @@ import {
 import { PodOptions } from '../maps/pod-options.ts';
 import { PodSlots } from '../maps/pod-slots.ts';
 import { addressText } from '../objects/address.ts';
-import { hasEnded, type Pod } from '../objects/pod.ts';
+import type { Pod } from '../objects/pod.ts';
 import type { HandoffPlaces } from '../placement/handoff-places.ts';
 import type { NodeProxy } from '../placement/node-proxy.ts';
 import type { SidecarRules } from '../sidecars/sidecar-rules.ts';
@@ -117,7 +117,7 @@ export class PodWriter {
     this.#podInfos.set({ text: key }, entry);
     onWritten({ pod, decision, before, entry, paths });
     // Before what may find no room: who reaches the pod is another matter.
-    this.#addresses.claim(key, hasEnded(pod) ? [] : firstOfEach(ips), {
+    this.#addresses.claim(key, decision.reason === 'terminal' ? [] : firstOfEach(ips), {
       slot,
       // What a pod shows in its own network namespace never takes an address from one whose status says so.
       createdAt: isTold ? pod.createdAt : -1,

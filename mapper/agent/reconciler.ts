@@ -65,7 +65,8 @@ export class Reconciler {
   readonly #room: PodRoom;
   readonly #log: DecisionLog;
   readonly #failures: WriteFailures;
-  #hasTakenOver = false;
+  /** All pods and cgroups that there are have gone through. */
+  hasTakenOver = false;
   /** When a change of a pod was told that has not reached the maps, in milliseconds. */
   readonly #changedAt = new Map<string, number>();
 
@@ -155,7 +156,7 @@ export class Reconciler {
    */
   removeLeftovers(): number {
     const { writer, ledger } = this.#options;
-    this.#hasTakenOver = true;
+    this.hasTakenOver = true;
     const removed = writer.removeLeftovers(
       (id) => ledger.isTracked(id),
       (key) => this.#pods.has(key) || ledger.has(key),
@@ -234,10 +235,11 @@ export class Reconciler {
     const { writer, ledger, addresses, networks, sidecars, enrolment } = this.#options;
     const claimant = this.#podOf(key);
     const current = claimant !== undefined && ledger.homeOf(claimant) === key ? claimant : undefined;
-    if (current !== undefined && hasEnded(current) && !ledger.has(key)) return this.#end(key, current);
+    if (current !== undefined && !ledger.has(key) && enrolment.isOver(current))
+      return this.#end(key, current);
     if (current === undefined && !ledger.has(key)) {
       // Before all cgroups have been seen, what the maps remember may yet be some pod's.
-      if (this.#hasTakenOver || !writer.remembers(key)) this.#forget(key);
+      if (this.hasTakenOver || !writer.remembers(key)) this.#forget(key);
       else this.#pods.delete(key);
       addresses.forget(key);
       networks.forget(key);

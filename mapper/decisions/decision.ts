@@ -3,25 +3,28 @@
 import type { TrafficOptions } from './traffic-options.ts';
 
 /** `in`: redirected. `out`: untouched. `bypass`: in the mesh, and one or both directions untouched for now. */
-export type Verdict = 'in' | 'out' | 'bypass';
+export const VERDICTS = ['in', 'out', 'bypass'] as const;
+export type Verdict = (typeof VERDICTS)[number];
 
-export type Reason =
-  | 'host-network'
-  | 'terminal'
-  | 'proxy'
-  | 'excluded-namespace'
-  | 'gateway'
-  | 'runtime'
-  | 'other-mesh'
-  | 'pod-label'
-  | 'pod-opt-out'
-  | 'namespace-label'
-  | 'not-enrolled'
-  | 'sidecar'
-  | 'sidecar-short-circuited'
-  | 'bypass'
-  | 'bypass-outbound'
-  | 'bypass-inbound';
+export const REASONS = [
+  'host-network',
+  'terminal',
+  'proxy',
+  'excluded-namespace',
+  'gateway',
+  'runtime',
+  'other-mesh',
+  'pod-label',
+  'pod-opt-out',
+  'namespace-label',
+  'not-enrolled',
+  'sidecar',
+  'sidecar-short-circuited',
+  'bypass',
+  'bypass-outbound',
+  'bypass-inbound',
+] as const;
+export type Reason = (typeof REASONS)[number];
 
 /** Something that an operator should know about a pod. Equal messages are one fact: report each once. */
 export interface Note {
@@ -68,6 +71,14 @@ export interface Decision {
   readonly traffic: TrafficOptions | undefined;
   readonly notes: readonly Note[];
   readonly trace: readonly RuleStep[];
+}
+
+/** What the host says of a pod that has ended by what the API says. */
+export interface Ending {
+  /** Processes are left in its cgroups. */
+  readonly isRunning: boolean;
+  /** What was decided before it ended; undefined where nobody remembers. */
+  readonly last: Decision | undefined;
 }
 
 /**

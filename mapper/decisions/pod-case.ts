@@ -5,7 +5,7 @@ import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '..
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import { hasEnded, type Pod } from '../objects/pod.ts';
-import type { Note, Remembered } from './decision.ts';
+import type { Decision, Ending, Note, Remembered } from './decision.ts';
 import { optsOut, otherMeshes, type MeshClaim } from './redirection-annotation.ts';
 
 /** What the decision reads of the configuration. */
@@ -19,8 +19,10 @@ export type VerdictConfig = Pick<
 export interface PodCase {
   readonly pod: Pod;
   readonly config: VerdictConfig;
-  /** It has succeeded or failed. */
+  /** It has succeeded or failed, and none of its processes is left. */
   readonly terminal: boolean;
+  /** It has succeeded or failed, and its processes run on: what was decided before that, which stands. */
+  readonly stands: Decision | undefined;
   /** One of the node's ztunnels by its labels and namespace, running or not. */
   readonly proxy: boolean;
   readonly sidecar: boolean;
@@ -63,14 +65,17 @@ export function caseOf(
   namespace: Namespace | undefined,
   config: VerdictConfig,
   remembered: Remembered | undefined,
+  ending: Ending | undefined,
 ): PodCase {
   const ownMode = modeLabelOf(pod.labels, config);
   const namespaceLabel = modeLabelOf(namespace?.labels, config);
+  const runsOn = ending?.isRunning === true;
   const theirs = remembered === undefined ? namespaceLabel : remembered;
   return {
     pod,
     config,
-    terminal: hasEnded(pod),
+    terminal: hasEnded(pod) && !runsOn,
+    stands: hasEnded(pod) && runsOn ? ending.last : undefined,
     proxy: isProxy(pod, config.proxy),
     sidecar: labelValue(pod.annotations, SIDECAR_STATUS) !== undefined,
     otherKernel: isOneOf(config.runtimeClasses, pod.runtimeClass),

@@ -16,8 +16,8 @@ import {
 } from '../objects/label-names.ts';
 import { labelValue } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';
-import type { Pod } from '../objects/pod.ts';
-import type { Decision, Note, Reason, Remembered, RuleStep, Verdict } from './decision.ts';
+import { hasEnded, type Pod } from '../objects/pod.ts';
+import type { Decision, Ending, Note, Reason, Remembered, RuleStep, Verdict } from './decision.ts';
 import {
   caseOf,
   isAnyNamespace,
@@ -39,6 +39,8 @@ interface Outcome {
   readonly goesOn?: true;
   /** The pod's bypass label does not count, and is worth no note. */
   readonly apart?: true;
+  /** Decided once, and standing. */
+  readonly stands?: Decision;
   /** What an operator should know of it. */
   readonly notes?: readonly Note[];
 }
@@ -82,9 +84,12 @@ const RULES: readonly Rule[] = [
   },
   {
     number: 2,
-    condition: 'the pod has ended',
-    see: ({ pod }) => `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`,
-    applies: ({ terminal }) => (terminal ? apart('terminal') : undefined),
+    condition: 'the pod has ended, or it has by its phase, and what was decided before that stands',
+    see: sawPhase,
+    applies: ({ terminal, stands }) => {
+      if (terminal) return apart('terminal');
+      return stands && { verdict: stands.verdict, reason: stands.reason, stands };
+    },
   },
   {
     number: 3,
@@ -188,15 +193,18 @@ const RULES: readonly Rule[] = [
  *
  * @param namespace undefined when it is not known; it then counts as one without labels
  * @param remembered counts in the place of the namespace's mode; undefined is nothing to remember
+ * @param ending of a pod that has ended by its phase; undefined is one without processes
  */
 export function decide(
   pod: Pod,
   namespace: Namespace | undefined,
   config: VerdictConfig,
   remembered?: Remembered,
+  ending?: Ending,
 ): Decision {
-  const of = caseOf(pod, namespace, config, remembered);
+  const of = caseOf(pod, namespace, config, remembered, ending);
   const { trace, outcome, isEnrolled, notes } = walk(of);
+  if (outcome.stands !== undefined) return { ...outcome.stands, trace };
   const isIn = outcome.verdict !== 'out';
   const labelsCount = outcome.apart !== true;
   const { options: traffic, problems } = isIn ? trafficOptions(pod.annotations) : NO_ANNOTATIONS;
@@ -307,6 +315,13 @@ function selectorText(proxy: VerdictConfig['proxy']): string {
   return isAnyNamespace(proxy.namespaces)
     ? proxy.selector.text
     : `${proxy.selector.text} in ${proxy.namespaces.join(', ')}`;
+}
+
+function sawPhase({ pod, terminal, stands }: PodCase): string {
+  const saw = `phase ${pod.phase}${pod.terminating ? ', terminating' : ''}`;
+  if (!hasEnded(pod)) return saw;
+  if (terminal) return `${saw}, and no process is left in its cgroups`;
+  return `${saw}, but processes are left in its cgroups${stands === undefined ? '' : `: ${stands.verdict}, because of ${stands.reason}, stands`}`;
 }
 
 function sawProxy({ pod, config: { proxy } }: PodCase): string {

@@ -8,11 +8,14 @@ import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import type { Config } from '../config/config.ts';
 import type { Inventory } from './inventory.ts';
 import { isYounger, NamespaceModes, type FirstSight } from './namespace-modes.ts';
-import { podKeys, type Pod } from '../objects/pod.ts';
+import { hasEnded, podKeys, type Pod } from '../objects/pod.ts';
 import type { Namespace } from '../objects/namespace.ts';
 import { namespaceMode } from '../decisions/pod-case.ts';
+import { trafficOptions } from '../decisions/traffic-options.ts';
 import { decide } from '../decisions/verdict.ts';
-import type { Decision, Remembered } from '../decisions/decision.ts';
+import { REASONS, VERDICTS, type Decision, type Ending, type Remembered } from '../decisions/decision.ts';
+import { infoFlag } from '../../native/layout/layouts.ts';
+import type { EndedPods } from './ended-pods.ts';
 
 /** Of `pod_info.namespace_mode`; anything else stands for a mesh mode. */
 const NOT_RECORDED = 0;
@@ -30,10 +33,14 @@ export function modeOfCode(code: number, meshModes: readonly string[]): Remember
   return code === NOT_RECORDED ? undefined : { mode: meshModes.find((mode) => modeCode(mode) === code) };
 }
 
+/** By its labels, as if it had not ended. */
+const RUNS_ON: Ending = { isRunning: true, last: undefined };
+
 export interface EnrolmentOptions {
-  readonly inventory: Pick<Inventory, 'namespace'>;
+  readonly inventory: Pick<Inventory, 'namespace' | 'pod'>;
   readonly config: Config;
   readonly maps: { readonly pods: Pick<DataPlane['maps']['pods'], 'get'> };
+  readonly ended: EndedPods;
   /** Has the last word on pods with a sidecar. */
   readonly adjust?: (pod: Pod, decision: Decision) => Decision;
 }
@@ -81,20 +88,74 @@ export class Enrolment {
   }
 
   decide(pod: Pod): Decision {
+    return hasEnded(pod) ? this.#decide(pod, this.#endingOf(pod)) : this.#decide(pod);
+  }
+
+  /** It has ended, and nothing of it is left or will be. */
+  isOver(pod: Pod): boolean {
+    return hasEnded(pod) && !this.#endingOf(pod).isRunning;
+  }
+
+  #endingOf(pod: Pod): Ending {
+    return this.#options.ended.of(
+      pod,
+      () => this.#recalledDecision(pod),
+      () => this.#decide(pod, RUNS_ON),
+    );
+  }
+
+  #decide(pod: Pod, ending?: Ending): Decision {
     const { inventory, config, adjust } = this.#options;
     const decision = decide(
       pod,
       inventory.namespace(pod.namespace),
       config,
       this.#holds ? this.#remembered(pod) : undefined,
+      ending,
     );
+    if (ending?.last !== undefined) return decision;
     return adjust?.(pod, decision) ?? decision;
+  }
+
+  /** To be called before the inventory has it, and before its namespace, if that came with it. */
+  podSeen(pod: Pod): void {
+    const { inventory, ended } = this.#options;
+    if (!hasEnded(pod)) return ended.forget(pod.uid);
+    const before = inventory.pod(pod.uid);
+    if (before !== undefined && !hasEnded(before)) ended.ended(pod, this.#decide(before));
+  }
+
+  /** What an earlier agent had decided. It takes a pod for terminal that has no processes; one that has some is decided anew. */
+  #recalledDecision(pod: Pod): Decision | undefined {
+    const { maps } = this.#options;
+    const entry = podKeys(pod)
+      .map((text) => maps.pods.get({ text }))
+      .find((each) => each !== undefined);
+    const verdict = VERDICTS.find((each) => each === entry?.verdict);
+    const reason = REASONS.find((each) => each === entry?.reason);
+    if (entry === undefined || verdict === undefined || reason === undefined || reason === 'terminal')
+      return undefined;
+    const anew = this.#decide(pod, RUNS_ON);
+    if (anew.verdict === verdict && anew.reason === reason) return anew;
+    const enrolled = verdict !== 'out';
+    return {
+      ...anew,
+      verdict,
+      reason,
+      enrolled,
+      bypassOutbound: enrolled ? (entry.flags & infoFlag.bypassOutbound) !== 0 : anew.bypassOutbound,
+      bypassInbound: enrolled ? (entry.flags & infoFlag.bypassInbound) !== 0 : anew.bypassInbound,
+      proxy: (entry.flags & infoFlag.proxy) !== 0,
+      traffic: enrolled ? trafficOptions(pod.annotations).options : undefined,
+    };
   }
 
   /** The pod is there, so from now on its namespace's label may change; or it is gone. */
   changed(uid: string, pod: Pod | undefined): void {
-    if (pod === undefined) this.#had.delete(uid);
-    else if (this.#holds) this.#remembered(pod);
+    if (pod === undefined) {
+      this.#had.delete(uid);
+      this.#options.ended.forget(uid);
+    } else if (this.#holds) this.#remembered(pod);
   }
 
   /** What the pod's entry is to remember; with `live` what its namespace has now, for the day that this is changed. */

@@ -11,10 +11,14 @@ export function objectIntake(
 ): ObjectHandlers {
   return {
     onObjects(objects) {
+      for (const pod of objects.pods) enrolment.podSeen(pod);
       enrolment.namespacesAre(objects.namespaces);
       changed(inventory.replaceAll(objects));
     },
-    onPod: (pod) => changed(inventory.upsertPod(pod)),
+    onPod(pod) {
+      enrolment.podSeen(pod);
+      changed(inventory.upsertPod(pod));
+    },
     onPodGone: (uid) => changed(inventory.removePod(uid)),
     onNamespace(namespace) {
       enrolment.namespaceSeen(namespace);

@@ -74,7 +74,7 @@ export interface Pod {
 export const podKeys = ({ uid, configHash }: Pod): readonly string[] =>
   configHash === undefined ? [uid] : [uid, configHash];
 
-/** By its phase: it has run, and will not again. */
+/** By its phase: it has run, and will not be started again. Processes of it may run on until the kubelet has stopped them. */
 export const hasEnded = ({ phase }: Pick<Pod, 'phase'>): boolean =>
   phase === 'Succeeded' || phase === 'Failed';
 

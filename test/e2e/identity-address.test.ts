@@ -121,8 +121,12 @@ describe('a pod is known', () => {
   });
 
   test('and a completed pod still listed has no claim to its address', async () => {
-    const ended = await serving(node, { name: 'ended', phase: 'Succeeded', created: '2026-01-01T00:00:09Z' });
-    const next = await node.addPod({ name: 'next', host: ended.host, created: '2026-01-01T00:00:00Z' });
+    const ended = await node.addPod({ name: 'ended', phase: 'Succeeded', created: '2026-01-01T00:00:09Z' });
+    const next = await serving(node, {
+      name: 'next',
+      host: ended.host,
+      created: '2026-01-01T00:00:00Z',
+    });
     await node.apply();
     assert.equal(await inbound(node, next), 'inbound');
     assert.equal((await node.podStatus(next)).connections['inboundRedirected'], 1);

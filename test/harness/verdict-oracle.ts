@@ -64,6 +64,8 @@ export interface PodTraits {
   readonly hostNetwork?: boolean;
   readonly runtimeClass?: string;
   readonly phase?: string;
+  /** Of one that has ended by its phase: processes of it are left, and what was true of it before, if anybody knows. */
+  readonly runsOn?: true | Expected;
 }
 
 /** `bypass.allowed` */
@@ -168,6 +170,9 @@ export function expected(
   const [key, value] = proxy.label;
   const isProxy = labels[key] === value && ['*', namespace].some((name) => proxy.namespaces.includes(name));
   const hasEnded = phase === 'Succeeded' || phase === 'Failed';
+  const { runsOn } = pod;
+  if (hasEnded && typeof runsOn === 'object' && !hostNetwork) return { ...runsOn, rule: 2 };
+  const isOver = hasEnded && runsOn === undefined;
 
   let reason: Reason = 'not-enrolled';
   if (mode !== undefined) {
@@ -183,7 +188,7 @@ export function expected(
   if (gatewayControllers.includes(word(labels, GATEWAY))) reason = 'gateway';
   if (excludedNamespaces.includes(namespace)) reason = 'excluded-namespace';
   if (isProxy) reason = 'proxy';
-  if (hasEnded) reason = 'terminal';
+  if (isOver) reason = 'terminal';
   if (hostNetwork) reason = 'host-network';
 
   const { verdict, rule } = REASON[reason];
@@ -197,13 +202,13 @@ export function expected(
     reason,
     rule,
     mode: MODELESS.includes(reason) ? undefined : mode,
-    proxy: isProxy && !hasEnded,
+    proxy: isProxy && !isOver,
     sidecar,
     bypassOutbound,
     bypassInbound,
     flags:
       (inMesh ? FLAG.inMesh : 0) |
-      (isProxy && !hasEnded ? FLAG.proxy : 0) |
+      (isProxy && !isOver ? FLAG.proxy : 0) |
       (inMesh && bypassOutbound ? FLAG.bypassOutbound : 0) |
       (inMesh && bypassInbound ? FLAG.bypassInbound : 0) |
       (sidecar ? FLAG.sidecar : 0) |

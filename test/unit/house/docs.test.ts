@@ -123,7 +123,7 @@ test('docs/operations.md explains every counter of status, and no other', () => 
 
 test('docs/operations.md explains every reason of a verdict that leaves a pod out or bypassed', () => {
   const reasons = named(
-    /export type Reason =[^;]*;/.exec(read('mapper/decisions/decision.ts'))?.[0] ?? '',
+    /export const REASONS =[^;]*;/.exec(read('mapper/decisions/decision.ts'))?.[0] ?? '',
     /'([\w-]+)'/g,
   );
   const text = read('docs/operations.md');

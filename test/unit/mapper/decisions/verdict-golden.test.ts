@@ -12,14 +12,23 @@ import { MODE_ROWS } from './verdict-rows-modes.ts';
 const ROWS = [...APART_ROWS, ...MODE_ROWS];
 
 describe('the verdict', () => {
-  for (const { name, pod: changes = {}, namespace, settings = {}, is, also = {} } of ROWS) {
+  for (const { name, pod: changes = {}, namespace, settings = {}, runsOn, is, also = {} } of ROWS) {
     test(name, () => {
       const pod = podWith(changes);
-      const decision = decide(pod, namespace, configured(settings));
+      const decision = decide(
+        pod,
+        namespace,
+        configured(settings),
+        undefined,
+        runsOn && { isRunning: true, last: undefined },
+      );
       assert.deepEqual([decision.verdict, decision.reason], is);
       for (const [key, value] of Object.entries(also))
         assert.equal(decision[key as keyof Decision], value, key);
-      const { verdict, reason } = expected(pod, namespace?.labels, { ...DEFAULT_SETTINGS, ...settings });
+      const { verdict, reason } = expected(runsOn ? { ...pod, runsOn } : pod, namespace?.labels, {
+        ...DEFAULT_SETTINGS,
+        ...settings,
+      });
       assert.deepEqual([verdict, reason], is, 'the oracle');
     });
   }

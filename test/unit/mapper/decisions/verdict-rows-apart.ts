@@ -12,6 +12,8 @@ export interface GoldenRow {
   readonly pod?: Partial<Pod>;
   readonly namespace?: Namespace | undefined;
   readonly settings?: Partial<Settings>;
+  /** It has ended, and processes of it are left. */
+  readonly runsOn?: true;
   readonly is: readonly [Verdict, Reason];
   readonly also?: Partial<Decision>;
 }
@@ -44,6 +46,27 @@ export const APART_ROWS: readonly GoldenRow[] = [
   {
     name: '2: a pending pod is in',
     pod: { phase: 'Pending' },
+    namespace: AMBIENT,
+    is: ['in', 'namespace-label'],
+  },
+  {
+    name: '2: a pod that failed and runs on',
+    pod: { phase: 'Failed' },
+    runsOn: true,
+    namespace: AMBIENT,
+    is: ['in', 'namespace-label'],
+  },
+  {
+    name: '2: a proxy that failed and runs on is one',
+    pod: { phase: 'Failed', labels: { app: 'ztunnel' } },
+    runsOn: true,
+    is: ['out', 'proxy'],
+    also: { proxy: true },
+  },
+  {
+    name: '2: what runs and has not ended is no news',
+    pod: { phase: 'Unknown' },
+    runsOn: true,
     namespace: AMBIENT,
     is: ['in', 'namespace-label'],
   },

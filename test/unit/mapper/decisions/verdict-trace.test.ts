@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { defaultConfig } from '../../../../mapper/config/config.ts';
+import type { Ending } from '../../../../mapper/decisions/decision.ts';
 import { decide } from '../../../../mapper/decisions/verdict.ts';
 import type { Namespace } from '../../../../mapper/objects/namespace.ts';
 import type { Pod } from '../../../../mapper/objects/pod.ts';
@@ -50,6 +51,24 @@ describe('the trace of a verdict', () => {
       [11, 'no'],
       [12, 'no'],
     ]);
+  });
+
+  test('says of a pod that has ended whether it runs on, and what stands', () => {
+    const failed = podWith({ phase: 'Failed', terminating: true });
+    const saw = (ending?: Ending): string => {
+      const { trace } = decide(failed, AMBIENT, defaultConfig('manifest'), undefined, ending);
+      return `${trace[1]?.outcome}: ${trace[1]?.saw}`;
+    };
+    const last = decide(podWith({ labels: { [MODE]: 'none' } }), AMBIENT, defaultConfig('manifest'));
+    assert.equal(saw(), 'decides: phase Failed, terminating, and no process is left in its cgroups');
+    assert.equal(
+      saw({ isRunning: true, last: undefined }),
+      'no: phase Failed, terminating, but processes are left in its cgroups',
+    );
+    assert.equal(
+      saw({ isRunning: true, last }),
+      'decides: phase Failed, terminating, but processes are left in its cgroups: out, because of pod-opt-out, stands',
+    );
   });
 
   test('quotes the values that decided', () => {

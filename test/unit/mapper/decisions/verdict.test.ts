@@ -28,6 +28,8 @@ import { podWith } from '../pod-with.ts';
 const TRAITS = {
   hostNetwork: [false, true],
   phase: PHASES,
+  /** Of one that has ended by its phase. */
+  runsOn: [undefined, 'unknown', 'was in', 'was out'],
   proxy: [false, true],
   excluded: [false, true],
   gateway: [undefined, 'Istio.io-mesh-controller', 'unknown'],
@@ -85,7 +87,7 @@ function product<T extends Readonly<Record<string, readonly unknown[]>>>(space: 
 const ALL_TRAITS = product(TRAITS);
 const ALL_LABELS = product(LABELS);
 /** Every combination of both would be half a million: a random part of those has a test of its own. */
-const SOME_LABELS = ALL_LABELS.filter((_, at) => at % 101 === 0);
+const SOME_LABELS = ALL_LABELS.filter((_, at) => at % 401 === 0);
 const isUsual = (key: string, value: unknown): boolean =>
   value === (key === 'phase' ? 'Running' : TRAITS[key as keyof typeof TRAITS][0]);
 const SOME_TRAITS = ALL_TRAITS.filter(
@@ -132,12 +134,34 @@ function said({ trace, ...decision }: Decision): Partial<Expected> & { readonly 
   return { verdict, reason, rule, mode, enrolled, proxy, sidecar, bypassOutbound, bypassInbound };
 }
 
+/** What was true of the pod before it ended. */
+const BEFORE = new Map(
+  (['ambient', 'none'] as const).map((mode) => {
+    const pod = podWith({ labels: { [MODE]: mode } });
+    return [
+      mode === 'none' ? 'was out' : 'was in',
+      { is: decide(pod, undefined, defaultConfig('manifest')), should: expected(pod) },
+    ];
+  }),
+);
+
 function assertOracleAgrees(point: Point, { settings, permission }: Configuration, config: Config): Decision {
   const pod = podAt(point);
   const theirs = texts({ [MODE]: point.namespaceLabel, [ALLOW_BYPASS]: permission });
-  const decision = decide(pod, { name: pod.namespace, labels: theirs }, config);
+  const before = BEFORE.get(point.runsOn ?? '');
+  const decision = decide(
+    pod,
+    { name: pod.namespace, labels: theirs },
+    config,
+    undefined,
+    point.runsOn && { isRunning: true, last: before?.is },
+  );
   const is = said(decision);
-  const should = expected(pod, theirs, { ...DEFAULT_SETTINGS, ...settings });
+  const should = expected(
+    point.runsOn === undefined ? pod : { ...pod, runsOn: before?.should ?? true },
+    theirs,
+    { ...DEFAULT_SETTINGS, ...settings },
+  );
   const wanted = { ...should, enrolled: should.verdict !== 'out' };
   for (const key of Object.keys(is) as (keyof typeof is)[])
     if (is[key] !== wanted[key])

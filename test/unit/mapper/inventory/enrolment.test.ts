@@ -4,6 +4,7 @@ import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import type { PodInfo } from '../../../../native/layout/layouts.ts';
 import { parseConfig } from '../../../../mapper/config/config.ts';
+import { EndedPods } from '../../../../mapper/inventory/ended-pods.ts';
 import { Enrolment, modeCode, modeOfCode } from '../../../../mapper/inventory/enrolment.ts';
 import { createInventory } from '../../../../mapper/inventory/inventory.ts';
 import { isYounger, MOST_CHANGES, NamespaceModes } from '../../../../mapper/inventory/namespace-modes.ts';
@@ -26,6 +27,7 @@ function setUp(map = new Map<string, Pick<PodInfo, 'namespaceMode'>>()) {
     const enrolment = new Enrolment({
       inventory,
       config,
+      ended: new EndedPods({ lifeOf: () => 'empty', isComplete: () => true }),
       maps: { pods: { get: ({ text }) => map.get(text) as PodInfo | undefined } },
     });
     return {
