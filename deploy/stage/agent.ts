@@ -54,7 +54,8 @@ export interface Agent extends AsyncDisposable {
 
 /** The flags that say where on this machine, for any verb. */
 function roots(sandbox: Sandbox, options: Partial<AgentOptions>): string[] {
-  const procRoot = options.procRoot ?? sandbox.procRoot;
+  // A container has a /proc of its own.
+  const procRoot = options.procRoot ?? (options.start === undefined ? sandbox.procRoot : undefined);
   return [
     '--cgroup-root',
     options.cgroupRoot ?? sandbox.cgroupRoot,
