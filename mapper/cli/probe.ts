@@ -4,7 +4,7 @@
  * another agent, the one that this is to follow.
  */
 import { createConnection } from 'node:net';
-import { CgrouteError } from '../../native/error.ts';
+import { CgrouteError, isForbidden } from '../../native/error.ts';
 import { PROBE_SOCKET, usage, type Flags } from './command-line.ts';
 
 const PATHS = { live: '/healthz', ready: '/readyz' } as const;
@@ -31,7 +31,10 @@ export async function probe(flags: Flags, argument: string): Promise<ProbeAnswer
     return { isFine: code === '200', sentence: body.trim() };
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    return { isFine: false, sentence: `no agent answers at --probe-socket ${socket}: ${why}` };
+    const sentence = isForbidden(error)
+      ? `whether an agent answers at --probe-socket ${socket} cannot be told: ${why}: run as root, or as a user who may`
+      : `no agent answers at --probe-socket ${socket}: ${why}`;
+    return { isFine: false, sentence };
   }
 }
 

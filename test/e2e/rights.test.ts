@@ -224,6 +224,16 @@ describe('rights that are missing are said as such', () => {
     });
   }
 
+  test('probe of a socket that may not be reached does not say that no agent answers', async () => {
+    const socket = sandbox.file('home/.kube/probe.sock');
+    const { code, stderr } = await cgroute(['probe', 'ready', '--probe-socket', socket], { as: nobody });
+    assert.equal(code, 1, stderr);
+    assert.match(
+      stderr,
+      /^(cgroute: )?whether an agent answers at --probe-socket \S+ cannot be told: .*EACCES/,
+    );
+  });
+
   test('run with a watched root that may not be listed', async () => {
     chmodSync(sandbox.cgroupRoot, 0o711);
     try {
