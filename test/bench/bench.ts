@@ -14,7 +14,7 @@ import { benchIdentity } from './identity-bench.ts';
 import { benchKube } from './kube-bench.ts';
 import { kubeResult } from './kube-section.ts';
 import { benchLatency } from './latency-bench.ts';
-import { hostResult, identityResult, stormResult } from './life-sections.ts';
+import { hostResult, identityResult, stormResult, upgradeResult } from './life-sections.ts';
 import { benchMemory } from './memory-bench.ts';
 import { benchEmpty, benchPeerName, benchPrograms } from './program-bench.ts';
 import { scaleResult, sidecarResult, turnoverResult } from './pod-sections.ts';
@@ -25,6 +25,7 @@ import { benchSidecar } from './sidecar-bench.ts';
 import { benchStorm } from './storm-bench.ts';
 import { order } from './statistics.ts';
 import { benchTurnover } from './turnover-bench.ts';
+import { benchUpgrade } from './upgrade-bench.ts';
 
 const SECTIONS = [
   'connect',
@@ -34,6 +35,7 @@ const SECTIONS = [
   'mkdir',
   'storm',
   'host',
+  'upgrade',
   'sidecar',
   'scale',
   'turnover',
@@ -117,6 +119,7 @@ const MEASURE: Readonly<Record<SectionName, (options: Options) => Promise<Result
   mkdir: async ({ quick }) => identityResult(await benchIdentity(quick ? 3 : 9, 200)),
   storm: async ({ quick }) => stormResult(await benchStorm(quick ? 5 : 30, quick ? 400 : 600)),
   host: async ({ quick }) => hostResult(await benchHost(quick ? 3 : 9)),
+  upgrade: async ({ quick }) => upgradeResult(await benchUpgrade(quick ? 3 : 9)),
   sidecar: sidecarSection,
   scale: async ({ quick }) => scaleResult(await benchScale(quick)),
   turnover: async ({ quick }) => turnoverResult(await benchTurnover(quick)),

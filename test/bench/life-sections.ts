@@ -3,7 +3,9 @@ import { type HostFigures, SWEPT } from './host-bench.ts';
 import type { IdentityFigures } from './identity-bench.ts';
 import type { Row } from './report.ts';
 import type { Result } from './sections.ts';
+import { median } from './statistics.ts';
 import type { StormFigures } from './storm-bench.ts';
+import { UPGRADE_PODS, type UpgradeFigures } from './upgrade-bench.ts';
 
 const round = (value: number, digits: number): number => Number(value.toFixed(digits));
 
@@ -99,6 +101,42 @@ export function stormResult({
         control: round(slowdown.control.median, 3),
         programs: round(slowdown.programs.median, 3),
         process_events: round(slowdown.agent.median - slowdown.programs.median, 3),
+      },
+    },
+  };
+}
+
+export function upgradeResult({ waited, fromOld, afterwards }: UpgradeFigures): Result {
+  const longest = Math.max(...waited, ...(fromOld ?? []));
+  const row = (name: string, figures: readonly number[]): Row => ({
+    name,
+    value: median(figures),
+    beside: `longest of ${figures.length}: ${Math.max(...figures)}`,
+  });
+  return {
+    section: {
+      title: 'an upgrade, time without an agent',
+      unit: 'ms',
+      rows: [
+        row('to one that has waited beside it', waited),
+        ...(fromOld === undefined ? [] : [row('the same, from 0.1, with other layouts', fromOld)]),
+        {
+          name: 'longest time without an agent',
+          value: longest,
+          goal: { name: 'upgrade_gap_ms', value: longest, atMost: 1000, unit: ' ms' },
+        },
+        row('to one that is started afterwards', afterwards),
+      ],
+      notes: [
+        `medians; from the moment when the old agent stops its work until the new one is ready, with ${UPGRADE_PODS} pods; redirection goes on throughout${fromOld === undefined ? '; this clone has no 0.1 in its history' : ''}`,
+      ],
+    },
+    json: {
+      upgrade_gap_ms: longest,
+      upgrade_ms: {
+        waited: median(waited),
+        ...(fromOld === undefined ? {} : { from_0_1: median(fromOld) }),
+        afterwards: median(afterwards),
       },
     },
   };
