@@ -16,6 +16,7 @@ import { podTreesPart } from './parts/pod-trees-part.ts';
 import { reconcilerPart } from './parts/reconciler-part.ts';
 import { recordPart } from './parts/record-part.ts';
 import { sidecarsPart } from './parts/sidecars-part.ts';
+import { startupTaintPart } from './parts/startup-taint-part.ts';
 import { unknownPodsPart } from './parts/unknown-pods-part.ts';
 
 /** Attaches nothing and writes nothing. @throws CgrouteError `EBPF` when the maps cannot be read */
@@ -35,6 +36,8 @@ export function agentParts(core: AgentCore): readonly AgentPart[] {
     unknownPodsPart(core),
     podMarksPart(core),
     originalsPart(core),
+    // When all of them are ready, pods may come.
+    startupTaintPart(core),
   ];
   return parts.filter((part) => part !== undefined);
 }

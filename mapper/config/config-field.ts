@@ -58,6 +58,41 @@ export function integer(least: number, most: number, fallback: number, about: st
   };
 }
 
+export function onOrOff(fallback: boolean, about: string): Field<boolean> {
+  const expects = 'true or false';
+  return {
+    kind: 'field',
+    fallback,
+    about,
+    expects,
+    fallbackText: String(fallback),
+    read: (raw) =>
+      typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` },
+  };
+}
+
+export interface TextOptions {
+  /** Names it, `the key of a taint`. */
+  readonly item: string;
+  readonly form: RegExp;
+}
+
+/** One text, or an empty one. */
+export function text({ item, form }: TextOptions, about: string): Field<string> {
+  const expects = `${item}, or an empty text`;
+  return {
+    kind: 'field',
+    fallback: '',
+    about,
+    expects,
+    fallbackText: '""',
+    read: (raw) =>
+      typeof raw === 'string' && (raw === '' || form.test(raw))
+        ? { value: raw }
+        : { wrong: `expected ${expects}, got ${shown(raw)}` },
+  };
+}
+
 export interface TextsOptions {
   /** Names one item, `a namespace`. */
   readonly item: string;

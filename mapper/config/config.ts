@@ -9,12 +9,15 @@ import { isAlias, isMap, isScalar, isSeq, LineCounter, parseAllDocuments } from 
 import type { Document, Node, YAMLMap } from 'yaml';
 
 import { CgrouteError, messageOf } from '../../native/error.ts';
-import { choice, integer, selector, texts } from './config-field.ts';
+import { choice, integer, onOrOff, selector, text, texts } from './config-field.ts';
 import type { Field } from './config-field.ts';
 import { shown } from '../objects/shown.ts';
 
 const LABEL_VALUE = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
 const RUNTIME_CLASS = /^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$|^[a-z0-9][a-z0-9.-]*\*$/;
+/** A qualified name of the API: a DNS name before the slash. */
+const TAINT_KEY =
+  /^(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*\/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/;
 const NAMESPACE_NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
 const NAMESPACE_OR_ANY = /^(?:\*|[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)$/;
 
@@ -155,6 +158,10 @@ const TABLE = {
     true,
     'With `--source kube`: what becomes of a pod is said in Events on it, few and each once in ten minutes.',
   ),
+  startupTaint: text(
+    { item: 'the key of a taint such as "cgroute.io/agent-not-ready"', form: TAINT_KEY },
+    'With `--source kube`: the key of a taint that new nodes come with, so that no pod is put there before the agent; the agent takes it off its node when it is ready, with whatever value and effect it has, and again where somebody puts it back. Empty: none.',
+  ),
   log: {
     level: choice(
       ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'],
@@ -250,19 +257,6 @@ function readTable(
     }
   }
   return values;
-}
-
-function onOrOff(fallback: boolean, about: string): Field<boolean> {
-  const expects = 'true or false';
-  return {
-    kind: 'field',
-    fallback,
-    about,
-    expects,
-    fallbackText: String(fallback),
-    read: (raw) =>
-      typeof raw === 'boolean' ? { value: raw } : { wrong: `expected ${expects}, got ${shown(raw)}` },
-  };
 }
 
 /** A node as plain values. Aliases are resolved here, which fails on unknown ones and on those that unfold without end. */

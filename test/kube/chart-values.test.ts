@@ -79,6 +79,8 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['config.gatewayControllers', [''], /at '\/config\/gatewayControllers\/0'/],
   ['config.runtimeClasses', ['*'], /at '\/config\/runtimeClasses\/0'/],
   ['config.takeOver', 'yes', /at '\/config\/takeOver': got string, want boolean/],
+  ['config.startupTaint', 'cgroute.io/', /at '\/config\/startupTaint'/],
+  ['config.startupTaint', 'key=value:NoSchedule', /at '\/config\/startupTaint'/],
   ['config.proxy', 'app=ztunnel', /at '\/config\/proxy': got string, want object/],
   ['config.proxy.name', 'x', /at '\/config\/proxy': additional properties 'name' not allowed/],
   ['config.proxy.selector', '', /at '\/config\/proxy\/selector': minLength/],

@@ -113,6 +113,7 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       sidecarUser: 1338,
       annotate: false,
       events: false,
+      startupTaint: 'cgroute.io/agent-not-ready',
       log: { level: 'trace' },
     };
     const objects = await chartObjects(...set({ config }));
@@ -156,6 +157,14 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       'pods',
       'namespaces',
       'pods/status',
+      'daemonsets',
+    ]);
+    assert.deepEqual(await resources({ 'config.startupTaint': 'cgroute.io/agent-not-ready' }), [
+      'pods',
+      'namespaces',
+      'pods/status',
+      'events',
+      'nodes',
       'daemonsets',
     ]);
     assert.deepEqual(await resources({ 'config.events': null, onUninstall: 'keep' }), [

@@ -46,6 +46,7 @@ export const agentOf = ({ spec }: DaemonSet): Container => spec.template.spec.co
 
 /** Everything that can be switched on. */
 export const ALL = {
+  'config.startupTaint': 'cgroute.io/agent-not-ready',
   'http.address': 'node',
   'podMonitor.enabled': true,
   'alerts.enabled': true,

@@ -14,6 +14,16 @@ import { type ClusterNode, startClusterNode } from '../harness/cluster-node.ts';
 import type { Sandbox } from '../../deploy/stage/sandbox.ts';
 import { MODE, REDIRECTION } from '../harness/label-names.ts';
 
+const TAINT = 'cgroute.io/agent-not-ready';
+
+/** A node as its pool makes it, with taints of these keys. */
+const nodeWith = (name: string, ...keys: readonly string[]): KubeObject => ({
+  apiVersion: 'v1',
+  kind: 'Node',
+  metadata: { name },
+  spec: { taints: keys.map((key) => ({ key, effect: 'NoSchedule' })) },
+});
+
 /** One verb on one resource, `patch pods/status`; with `apps/` before those of that group. */
 type Right = string;
 
@@ -63,7 +73,8 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
   before(async () => {
     node = await startClusterNode('kube-rbac', { audit: true });
     ({ sandbox, cluster } = node);
-    const objects = (await chartObjects()).filter(
+    // All that takes a right is on.
+    const objects = (await chartObjects('--set', `config.startupTaint=${TAINT}`)).filter(
       ({ metadata }) => metadata.annotations?.['helm.sh/hook'] === undefined,
     );
     await cluster.apply(...objects);
@@ -86,7 +97,10 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
             ? `--probe-socket=${sandbox.file('probe.sock')}`
             : flag,
     );
-    await cluster.apply(namespaceObject('shop', { [MODE]: 'ambient' }));
+    await cluster.apply(
+      namespaceObject('shop', { [MODE]: 'ambient' }),
+      ...['node-a', 'node-b'].map((name) => nodeWith(name, TAINT, 'pool')),
+    );
   });
   after(() => node?.[Symbol.asyncDispose]());
 
@@ -123,6 +137,11 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     void (await cluster.kubectl('-n', 'shop', 'delete', 'pod', '--grace-period=0', '--force', ...names));
   const isAnnotated = async (name: string): Promise<boolean> =>
     (await cluster.pod('shop', name))?.metadata.annotations?.[REDIRECTION] === 'enabled';
+  const taintsOf = async (name: string): Promise<string[]> => {
+    const { spec } = await cluster.api.get<{ spec: { taints?: { key: string }[] } }>(`/api/v1/nodes/${name}`);
+    // The API server adds one of its own to a node that nobody has called ready.
+    return (spec.taints ?? []).map(({ key }) => key).filter((key) => !key.startsWith('node.kubernetes.io/'));
+  };
   const reasons = async (name: string): Promise<string[]> =>
     (
       await cluster.api.get<{ items: { reason: string; involvedObject: { name: string } }[] }>(
@@ -173,6 +192,7 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
       'both are said',
       async () => (await reasons('web')).join() === 'MeshEnrolled,MeshRemoved',
     );
+    await eventually('its node has lost the taint', async () => (await taintsOf('node-a')).join() === 'pool');
     // As in an upgrade: the DaemonSet is there, so redirection goes on.
     assert.deepEqual(await agent.stop('SIGTERM'), { code: 0, signal: null });
     assert.match(logOf(agent), /leaving: links and maps stay/);
@@ -228,6 +248,45 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
     await removePods('near', 'far');
   });
 
+  test('may take its taint off its own node, and change nothing else of any', async () => {
+    const patch = async (name: string, body: object): Promise<string> => {
+      using api = makeKubeApi(cluster.endpoint, account.identity);
+      return await api.patch(`/api/v1/nodes/${name}`, 'merge-patch+json', body).then(
+        () => 'done',
+        (error: unknown) => String(error),
+      );
+    };
+    const others = async (name: string): Promise<object[]> => {
+      const { spec } = await cluster.api.get<{ spec: { taints?: { key: string }[] } }>(
+        `/api/v1/nodes/${name}`,
+      );
+      return (spec.taints ?? []).filter(({ key }) => key !== TAINT);
+    };
+    await cluster.kubectl('taint', '--overwrite', 'node', 'node-a', `${TAINT}=:NoSchedule`);
+    await eventually('the policy is in force', async () =>
+      / may change its own node only/.test(
+        await patch('node-b', { spec: { taints: await others('node-b') } }),
+      ),
+    );
+    assert.ok((await taintsOf('node-b')).includes(TAINT));
+    const own = { spec: { taints: await others('node-a') } };
+    for (const body of [
+      { spec: { taints: null } },
+      { spec: { taints: [...own.spec.taints, { key: 'more', effect: 'NoExecute' }] } },
+      { ...own, metadata: { labels: { pool: 'mine' } } },
+      { ...own, metadata: { annotations: { pool: 'mine' } } },
+      { spec: { ...own.spec, unschedulable: true } },
+      { spec: { ...own.spec, providerID: 'mine' } },
+    ])
+      assert.match(
+        await patch('node-a', body),
+        /403 .*may take the taint \S+ off its node only/,
+        JSON.stringify(body),
+      );
+    assert.equal(await patch('node-a', own), 'done');
+    assert.deepEqual(await taintsOf('node-a'), ['pool']);
+  });
+
   /** What is seen when the right is not there. The agent runs, and `name` is a new pod that should be redirected. */
   const missed: Readonly<Record<Right, (agent: Running, name: string) => Promise<unknown>>> = {
     'list pods': (agent) => saysSo(agent, 'pods'),
@@ -246,6 +305,11 @@ describe('under the rights of the chart, the agent', { skip: HELM_MISSING || KUB
         requests().some(({ verb, uri }) => verb === 'create' && uri.includes('/events')),
       );
       assert.deepEqual(await reasons(name), []);
+    },
+    'get nodes': (agent) => saysSo(agent, 'startup-taint'),
+    'patch nodes': async (agent) => {
+      await cluster.kubectl('taint', '--overwrite', 'node', 'node-a', `${TAINT}=:NoSchedule`);
+      await saysSo(agent, 'startup-taint');
     },
     'get apps/daemonsets': async (agent, name) => {
       await eventually('it is annotated', () => isAnnotated(name));

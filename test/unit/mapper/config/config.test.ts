@@ -37,6 +37,7 @@ describe('the configuration', () => {
         maxPods: 4096,
         maxConnections: 262_144,
         maxTrafficEntries: 65_536,
+        startupTaint: '',
         sidecarUser: 1337,
         sidecars: true,
         maxConnectionsPerPod: 32_768,
