@@ -98,6 +98,7 @@ enum owner {
 	OWNER_POD,
 	OWNER_UNKNOWN, /* a pod that nobody knows yet */
 	OWNER_HOST,
+	OWNER_HOST_POD, /* a pod in the host's network */
 };
 
 /*
@@ -112,7 +113,7 @@ static __always_inline enum owner owner_of(struct bpf_sock_addr *ctx, bool at_ro
 	if (find_pod(at_root, info)) {
 		if (is_proxy(info))
 			return OWNER_PROXY;
-		return is_hosts_network(netns) ? OWNER_HOST : OWNER_POD;
+		return is_hosts_network(netns) ? OWNER_HOST_POD : OWNER_POD;
 	}
 	return at_root || is_hosts_network(netns) ? OWNER_HOST : OWNER_UNKNOWN;
 }
@@ -123,7 +124,8 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 {
 	__u16 port_be = ctx->user_port;
 	__u64 cookie, *handled;
-	struct cgroup_info info;
+	struct cgroup_info info = {};
+	enum owner owner;
 	__u32 zero = 0;
 
 	cookie = bpf_get_socket_cookie(ctx);
@@ -134,15 +136,19 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		*handled = 0;
 		return ALLOW;
 	}
-	switch (owner_of(ctx, at_root, &info)) {
+	owner = owner_of(ctx, at_root, &info);
+	switch (owner) {
 	case OWNER_PROXY: decide_proxy(verdict, &info, port_be); break;
 	case OWNER_POD: decide_pod(verdict, &info, dst, port_be, ip4); break;
 	case OWNER_UNKNOWN: decide_unknown(verdict, dst, ip4); break;
 	case OWNER_HOST:
+	case OWNER_HOST_POD:
 		/* The program at the root runs for it, too. */
 		if (!at_root)
 			return ALLOW;
 		decide_host(verdict, dst, port_be, ip4);
+		if (owner == OWNER_HOST_POD)
+			count_for_host_pod(verdict, &info);
 		break;
 	}
 	/*

@@ -182,6 +182,16 @@ static __always_inline void deny_ambiguous(struct verdict *verdict)
 	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
+/* What a pod in the host's network opens to no pod of the mesh is its own, for who asks about it. */
+static __always_inline void count_for_host_pod(struct verdict *verdict,
+					       const struct cgroup_info *info)
+{
+	if (verdict->branch != BRANCH_HOST_UNTOUCHED || flags_of(info) & INFO_UNKNOWN_POD)
+		return;
+	verdict->slot = info->slot;
+	verdict->branch = BRANCH_OUT;
+}
+
 static __always_inline void decide_pod(struct verdict *verdict, const struct cgroup_info *info,
 				       const struct address *dst, __u16 port_be, bool ip4)
 {

@@ -80,6 +80,14 @@ describe('each rule', () => {
       pods.set(row, pod);
     }
     await node.apply();
+    // The rules that short-circuit a sidecar are made when its pod shows its network.
+    for (const [{ should }, { uid, place }] of pods) {
+      if (should.reason !== 'sidecar-short-circuited') continue;
+      node.sandbox.spawn({ ...place, cmd: 'sleep', args: ['1000'] });
+      await node.until('its sidecar is out of the path', ({ pods: all }) =>
+        all.some((pod) => pod.uid === uid && pod.reason === should.reason && pod.cgroups.length === 2),
+      );
+    }
   });
   after(() => node?.[Symbol.asyncDispose]());
 
