@@ -181,7 +181,7 @@ function copyProject(tree: string): void {
     if (existsSync(join(root, name)))
       cpSync(join(root, name), join(to, name), {
         recursive: true,
-        filter: (path) => !/\/dist\/(?:\.stamps|test\/(?:logs|other))$|\/vmlinux\.h$/.test(path),
+        filter: (path) => !/\/dist\/(?:\.stamps|test\/(?:logs|other|release))$|\/vmlinux\.h$/.test(path),
       });
   }
   const modules = join(root, 'node_modules');
