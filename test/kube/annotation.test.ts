@@ -90,6 +90,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
     assert.equal(await annotationOf('late'), undefined);
     await node.startPod('shop', 'late');
     await becomes('late', 'enabled');
+    await eventually('its Event', async () => (await reasons('late')).length > 0);
     assert.deepEqual(await reasons('late'), ['MeshEnrolled']);
     await agent.stop();
   });
@@ -110,6 +111,7 @@ describe('on pods of a real API server, the agent', { skip: KUBE_MISSING }, () =
       await cluster.kubectl('-n', 'shop', 'delete', 'pod', 'live');
     }
     assert.equal(uids.size, 2);
+    await eventually('an Event on each', async () => (await events('live')).length >= 2);
     const said = await events('live');
     assert.deepEqual(
       said.map(({ reason, involvedObject }) => `${reason} ${involvedObject.uid}`).sort(),
