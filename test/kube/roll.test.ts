@@ -197,7 +197,12 @@ describe('a roll of the DaemonSet', {
     // Nobody knows of the old one any more: both may be there for a moment, as ever with such a deletion.
     assert.deepEqual(moments.toSorted(), ['new ready', 'new started', 'old gone', 'old told to go']);
     assert.ok(logged(before, /^leaving: links and maps stay/));
-    assert.ok(before.log().some(({ why }) => why === 'its pod was deleted by force, and its token with it'));
+    // For some seconds the API server goes by what it has found of the token before.
+    const why = before.log().find(({ msg = '' }) => msg.startsWith('leaving: links and maps stay'))?.['why'];
+    assert.match(
+      String(why),
+      /^its pod was deleted by force, and its token with it$|^its DaemonSet is there/,
+    );
   });
 
   test('without room for two: the old one goes first, and redirection goes on', async () => {

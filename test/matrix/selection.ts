@@ -32,6 +32,7 @@ export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'capacity.test.ts': 'it fills maps, which is the same on every kernel',
   'entry-reuse.test.ts': 'it is a race of millions of connections, for a machine that is fast',
   'counter-handover.test.ts': 'it is about what the agent does with pins',
+  'flood.test.ts': 'it floods the maps with connections, which takes very long in emulation',
   'harness-haproxy.test.ts': 'it tests a tool of the tests',
   'harness-runc.test.ts': 'it tests a tool of the tests',
   'listeners.test.ts': 'it is about /proc',
