@@ -185,7 +185,15 @@ describe('the image', () => {
     const { sources } = await node.status();
     assert.deepEqual(
       sources.map(({ name, state }) => `${name} ${state}`),
-      ['manifest ok', 'kernel ok', 'process-events ok', 'cgroup-watch ok', 'sweep ok', 'sidecars off'],
+      [
+        'manifest ok',
+        'kernel ok',
+        'process-events ok',
+        'cgroup-watch ok',
+        'sweep ok',
+        'sidecars off',
+        'connections ok',
+      ],
     );
     assert.match(await must(inside.exec(['cgroute', 'status'])), /demo +pod +in +namespace-label/);
     assert.match(await must(inside.exec(['cgroute', 'explain', 'demo/pod'])), /demo\/pod/);

@@ -105,6 +105,12 @@ export async function disagreements(mesh: Mesh, node: MeshNode, allowed: Allowed
     const info = podOf.get(key);
     const shown = shownOf.get(uid) ?? [];
     const ids = (tree.get(key) ?? []).sort();
+    const ended = phase === 'Succeeded' || phase === 'Failed';
+    if (ended && ids.length === 0) {
+      same(`${about}, which has ended, in status`, shown, []);
+      same(`${about}, which has ended, in pod_info_map`, info ?? null, null);
+      continue;
+    }
     same(
       `${about} in status`,
       shown.map(({ verdict, reason }) => [verdict, reason]),
@@ -131,7 +137,6 @@ export async function disagreements(mesh: Mesh, node: MeshNode, allowed: Allowed
         same(`${about}: the address of its cgroup ${id}`, entry?.cgroup_ip.slice(12).join('.'), ips[0]);
     }
     podOf.delete(key);
-    const ended = phase === 'Succeeded' || phase === 'Failed';
     if (should.inbound === 'inbound' && !ended) for (const ip of ips) slotOfAddress.set(ip, info?.slot ?? -1);
   }
   same("cgroups in cgroup_info_map that are no pod's", [...rest], []);
