@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "cgroute.h"
+#include "connection.h"
 #include "lib/address.bpf.h"
 #include "lib/maps.bpf.h"
 #include "lib/mptcp.bpf.h"

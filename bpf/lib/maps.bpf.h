@@ -7,6 +7,8 @@
 #ifndef CGROUTE_MAPS_BPF_H
 #define CGROUTE_MAPS_BPF_H
 
+#include "connection.h"
+
 /*
  * Client sockets that were redirected, by socket cookie. The first map is small:
  * with a large one each connection meets a bucket that no cache holds, which took

@@ -4,7 +4,7 @@
 #define CGROUTE_ORIGINALS_BPF_H
 
 #include <bpf/bpf_helpers.h>
-#include "cgroute.h"
+#include "connection.h"
 #include "maps.bpf.h"
 
 #define EEXIST 17

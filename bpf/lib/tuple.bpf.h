@@ -5,7 +5,7 @@
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include "cgroute.h"
+#include "connection.h"
 #include "address.bpf.h"
 #include "older-kernel.bpf.h"
 

@@ -125,6 +125,6 @@ export const ROOMS: readonly Room[] = [
 
 /** The programs in C; no TypeScript imports them. */
 export const BPF_ROOMS: readonly Room[] = [
-  { path: 'bpf', holds: 'the programs, one file for each object, and `cgroute.h`, which the agent shares' },
+  { path: 'bpf', holds: 'the programs, one file for each object, and the headers that the agent shares' },
   { path: 'bpf/lib', holds: 'headers that several programs use' },
 ];

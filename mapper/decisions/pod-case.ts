@@ -1,6 +1,7 @@
 /** The case of one pod: what the rules ask of its labels and annotations, its namespace and the configuration. */
 
-import { ANY_NAMESPACE, type Config } from '../config/config.ts';
+import type { Config } from '../config/config.ts';
+import { ANY_NAMESPACE } from '../config/settings-table.ts';
 import { ALLOW_BYPASS_LABEL, BYPASS_LABEL, MODE_LABEL, SIDECAR_STATUS } from '../objects/label-names.ts';
 import { labelValue, type Labels } from '../objects/labels.ts';
 import type { Namespace } from '../objects/namespace.ts';

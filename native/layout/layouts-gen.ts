@@ -18,10 +18,12 @@ import {
   type StructLayout,
 } from './btf.ts';
 
-const header = readFileSync(new URL('../../bpf/cgroute.h', import.meta.url), 'utf8');
+const header = ['cgroute.h', 'connection.h']
+  .map((name) => readFileSync(new URL(`../../bpf/${name}`, import.meta.url), 'utf8'))
+  .join('');
 const target = new URL('./layouts.ts', import.meta.url);
 
-/** The names of the shared header, in its order. */
+/** The names of the shared headers, in their order. */
 function declared(keyword: 'struct' | 'enum'): string[] {
   return [...header.matchAll(new RegExp(`^${keyword} (\\w+) \\{`, 'gm'))].map((match) => match[1] ?? '');
 }
@@ -165,7 +167,7 @@ function generate(objects: readonly ObjectTypes[]): string {
       if (found !== undefined) return found;
     }
     throw new Error(
-      `bpf/cgroute.h declares ${name}, but no object's BTF has it among its ${kind}: use it in a map or in struct vocabulary`,
+      `a header of bpf/ declares ${name}, but no object's BTF has it among its ${kind}: use it in a map or in struct vocabulary`,
     );
   };
   const structs = declared('struct').map((name) => find(name, 'structs', (types) => types.structs.get(name)));

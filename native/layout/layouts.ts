@@ -88,14 +88,14 @@ export const rangeList = {
   includedIp6: 3,
 } as const;
 
-export const freePart = {
-  connections: 4,
-  originals: 8,
-} as const;
-
 export const cgroupChange = {
   made: 0,
   removed: 1,
+} as const;
+
+export const freePart = {
+  connections: 4,
+  originals: 8,
 } as const;
 
 export interface CgroupInfo {
@@ -399,30 +399,6 @@ export const podCounters: Layout<PodCounters> = {
   },
 };
 
-export interface PodShare {
-  readonly connections: bigint;
-  readonly originals: bigint;
-}
-
-export const podShare: Layout<PodShare> = {
-  name: 'pod_share',
-  size: 16,
-  fields: [
-    { name: 'connections', offset: 0, kind: 'u64', count: 1 },
-    { name: 'originals', offset: 8, kind: 'u64', count: 1 },
-  ],
-  encode(value, buffer, at = 0) {
-    buffer.writeBigUInt64LE(value.connections, at + 0);
-    buffer.writeBigUInt64LE(value.originals, at + 8);
-  },
-  decode(buffer, at = 0) {
-    return {
-      connections: buffer.readBigUInt64LE(at + 0),
-      originals: buffer.readBigUInt64LE(at + 8),
-    };
-  },
-};
-
 export interface PodTrees {
   readonly count: number;
   readonly id: readonly bigint[];
@@ -634,6 +610,30 @@ export const agentInfo: Layout<AgentInfo> = {
   },
 };
 
+export interface PodShare {
+  readonly connections: bigint;
+  readonly originals: bigint;
+}
+
+export const podShare: Layout<PodShare> = {
+  name: 'pod_share',
+  size: 16,
+  fields: [
+    { name: 'connections', offset: 0, kind: 'u64', count: 1 },
+    { name: 'originals', offset: 8, kind: 'u64', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeBigUInt64LE(value.connections, at + 0);
+    buffer.writeBigUInt64LE(value.originals, at + 8);
+  },
+  decode(buffer, at = 0) {
+    return {
+      connections: buffer.readBigUInt64LE(at + 0),
+      originals: buffer.readBigUInt64LE(at + 8),
+    };
+  },
+};
+
 export interface Tuple {
   readonly netns: bigint;
   readonly client: Address;
@@ -745,4 +745,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, proxyNetwork, address, podAddress, podOptions, portKey, rangeKey, podCounters, podShare, podTrees, podKey, cgroupEvent, podInfo, agentInfo, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, proxyNetwork, address, podAddress, podOptions, portKey, rangeKey, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, podShare, tuple, originalDst, connection] as const;

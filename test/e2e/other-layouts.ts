@@ -25,6 +25,9 @@ export const LAYOUTS: Changes = {
       /\tchar reason\[32\];\n\tchar pod_namespace\[64\];\n\tchar pod_name\[256\];\n/,
       '\tchar pod_name[260];\n\tchar reason[36];\n\tchar pod_namespace[64];\n',
     ),
+    swap(/\t__u64 started_ms;/, '\t__u64 reserved_new[4];\n\t__u64 started_ms;'),
+  ],
+  'bpf/connection.h': [
     swap(
       /\t__u64 netns;\n\tstruct address client;\n\t__u16 client_port_be;\n\t__u16 reserved;\n\t__u32 isn;\n/,
       '\t__u32 isn;\n\t__u16 reserved;\n\t__u16 client_port_be;\n\tstruct address client;\n\t__u64 netns;\n\t__u64 reserved_new;\n',
@@ -41,6 +44,5 @@ export const LAYOUTS: Changes = {
       /\tstruct address proxy;\n\t__u16 proxy_port_be;/,
       '\tstruct original_dst original;\n\tstruct address proxy;\n\t__u16 proxy_port_be;',
     ),
-    swap(/\t__u64 started_ms;/, '\t__u64 reserved_new[4];\n\t__u64 started_ms;'),
   ],
 };

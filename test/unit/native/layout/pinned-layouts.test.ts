@@ -54,9 +54,6 @@ range_key 28
    12 address address
 pod_counters 256
     0 u64[32] count
-pod_share 16
-    0 u64 connections
-    8 u64 originals
 pod_trees 72
     0 u32 count
     4 u32 reserved
@@ -97,6 +94,9 @@ agent_info 392
    40 char[32] version
    72 char[256] node
   328 char[64] http
+pod_share 16
+    0 u64 connections
+    8 u64 originals
 tuple 32
     0 u64 netns
     8 address client
