@@ -6,11 +6,10 @@
  * An address is 16 bytes in network order. An IPv4 address stands in the last
  * four, the rest is zero; so do IPv4-mapped IPv6 addresses, once normalised.
  *
- * Some fields are there before the features that will use them, so that a map
- * keeps its layout when these come: netns, proxy_mode, service_account, service
- * and waypoint. Until then they are zero, which means "not known", "none", or what
- * has always been so. What is reserved is zero, too; but for that of settings, it
- * takes a new version of the pins to be given a name.
+ * Some fields are there before the features that will use them, so that a map keeps
+ * its layout when these come: proxy_mode, service_account, service and waypoint. Zero
+ * means "none", or what has always been so. What is reserved is zero, too; but for
+ * that of settings, it takes a new version of the pins to be given a name.
  */
 #ifndef CGROUTE_H
 #define CGROUTE_H
@@ -44,12 +43,13 @@ enum info_flag {
 	INFO_UNKNOWN_POD = 1 << 7,
 	INFO_OPTIONS = 1 << 8, /* the pod has traffic options */
 	INFO_NO_HANDOFF = 1 << 9, /* made while sock_ops was attached nowhere around it */
+	INFO_ADDRESSES = 1 << 10, /* the pod has more addresses, in pod_local_map */
 };
 
 /* The bits that cgroute decides; what it does not look at stays undetected. */
 #define CGROUTE_DETECTED_FLAGS                                                                     \
 	(INFO_AMBIENT | INFO_PROXY | INFO_BYPASS_OUTBOUND | INFO_BYPASS_INBOUND | INFO_SIDECAR |   \
-	 INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS | INFO_NO_HANDOFF)
+	 INFO_HOST_NETWORK | INFO_UNKNOWN_POD | INFO_OPTIONS | INFO_NO_HANDOFF | INFO_ADDRESSES)
 
 /* Value of handoff_map. */
 enum handoff {
@@ -73,7 +73,7 @@ enum branch {
 	BRANCH_PROXY,
 	BRANCH_UNKNOWN_ALLOWED,
 	BRANCH_UNKNOWN_DENIED,
-	BRANCH_LOCAL, /* loopback, or the pod's own address */
+	BRANCH_LOCAL, /* loopback, link-local, or an address of the pod's own network */
 	BRANCH_EXCLUDED,
 	BRANCH_NO_PROXY_ALLOWED,
 	BRANCH_NO_PROXY_DENIED,
@@ -81,6 +81,11 @@ enum branch {
 	BRANCH_LOOP_DENIED, /* to the proxy's own port, which would send it to itself */
 	BRANCH_ERROR_DENIED, /* no way to hand over the original destination */
 	BRANCH_HANDOFF_LOST, /* beside the redirected: its destination was not filed */
+	BRANCH_FOREIGN_UNTOUCHED, /* process of no pod, in a network that is not the host's */
+	BRANCH_NESTED_UNTOUCHED, /* in another network than its pod's own */
+	BRANCH_NESTED_DENIED,
+	BRANCH_OTHER_NETWORK_UNTOUCHED, /* bound to a device or address that leads to no proxy */
+	BRANCH_OTHER_NETWORK_DENIED,
 	BRANCH_COUNT,
 };
 
@@ -136,7 +141,8 @@ struct policies {
 	__u32 when_proxy_down; /* enum policy */
 	__u16 proxy_mode; /* enum proxy_mode, as the agent is configured */
 	__u16 reserved; /* for how many seconds a connection is held */
-	__u32 reserved2; /* for what is done about other networks than a pod's own */
+	__u16 nested_networks; /* enum policy: containers in a network of their own within a pod's */
+	__u16 other_networks; /* enum policy: sockets that are bound to where no proxy is */
 };
 
 /* Where the node's proxy is. */
@@ -213,6 +219,22 @@ struct range_key {
 	__u32 slot;
 	__u32 list; /* enum range_list */
 	struct address address;
+};
+
+/* Key of pod_local_map: an address of a pod's own network namespace. */
+struct local_key {
+	__u32 slot;
+	struct address address;
+};
+
+enum local_address {
+	LOCAL_ELSEWHERE = 1, /* no proxy is reached from there, as far as is known */
+	LOCAL_LEADS = 2, /* it is on the interface by which the proxy is reached */
+};
+
+/* Value of pod_device_map: the pod's interfaces that lead to the proxy; 0: not known. */
+struct pod_devices {
+	__u32 ip4, ip6;
 };
 
 struct pod_counters {

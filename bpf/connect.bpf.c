@@ -18,6 +18,7 @@
 #include "lib/maps.bpf.h"
 #include "lib/network.bpf.h"
 #include "lib/older-kernel.bpf.h"
+#include "lib/socket-owner.bpf.h"
 #include "lib/verdict.bpf.h"
 
 #define ALLOW 1
@@ -56,20 +57,25 @@ const volatile struct vocabulary {
 	enum range_list range_list;
 	enum handoff handoff;
 	enum free_part free_part;
+	enum local_address local_address;
 	struct proxy_ports proxy_ports;
 	struct policies policies;
 	struct proxy_network proxy_network;
 } vocabulary;
 
 /* Keeps the original destination; what is no longer so is overwritten. */
-static __always_inline bool remember(__u64 cookie, const struct verdict *verdict,
-				     const struct address *dst, __u16 port_be)
+static __always_inline bool remember(__u64 cookie, const struct sock *socket,
+				     const struct verdict *verdict, const struct address *dst,
+				     __u16 port_be)
 {
 	struct connection connection = {};
 
 	connection.original.address = *dst;
 	connection.original.port_be = port_be;
 	connection.original.slot = verdict->slot;
+	/* As if it were filed. */
+	if (is_subflow(socket))
+		connection.original.at_ns = now_ns();
 	connection.proxy = verdict->proxy;
 	connection.proxy_port_be = verdict->proxy_port_be;
 	return put_connection(cookie, connection_share, &connection);
@@ -100,23 +106,26 @@ enum owner {
 	OWNER_UNKNOWN, /* a pod that nobody knows yet */
 	OWNER_HOST,
 	OWNER_HOST_POD, /* a pod in the host's network */
+	OWNER_FOREIGN, /* none of these: a container of nobody's, or who entered a pod's network */
 };
 
 /*
  * Whose the connection is. The proxy by its cgroup alone, as its sockets may be in any
  * network. What is in the host's network is never a pod's, whatever its cgroup.
  */
-static __always_inline enum owner owner_of(struct bpf_sock_addr *ctx, bool at_root,
+static __always_inline enum owner owner_of(const struct sock *socket, bool at_root, __u64 netns,
 					   struct cgroup_info *info)
 {
-	__u32 netns = netns_inode(ctx->sk);
-
-	if (find_pod(at_root, info)) {
+	if (find_pod(at_root, info) || (is_kernel_thread() && find_socket_pod(socket, info))) {
 		if (is_proxy(info))
 			return OWNER_PROXY;
 		return is_hosts_network(netns) ? OWNER_HOST_POD : OWNER_POD;
 	}
-	return at_root || is_hosts_network(netns) ? OWNER_HOST : OWNER_UNKNOWN;
+	if (is_hosts_network(netns))
+		return OWNER_HOST;
+	if (!at_root)
+		return OWNER_UNKNOWN;
+	return host_netns ? OWNER_FOREIGN : OWNER_HOST;
 }
 
 /* Fills the verdict and has it counted. Returns ALLOW or DENY. */
@@ -126,8 +135,10 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 	__u16 port_be = ctx->user_port;
 	__u64 cookie, *handled;
 	struct cgroup_info info = {};
+	const struct sock *socket;
 	enum owner owner;
 	__u32 zero = 0;
+	__u64 netns;
 
 	cookie = bpf_get_socket_cookie(ctx);
 	handled = bpf_map_lookup_elem(&handled_map, &zero);
@@ -137,11 +148,14 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		*handled = 0;
 		return ALLOW;
 	}
-	owner = owner_of(ctx, at_root, &info);
+	socket = kernel_socket(ctx->sk);
+	netns = inode_of_netns(socket);
+	owner = owner_of(socket, at_root, netns, &info);
 	switch (owner) {
 	case OWNER_PROXY: decide_proxy(verdict, &info, port_be); break;
-	case OWNER_POD: decide_pod(verdict, &info, dst, port_be, ip4); break;
+	case OWNER_POD: decide_pod(verdict, &info, ctx->sk, netns, dst, port_be, ip4); break;
 	case OWNER_UNKNOWN: decide_unknown(verdict, dst, ip4); break;
+	case OWNER_FOREIGN: verdict->branch = BRANCH_FOREIGN_UNTOUCHED; break;
 	case OWNER_HOST:
 	case OWNER_HOST_POD:
 		/* The program at the root runs for it, too. */
@@ -162,7 +176,7 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 		return ALLOW;
 	if (!at_root)
 		*handled = cookie;
-	if (verdict->redirected && !remember(cookie, verdict, dst, port_be)) {
+	if (verdict->redirected && !remember(cookie, socket, verdict, dst, port_be)) {
 		verdict->redirected = false;
 		verdict->denied = true;
 		verdict->branch = BRANCH_ERROR_DENIED;

@@ -10,6 +10,7 @@ import { isPopulated } from './cgroup-population.ts';
 import { openCgroupTree, type Cgroup } from './cgroup-tree.ts';
 import { findCgroupMount, namespacePath, realCgroupRoot } from './host.ts';
 import { listenersOf, type Listener } from './listeners.ts';
+import type { NetworkTables } from './network-tables.ts';
 import { openProc, unifiedPath, type Addresses, type ProcessNetwork } from './proc.ts';
 import { followHost, type HostEvents, type HostWatch, type TreeEvents } from './host-watch.ts';
 
@@ -34,6 +35,7 @@ export interface Host {
   networkOf(pid: number): ProcessNetwork | undefined;
   /** Whether any process, of whatever PID namespace, is in the cgroup at `path` or below it. */
   isPopulated(path: string): boolean;
+  networkTablesOf(pid: number): NetworkTables;
   addressesOf(pid: number): Addresses | undefined;
   /** Where its network namespace listens for TCP; undefined where that cannot be told. */
   listenersOf(pid: number): readonly Listener[] | undefined;
@@ -95,6 +97,7 @@ export function openHost(options: HostOptions): OpenHost {
     hasUserProcess: (path) => listedIn(path)?.some((pid) => proc.isUserProcess(pid)) ?? true,
     networkOf: proc.networkOf,
     isPopulated: (path) => isPopulated(`${cgroupRoot}${path}`),
+    networkTablesOf: proc.networkTablesOf,
     addressesOf: proc.addressesOf,
     listenersOf: (pid) => listenersOf(pid, procRoot),
     netnsOf: proc.netnsOf,

@@ -8,6 +8,7 @@
 import { closeSync, openSync, readFileSync, readlinkSync, readSync } from 'node:fs';
 import { SocketAddress } from 'node:net';
 import { levelsAbove, type CgroupMount } from './host.ts';
+import { NETWORK_FILES, networkTables, type NetworkFiles, type NetworkTables } from './network-tables.ts';
 
 const DELETED = ' (deleted)';
 
@@ -59,7 +60,9 @@ export interface Proc {
   isHostAddress(ip: string): boolean;
   /** Undefined also where the host's network namespace is not known: nothing is proved then. */
   networkOf(pid: number): ProcessNetwork | undefined;
-  /** The addresses of the process's network namespace, without entering it. */
+  /** Addresses and routes of the process's network namespace, without entering it. What cannot be read is empty. */
+  networkTablesOf(pid: number): NetworkTables;
+  /** The addresses of the process's network namespace that can be a pod's. */
   addressesOf(pid: number): Addresses | undefined;
 }
 
@@ -228,6 +231,12 @@ export function openProc(options: ProcOptions): Proc {
     hostNetns,
     isHostAddress: (ip) => hostAddresses().has(ip),
     networkOf,
+    networkTablesOf: (pid) =>
+      networkTables(
+        Object.fromEntries(
+          NETWORK_FILES.map((file) => [file, read(`${pid}/net/${file}`) ?? '']),
+        ) as NetworkFiles,
+      ),
     addressesOf,
   };
 }

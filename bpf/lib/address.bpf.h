@@ -33,6 +33,12 @@ static __always_inline bool is_loopback(const struct address *a)
 	return is_loopback4(a) || is_loopback6(a);
 }
 
+/* fe80::/10, which no router passes on. */
+static __always_inline bool is_link_local6(const struct address *a)
+{
+	return (a->word_be[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 /* connect() to the unspecified address reaches the host itself. */
 static __always_inline bool is_unspecified(const struct address *a)
 {

@@ -29,13 +29,23 @@ static __always_inline __u64 now_ns(void)
  */
 #define HAS_NETNS_COOKIE HAS_HELPER(task_pt_regs)
 
-static __always_inline __u64 netns_inode(struct bpf_sock *sk)
+static __always_inline const struct sock *kernel_socket(struct bpf_sock *sk)
 {
 	struct bpf_sock *volatile kept = sk;
 	const struct sock *socket = NULL;
 
 	bpf_probe_read_kernel(&socket, sizeof(socket), (const void *)&kept);
+	return socket;
+}
+
+static __always_inline __u64 inode_of_netns(const struct sock *socket)
+{
 	return BPF_CORE_READ(socket, __sk_common.skc_net.net, ns.inum);
+}
+
+static __always_inline __u64 netns_inode(struct bpf_sock *sk)
+{
+	return inode_of_netns(kernel_socket(sk));
 }
 
 #endif

@@ -23,6 +23,17 @@ static __always_inline bool denies(bool when_proxy_down)
 	return (when_proxy_down ? policies.when_proxy_down : policies.unknown_pods) == POLICY_DENY;
 }
 
+/* Of pods' sockets that are in other networks: nested ones, or others of the pod. */
+static __always_inline bool denies_network(bool nested)
+{
+	enum setting key = SETTING_POLICIES;
+	struct policies policies;
+
+	if (!READ_ENTRY_THAT_IS(&settings, &key, &policies))
+		return false; /* the default of both */
+	return (nested ? policies.nested_networks : policies.other_networks) == POLICY_DENY;
+}
+
 static __always_inline bool find_proxy(bool ip4, struct address *proxy)
 {
 	enum setting key = ip4 ? SETTING_PROXY_IP4 : SETTING_PROXY_IP6;

@@ -10,6 +10,7 @@
 #include "identity.bpf.h"
 #include "kubelet.bpf.h"
 #include "lookup.bpf.h"
+#include "network.bpf.h"
 #include "options.bpf.h"
 #include "settings.bpf.h"
 
@@ -78,16 +79,10 @@ static __always_inline void redirect(struct verdict *verdict, const struct addre
 	verdict->proxy_port_be = bpf_htons(inbound ? inbound_port : outbound_port);
 }
 
-/* What leaves no network is nobody's business. */
-static __always_inline bool is_within(const struct address *dst, bool ip4)
-{
-	return (ip4 ? is_loopback4(dst) : is_loopback6(dst)) || is_unspecified(dst);
-}
-
 static __always_inline void decide_unknown(struct verdict *verdict, const struct address *dst,
 					   bool ip4)
 {
-	if (is_within(dst, ip4)) {
+	if (is_near(dst, ip4)) {
 		verdict->branch = BRANCH_LOCAL;
 		return;
 	}
@@ -182,6 +177,25 @@ static __always_inline void deny_ambiguous(struct verdict *verdict)
 	verdict->branch = BRANCH_ERROR_DENIED;
 }
 
+/* What it does is its pod's business, and none of the mesh's: its network leads to no proxy as such. */
+static __always_inline void decide_nested(struct verdict *verdict, const struct address *dst,
+					  bool ip4)
+{
+	if (is_near(dst, ip4)) {
+		verdict->branch = BRANCH_LOCAL;
+		return;
+	}
+	verdict->denied = denies_network(true);
+	verdict->branch = verdict->denied ? BRANCH_NESTED_DENIED : BRANCH_NESTED_UNTOUCHED;
+}
+
+static __always_inline void decide_elsewhere(struct verdict *verdict)
+{
+	verdict->denied = denies_network(false);
+	verdict->branch =
+		verdict->denied ? BRANCH_OTHER_NETWORK_DENIED : BRANCH_OTHER_NETWORK_UNTOUCHED;
+}
+
 /* What a pod in the host's network opens to no pod of the mesh is its own, for who asks about it. */
 static __always_inline void count_for_host_pod(struct verdict *verdict,
 					       const struct cgroup_info *info)
@@ -193,9 +207,9 @@ static __always_inline void count_for_host_pod(struct verdict *verdict,
 }
 
 static __always_inline void decide_pod(struct verdict *verdict, const struct cgroup_info *info,
-				       const struct address *dst, __u16 port_be, bool ip4)
+				       struct bpf_sock *sk, __u64 netns, const struct address *dst,
+				       __u16 port_be, bool ip4)
 {
-	const struct address *own = ip4 ? (void *)info->cgroup_ip : (void *)info->cgroup_ip6;
 	__u16 flags = flags_of(info);
 
 	verdict->slot = info->slot;
@@ -205,12 +219,18 @@ static __always_inline void decide_pod(struct verdict *verdict, const struct cgr
 		verdict->branch = BRANCH_OUT;
 	else if (flags & INFO_BYPASS_OUTBOUND)
 		verdict->branch = BRANCH_BYPASSED;
-	else if (is_within(dst, ip4) || same_address(dst, own))
+	else if (is_nested_network(info, netns))
+		decide_nested(verdict, dst, ip4);
+	else if (is_near(dst, ip4) || is_own_address(info, dst, ip4))
 		verdict->branch = BRANCH_LOCAL;
 	else if (is_ambiguous(dst, ip4))
 		deny_ambiguous(verdict);
+	else if (find_local(info, dst))
+		verdict->branch = BRANCH_LOCAL;
 	else if (flags & INFO_OPTIONS && is_excluded(info->slot, dst, bpf_ntohs(port_be), ip4))
 		verdict->branch = BRANCH_EXCLUDED;
+	else if (is_bound_elsewhere(sk, info, ip4))
+		decide_elsewhere(verdict);
 	else
 		redirect(verdict, dst, port_be, ip4, false);
 	if (verdict->redirected && (flags & INFO_NO_HANDOFF))

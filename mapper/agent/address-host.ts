@@ -6,7 +6,7 @@ import type { WitnessHost } from '../inventory/pod-networks.ts';
 /** Processes of each cgroup that are asked: one may have 60,000. */
 const ASKED_OF_CGROUP = 8;
 
-type Asked = Pick<Host, 'isOwnAddress' | 'pidsOf' | 'networkOf' | 'addressesOf'>;
+type Asked = Pick<Host, 'isOwnAddress' | 'pidsOf' | 'networkOf' | 'networkTablesOf' | 'addressesOf'>;
 
 /**
  * What the oldest process of a pod says. A process may have gone into a namespace of
@@ -43,5 +43,6 @@ export function witnessHost(host: Asked): WitnessHost {
       const now = host.networkOf(pid);
       return now !== undefined && now.netns === netns && now.startedTicks === startedTicks;
     },
+    tablesOf: (pid) => host.networkTablesOf(pid),
   };
 }

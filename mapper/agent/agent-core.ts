@@ -65,6 +65,7 @@ export interface AgentCore extends AgentGround {
   readonly enrolment: Enrolment;
   readonly ended: EndedPods;
   readonly settings: Settings;
+  readonly networks: PodNetworks;
   readonly ledger: CgroupLedger;
   readonly sidecars: SidecarRules;
   readonly proxy: NodeProxy;
@@ -107,10 +108,6 @@ export function agentCore(ground: AgentGround): AgentCore {
     host: addressHost(host),
     pathsOf: (podKey) => ledger.pathsOf(podKey),
   });
-  const networks = new PodNetworks({
-    host: witnessHost(host),
-    pathsOf: (podKey) => ledger.pathsOf(podKey),
-  });
   const settings = new Settings(dataPlane.maps.settings);
   const proxy = new NodeProxy({
     dataPlane,
@@ -124,8 +121,13 @@ export function agentCore(ground: AgentGround): AgentCore {
     toldOf: (pod) => addresses.told(pod),
     pathsOf: (pod) => ledger.pathsOf(ledger.homeOf(pod)),
     networkOf: (pod) =>
-      pod.hostNetwork ? BigInt(host.hostNetns() ?? 0) : networks.of(ledger.homeOf(pod), pod),
+      pod.hostNetwork ? BigInt(host.hostNetns() ?? 0) : networks.of(ledger.homeOf(pod), pod).netns,
     redirected: () => redirectedOf(dataPlane.maps),
+  });
+  const networks = new PodNetworks({
+    host: witnessHost(host),
+    pathsOf: (podKey) => ledger.pathsOf(podKey),
+    proxyIps: () => settings.proxyIps(),
   });
   const handoffs = new HandoffPlaces({
     dataPlane,
@@ -164,6 +166,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     enrolment,
     ended,
     settings,
+    networks,
     ledger,
     sidecars,
     proxy,

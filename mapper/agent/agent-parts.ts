@@ -12,6 +12,7 @@ import { handoffPart } from './parts/handoff-part.ts';
 import { nodeProxyPart } from './parts/node-proxy-part.ts';
 import { originalsPart } from './parts/originals-part.ts';
 import { podMarksPart } from './parts/pod-marks-part.ts';
+import { podNetworksPart } from './parts/pod-networks-part.ts';
 import { podTreesPart } from './parts/pod-trees-part.ts';
 import { reconcilerPart } from './parts/reconciler-part.ts';
 import { recordPart } from './parts/record-part.ts';
@@ -28,6 +29,7 @@ export function agentParts(core: AgentCore): readonly AgentPart[] {
     podTreesPart(core),
     reconcilerPart(core),
     endedPodsPart(core),
+    podNetworksPart(core),
     // These follow from what stands in the maps.
     sidecarsPart(core),
     nodeProxyPart(core),

@@ -2,6 +2,7 @@
  * A decision about a pod into the kernel's maps, with what must stand before an
  * entry and what follows it. Only differences are written.
  */
+import { isIP } from 'node:net';
 import type { DataPlane } from '../../native/data-plane/data-plane.ts';
 import { infoFlag, type CgroupInfo } from '../../native/layout/layouts.ts';
 import type { Cgroup } from '../../watcher/cgroup-tree.ts';
@@ -10,6 +11,7 @@ import type { Written } from '../connections/connection-reset.ts';
 import type { Decision } from '../decisions/decision.ts';
 import type { Enrolment } from '../inventory/enrolment.ts';
 import { isOutermost } from '../inventory/owned-cgroup.ts';
+import type { PodNetwork } from '../inventory/pod-networks.ts';
 import { MapMirror } from '../maps/map-mirror.ts';
 import { PodAddressMap } from '../maps/pod-address-map.ts';
 import { PodCounters } from '../maps/pod-counters.ts';
@@ -27,6 +29,7 @@ import {
   unknownEntry,
   type PodFacts,
 } from '../maps/pod-entry.ts';
+import { PodLocals } from '../maps/pod-locals.ts';
 import { PodOptions } from '../maps/pod-options.ts';
 import { PodSlots } from '../maps/pod-slots.ts';
 import { addressText } from '../objects/address.ts';
@@ -61,8 +64,7 @@ export interface PodToWrite {
   readonly cgroups: readonly PodsCgroup[];
   /** Its own; none for one in the host's network. */
   readonly ips: readonly string[];
-  /** Inode of its network namespace; 0: not known. */
-  readonly netns: bigint;
+  readonly network: PodNetwork;
   /** Whether its status says them. */
   readonly isTold: boolean;
   /** Paths of its cgroups as they are when asked. */
@@ -76,6 +78,7 @@ export class PodWriter {
   readonly #cgroups;
   readonly #podInfos;
   readonly #podOptions: PodOptions;
+  readonly #locals: PodLocals;
   readonly #addresses: PodAddressMap;
 
   /** @throws CgrouteError `EBPF` when the maps cannot be read */
@@ -86,6 +89,7 @@ export class PodWriter {
     this.#cgroups = new MapMirror(maps.cgroups, String);
     this.#podInfos = new MapMirror(maps.pods, ({ text }) => text);
     this.#podOptions = new PodOptions(maps);
+    this.#locals = new PodLocals(maps);
     this.#addresses = new PodAddressMap(maps.podAddresses, () => options.handoffs.hostRedirected());
     this.#counters = new PodCounters(maps.counters);
     for (const { key, value } of this.#podInfos.entries()) {
@@ -97,14 +101,17 @@ export class PodWriter {
   /**
    * All entries of the pod. What is thrown leaves those that were not reached as they
    * were.
-   * @returns what of its traffic options found no room
+   * @returns what of its traffic options or addresses found no room
    * @throws CgrouteError `EBPF`
    */
-  write({ key, pod, decision, cgroups, ips, netns, isTold, paths }: PodToWrite): unknown {
+  write({ key, pod, decision, cgroups, ips, network, isTold, paths }: PodToWrite): unknown {
     const { handoffs, enrolment, config, proxy, sidecars, onWritten } = this.#options;
     const { slot, isNew } = this.#slots.of(key);
     if (isNew) this.#counters.start(slot);
-    const facts: PodFacts = { slot, decision, addresses: podAddresses(ips), netns };
+    const addresses = podAddresses(ips);
+    const locals = decision.enrolled ? otherAddresses(network, ips) : [];
+    const { hasAny: hasLocals, unfit: unfitLocals } = this.#locals.set(slot, locals, network.devices);
+    const facts: PodFacts = { slot, decision, addresses, netns: network.netns, hasLocals };
     const unfit = this.#podOptions.setAsFits(
       slot,
       decision.traffic,
@@ -132,7 +139,7 @@ export class PodWriter {
     }
     sidecars.want(pod, decision, ips);
     if (!isAwaited) handoffs.podArrived(key);
-    return unfit;
+    return unfit ?? unfitLocals;
   }
 
   /**
@@ -192,7 +199,9 @@ export class PodWriter {
     this.#podInfos.delete({ text: key });
     this.#options.handoffs.podArrived(key);
     const slot = this.#slots.release(key);
-    if (slot !== undefined) this.#podOptions.clear(slot);
+    if (slot === undefined) return;
+    this.#podOptions.clear(slot);
+    this.#locals.clear(slot);
   }
 
   /** What the pod claims is free for others. @throws CgrouteError `EBPF` */
@@ -213,7 +222,8 @@ export class PodWriter {
       }
     }
     const taken = this.#slots.taken();
-    for (const slot of this.#podOptions.slots()) if (!taken.has(slot)) this.#podOptions.clear(slot);
+    for (const lists of [this.#podOptions, this.#locals])
+      for (const slot of lists.slots()) if (!taken.has(slot)) lists.clear(slot);
     return removed + this.#addresses.removeLeftovers();
   }
 
@@ -224,6 +234,7 @@ export class PodWriter {
       () => this.#podInfos.repair(),
       () => this.#addresses.repair(),
       () => this.#podOptions.repair(),
+      () => this.#locals.repair(),
     ];
   }
 
@@ -241,4 +252,10 @@ export class PodWriter {
   get counted(): { readonly retired: readonly number[]; readonly highestSlot: number } {
     return { retired: this.#counters.retired, highestSlot: this.#counters.highestSlot };
   }
+}
+
+/** Those that the pod's entries do not have: one of each family. */
+function otherAddresses({ addresses }: PodNetwork, ips: readonly string[]): PodNetwork['addresses'] {
+  const own = [4, 6].map((family) => ips.find((ip) => isIP(ip) === family));
+  return addresses.filter(({ ip }) => !own.includes(ip));
 }

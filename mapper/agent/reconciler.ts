@@ -161,7 +161,7 @@ export class Reconciler {
       (id) => ledger.isTracked(id),
       (key) => this.#pods.has(key) || ledger.has(key),
     );
-    if (removed > 0) this.#retryFailed();
+    if (removed > 0) this.retryFailed();
     return removed;
   }
 
@@ -174,12 +174,13 @@ export class Reconciler {
     });
   }
 
-  /** Looks again at what nobody tells, and tries again what failed, a full map for instance. */
-  look(): void {
-    for (const key of [...this.#options.networks.doubtful(), ...this.#failures.pods]) this.#queue.add(key);
+  /** What is known of the host about a pod has changed. */
+  lookAgain(key: string): void {
+    this.#queue.add(key);
   }
 
-  #retryFailed(): void {
+  /** Tries again what failed, a full map for instance. */
+  retryFailed(): void {
     for (const key of this.#failures.pods) this.#queue.add(key);
   }
 
@@ -310,7 +311,7 @@ export class Reconciler {
       decision,
       cgroups: ledger.of(key),
       ips: addresses.ownOf(key, pod),
-      netns: networks.of(key, pod),
+      network: networks.of(key, pod),
       isTold: addresses.told(pod).length > 0,
       paths: () => ledger.pathsOf(key),
     });
@@ -336,7 +337,7 @@ export class Reconciler {
     this.#room.released(key);
     this.#changedAt.delete(key);
     this.#failures.over(key);
-    if (hadRoom) this.#retryFailed();
+    if (hadRoom) this.retryFailed();
   }
 
   #markUnknown(cgroup: OwnedCgroup['cgroup'], why: string): void {

@@ -72,13 +72,22 @@ const WORDS: Readonly<Record<Exclude<keyof typeof branch, 'count'>, string>> = {
   proxy: 'opened by it as the proxy, were left as they were',
   unknownAllowed: 'opened before it had a verdict, were left as they were (unknownPods: allow)',
   unknownDenied: 'opened before it had a verdict, were denied (unknownPods: deny)',
-  local: 'opened by it to loopback or to itself, were left as they were',
+  local: 'opened by it to loopback, to its link or to an address of its own network, were left as they were',
   excluded: 'opened by it, are excluded by its traffic annotations',
   noProxyAllowed: 'would have gone to the proxy, and went past it as none was known (whenProxyDown: allow)',
   noProxyDenied: 'would have gone to the proxy, and were denied as none was known (whenProxyDown: deny)',
   loopDenied: "to the proxy's own ports were denied",
   errorDenied:
     'were denied: the maps of connections had no room, or the pod had its share of it; or they went to an address such as ::10.1.2.3',
+  foreignUntouched:
+    "opened by processes of no pod, in a network that is not the host's, were left as they were",
+  nestedUntouched:
+    'opened in a network within it that is not its own, as by a nested container, were left as they were (nestedNetworks: untouched)',
+  nestedDenied: 'opened in a network within it that is not its own, were denied (nestedNetworks: deny)',
+  otherNetworkUntouched:
+    'opened by it from an interface or address that does not lead to the proxy, were left as they were (otherNetworks: untouched)',
+  otherNetworkDenied:
+    'opened by it from an interface or address that does not lead to the proxy, were denied (otherNetworks: deny)',
   handoffLost:
     'reached the proxy without their original destination, as original_dst_map had no room or the pod had its share of it; or could not reach it, from a network namespace of their own or in repair mode',
 };

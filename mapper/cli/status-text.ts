@@ -30,10 +30,28 @@ const untouched = ({
   excluded,
   unknownAllowed,
   noProxyAllowed,
-}: Connections): number => out + bypassed + proxy + local + excluded + unknownAllowed + noProxyAllowed;
+  nestedUntouched,
+  otherNetworkUntouched,
+}: Connections): number =>
+  out +
+  bypassed +
+  proxy +
+  local +
+  excluded +
+  unknownAllowed +
+  noProxyAllowed +
+  nestedUntouched +
+  otherNetworkUntouched;
 
-const denied = ({ unknownDenied, noProxyDenied, loopDenied, errorDenied }: Connections): number =>
-  unknownDenied + noProxyDenied + loopDenied + errorDenied;
+const denied = ({
+  unknownDenied,
+  noProxyDenied,
+  loopDenied,
+  errorDenied,
+  nestedDenied,
+  otherNetworkDenied,
+}: Connections): number =>
+  unknownDenied + noProxyDenied + loopDenied + errorDenied + nestedDenied + otherNetworkDenied;
 
 /** Columns as wide as their widest cell; the last is not padded. */
 export function table(rows: readonly (readonly string[])[]): string {

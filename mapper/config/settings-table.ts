@@ -83,6 +83,16 @@ export const SETTINGS = {
     'wait',
     'What a start does where nothing of cgroute redirects yet and the API server does not answer within three seconds, so that nobody knows a pod. `wait`: nothing is attached, connections pass as without cgroute, and the agent is not ready until it has the first list. `deny`: the programs are attached at once, and connections of pods are treated by `unknownPods` until then.',
   ),
+  nestedNetworks: choice(
+    ['untouched', 'deny'],
+    'untouched',
+    "Connections from a network namespace within an enrolled pod that is not the pod's own, as containers of Docker in Docker have: `untouched` leaves them as they are, outside the mesh, `deny` refuses them with EPERM.",
+  ),
+  otherNetworks: choice(
+    ['untouched', 'deny'],
+    'untouched',
+    'Connections of an enrolled pod from a socket that is bound to an interface or address by which the proxy is not reached, as a second interface of the pod: `untouched` leaves them as they are, outside the mesh, `deny` refuses them with EPERM.',
+  ),
   bypass: {
     allowed: choice(
       ['any', 'namespace', 'never'],

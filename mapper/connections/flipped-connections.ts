@@ -8,8 +8,8 @@
  *   When it joins, what went directly; when it leaves, what went to the proxy.
  *
  * What another pod opened to this one went the way that its own verdict said, and
- * so did what came from another node. A pod in the host's network has no part in
- * either: its cgroups are those of a pod, and its verdict never flips.
+ * so did what came from another node. What a pod in the host's network opened is a
+ * process of the host's; its own verdict never flips.
  */
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { BlockList } from 'node:net';
@@ -40,12 +40,12 @@ export interface Flipped {
 }
 
 export interface FlippedConnectionsOptions {
-  readonly maps: Pick<DataPlane['maps'], 'connections' | 'overflowConnections'>;
+  readonly maps: Pick<DataPlane['maps'], 'connections' | 'overflowConnections' | 'podLocals'>;
   readonly sidecarUser: number;
   readonly cgroupRoot: string;
   readonly procRoot: string;
-  readonly host: Pick<Host, 'pidsOf' | 'netnsOf'>;
-  /** Cgroups of no pod, as they are when asked. */
+  readonly host: Pick<Host, 'pidsOf' | 'netnsOf' | 'hostNetns'>;
+  /** Cgroups of no pod, and of pods in the host's network, as they are when asked. */
   readonly hostCgroups: () => readonly Cgroup[];
 }
 
@@ -68,7 +68,10 @@ export function resetOutbound(flip: Flipped, options: FlippedConnectionsOptions,
   const { host } = options;
   const cgroups = allBelow(flip.paths(), options.cgroupRoot);
   const pids = new Set([...cgroups.values()].flatMap((path) => host.pidsOf(path)));
-  inNamespaces(pids, options, (sockets) => {
+  const { netns } = flip.entry;
+  // What is nested in the pod, in a network of its own, is left alone either way.
+  const isOwn = (inode: number): boolean => netns === 0n || netns === BigInt(inode);
+  inNamespaces(pids, isOwn, options, (sockets) => {
     for (const tcp of openedIn(sockets)) {
       // Another pod in the same namespace keeps its own.
       if (tcp.cgroupId === undefined || !cgroups.has(tcp.cgroupId)) continue;
@@ -85,7 +88,7 @@ function isOutboundConcerned(
   const wasRedirected = originalOf(tcp, maps) !== undefined;
   if (!isRedirected(entry)) return wasRedirected;
   // Leave alone what the connect programs would: local, the sidecar's own, excluded.
-  if (wasRedirected || isLocal(tcp, entry)) return false;
+  if (wasRedirected || isLocal(tcp, entry, maps)) return false;
   if (decision.sidecar && tcp.uid === sidecarUser) return false;
   return decision.traffic === undefined || !isExcludedOutbound(decision.traffic, tcp.remote, tcp.remotePort);
 }
@@ -115,7 +118,10 @@ export function resetInbound<T extends Flipped>(
     ),
   );
   flipOf.delete(undefined);
-  inNamespaces(pids, options, (sockets) => {
+  const hosts = host.hostNetns();
+  // In any other, the same address may be somebody else's.
+  const isHosts = (inode: number): boolean => hosts === undefined || hosts === inode;
+  inNamespaces(pids, isHosts, options, (sockets) => {
     for (const tcp of openedIn(sockets)) {
       if (tcp.cgroupId === undefined || !cgroups.has(tcp.cgroupId)) continue;
       const original = originalOf(tcp, options.maps);
@@ -145,6 +151,7 @@ function isInboundConcerned(
 /** Calls for each network namespace of these processes once. What fails in one keeps no other from its turn, and is thrown afterwards. */
 function inNamespaces(
   pids: Iterable<number>,
+  isConcerned: (inode: number) => boolean,
   { host, procRoot }: FlippedConnectionsOptions,
   work: (sockets: TcpSockets) => void,
 ): void {
@@ -152,11 +159,11 @@ function inNamespaces(
   let failed: { readonly error: unknown } | undefined;
   for (const pid of pids) {
     const inode = host.netnsOf(pid);
-    if (inode !== undefined && seen.has(inode)) continue;
+    if (inode !== undefined && (seen.has(inode) || !isConcerned(inode))) continue;
     try {
       using netns = openPodNetns(pid, procRoot);
       // It has gone meanwhile, and its connections with it.
-      if (netns === undefined || seen.has(netns.inode)) continue;
+      if (netns === undefined || seen.has(netns.inode) || !isConcerned(netns.inode)) continue;
       seen.add(netns.inode);
       using sockets = openTcpSockets(netns.fd);
       work(sockets);
@@ -247,12 +254,20 @@ function lazily<T extends object>(make: () => T): () => T {
   return () => (made ??= make());
 }
 
-const LOOPBACK = new BlockList();
-LOOPBACK.addSubnet('127.0.0.0', 8);
-LOOPBACK.addAddress('::1', 'ipv6');
+const NEAR = new BlockList();
+NEAR.addSubnet('127.0.0.0', 8);
+NEAR.addAddress('::1', 'ipv6');
+NEAR.addSubnet('fe80::', 10, 'ipv6');
 
-function isLocal({ local, remote }: TcpSocket, { ip4, ip6 }: PodInfo): boolean {
+function isLocal(
+  { local, remote }: TcpSocket,
+  { ip4, ip6, slot }: PodInfo,
+  { podLocals }: FlippedConnectionsOptions['maps'],
+): boolean {
   const text = addressText(remote);
-  if (text === undefined || LOOPBACK.check(text, text.includes(':') ? 'ipv6' : 'ipv4')) return true;
-  return [local, ip4, ip6].some((own) => Buffer.compare(own, remote) === 0);
+  if (text === undefined || NEAR.check(text, text.includes(':') ? 'ipv6' : 'ipv4')) return true;
+  return (
+    [local, ip4, ip6].some((own) => Buffer.compare(own, remote) === 0) ||
+    podLocals.get({ slot, address: { word: remote } }) !== undefined
+  );
 }

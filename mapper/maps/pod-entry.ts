@@ -23,6 +23,8 @@ export interface PodFacts {
   readonly addresses: PodAddresses;
   /** Inode of its network namespace; 0: not known. */
   readonly netns: bigint;
+  /** Whether that has more addresses than those two. */
+  readonly hasLocals: boolean;
 }
 
 /** A pod has one address of each family at most, as the API has it; what else its namespace shows takes no room. */
@@ -39,7 +41,7 @@ export function podAddresses(ips: readonly string[]): PodAddresses {
   };
 }
 
-function flagsOf(decision: Decision): number {
+function flagsOf({ decision, hasLocals }: Pick<PodFacts, 'decision' | 'hasLocals'>): number {
   // The label may also ask for what another rule has decided otherwise; beside a sidecar that is short-circuited it counts.
   const { enrolled } = decision;
   return (
@@ -49,6 +51,7 @@ function flagsOf(decision: Decision): number {
     (enrolled && decision.bypassInbound ? infoFlag.bypassInbound : 0) |
     (decision.sidecar ? infoFlag.sidecar : 0) |
     (hasOptions(decision) ? infoFlag.options : 0) |
+    (hasLocals ? infoFlag.addresses : 0) |
     (decision.reason === 'host-network' ? infoFlag.hostNetwork : 0)
   );
 }
@@ -58,7 +61,8 @@ export const hasOptions = ({ enrolled, sidecar, traffic }: Decision): boolean =>
   enrolled && (sidecar || traffic !== undefined);
 
 /** The entry of one of the pod's cgroups. */
-export function cgroupEntry(id: bigint, { slot, decision, addresses, netns }: PodFacts): CgroupInfo {
+export function cgroupEntry(id: bigint, facts: PodFacts): CgroupInfo {
+  const { slot, decision, addresses, netns } = facts;
   return {
     id,
     slot,
@@ -67,7 +71,7 @@ export function cgroupEntry(id: bigint, { slot, decision, addresses, netns }: Po
     netns,
     cgroupIp: addresses.ip4,
     cgroupIp6: addresses.ip6,
-    flags: flagsOf(decision),
+    flags: flagsOf(facts),
     detectedFlags: DETECTED,
   };
 }
@@ -131,14 +135,11 @@ export function isInboundRedirected({ isInMesh, flags }: Pick<CgroupInfo, 'isInM
 }
 
 /** What `status` reads when the agent is down. */
-export function podEntry(
-  pod: Pod,
-  { slot, decision, addresses, netns }: PodFacts,
-  namespaceMode: number,
-): PodInfo {
+export function podEntry(pod: Pod, facts: PodFacts, namespaceMode: number): PodInfo {
+  const { slot, decision, addresses, netns } = facts;
   return {
     slot,
-    flags: flagsOf(decision),
+    flags: flagsOf(facts),
     detectedFlags: DETECTED,
     isInMesh: decision.enrolled ? 1 : 0,
     namespaceMode,

@@ -15,6 +15,8 @@ import { addressText } from '../objects/address.ts';
 import { MapMirror } from './map-mirror.ts';
 import { podAddresses } from './pod-entry.ts';
 
+const NETWORK_POLICY = { untouched: policy.allow, deny: policy.deny } as const;
+
 export class Settings {
   readonly #map;
 
@@ -23,12 +25,14 @@ export class Settings {
   }
 
   /** Ports and policies of the configuration. @throws CgrouteError `EBPF` */
-  writeConfig({ proxy, unknownPods, whenProxyDown }: Config): void {
+  writeConfig({ proxy, unknownPods, whenProxyDown, nestedNetworks, otherNetworks }: Config): void {
     this.#set(setting.ports, proxyPorts, { outbound: proxy.outboundPort, inbound: proxy.inboundPort });
     this.#set(setting.policies, policies, {
       unknownPods: policy[unknownPods],
       whenProxyDown: policy[whenProxyDown],
       proxyMode: proxyMode.node,
+      nestedNetworks: NETWORK_POLICY[nestedNetworks],
+      otherNetworks: NETWORK_POLICY[otherNetworks],
     });
   }
 

@@ -118,7 +118,7 @@ export class NodeProxy {
     const candidates = this.#candidates(looks);
     const lastUid = this.#uid ?? this.#earlier(candidates);
     const { chosen, notTaken, mayPass } = chooseProxy(candidates, lastUid, config.proxy);
-    settings.writeProxy(chosen?.ips ?? [], chosen === undefined ? NO_NETWORK : networkOf(chosen.pod));
+    settings.writeProxy(chosen?.ips ?? [], chosen === undefined ? NO_NETWORK.netns : networkOf(chosen.pod));
     this.#uid = chosen?.pod.uid;
     const listeners = chosen === undefined ? undefined : looks.get(chosen.pod.uid)?.listeners;
     const ports = [config.proxy.outboundPort, config.proxy.inboundPort];

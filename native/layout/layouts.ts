@@ -20,6 +20,7 @@ export const infoFlag = {
   unknownPod: 128,
   options: 256,
   noHandoff: 512,
+  addresses: 1024,
 } as const;
 
 export const handoff = {
@@ -44,7 +45,12 @@ export const branch = {
   loopDenied: 13,
   errorDenied: 14,
   handoffLost: 15,
-  count: 16,
+  foreignUntouched: 16,
+  nestedUntouched: 17,
+  nestedDenied: 18,
+  otherNetworkUntouched: 19,
+  otherNetworkDenied: 20,
+  count: 21,
 } as const;
 
 export const policy = {
@@ -86,6 +92,11 @@ export const rangeList = {
   excludedIp6: 1,
   includedIp4: 2,
   includedIp6: 3,
+} as const;
+
+export const localAddress = {
+  elsewhere: 1,
+  leads: 2,
 } as const;
 
 export const cgroupChange = {
@@ -202,6 +213,8 @@ export interface Policies {
   readonly unknownPods: number;
   readonly whenProxyDown: number;
   readonly proxyMode: number;
+  readonly nestedNetworks: number;
+  readonly otherNetworks: number;
 }
 
 export const policies: Layout<Policies> = {
@@ -212,19 +225,24 @@ export const policies: Layout<Policies> = {
     { name: 'when_proxy_down', offset: 4, kind: 'u32', count: 1 },
     { name: 'proxy_mode', offset: 8, kind: 'u16', count: 1 },
     { name: 'reserved', offset: 10, kind: 'u16', count: 1 },
-    { name: 'reserved2', offset: 12, kind: 'u32', count: 1 },
+    { name: 'nested_networks', offset: 12, kind: 'u16', count: 1 },
+    { name: 'other_networks', offset: 14, kind: 'u16', count: 1 },
   ],
   encode(value, buffer, at = 0) {
     buffer.fill(0, at, at + 16);
     buffer.writeUInt32LE(value.unknownPods, at + 0);
     buffer.writeUInt32LE(value.whenProxyDown, at + 4);
     buffer.writeUInt16LE(value.proxyMode, at + 8);
+    buffer.writeUInt16LE(value.nestedNetworks, at + 12);
+    buffer.writeUInt16LE(value.otherNetworks, at + 14);
   },
   decode(buffer, at = 0) {
     return {
       unknownPods: buffer.readUInt32LE(at + 0),
       whenProxyDown: buffer.readUInt32LE(at + 4),
       proxyMode: buffer.readUInt16LE(at + 8),
+      nestedNetworks: buffer.readUInt16LE(at + 12),
+      otherNetworks: buffer.readUInt16LE(at + 14),
     };
   },
 };
@@ -375,6 +393,54 @@ export const rangeKey: Layout<RangeKey> = {
       slot: buffer.readUInt32LE(at + 4),
       list: buffer.readUInt32LE(at + 8),
       address: address.decode(buffer, at + 12),
+    };
+  },
+};
+
+export interface LocalKey {
+  readonly slot: number;
+  readonly address: Address;
+}
+
+export const localKey: Layout<LocalKey> = {
+  name: 'local_key',
+  size: 20,
+  fields: [
+    { name: 'slot', offset: 0, kind: 'u32', count: 1 },
+    { name: 'address', offset: 4, kind: { struct: 'address' }, count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value.slot, at + 0);
+    address.encode(value.address, buffer, at + 4);
+  },
+  decode(buffer, at = 0) {
+    return {
+      slot: buffer.readUInt32LE(at + 0),
+      address: address.decode(buffer, at + 4),
+    };
+  },
+};
+
+export interface PodDevices {
+  readonly ip4: number;
+  readonly ip6: number;
+}
+
+export const podDevices: Layout<PodDevices> = {
+  name: 'pod_devices',
+  size: 8,
+  fields: [
+    { name: 'ip4', offset: 0, kind: 'u32', count: 1 },
+    { name: 'ip6', offset: 4, kind: 'u32', count: 1 },
+  ],
+  encode(value, buffer, at = 0) {
+    buffer.writeUInt32LE(value.ip4, at + 0);
+    buffer.writeUInt32LE(value.ip6, at + 4);
+  },
+  decode(buffer, at = 0) {
+    return {
+      ip4: buffer.readUInt32LE(at + 0),
+      ip6: buffer.readUInt32LE(at + 4),
     };
   },
 };
@@ -745,4 +811,4 @@ export const connection: Layout<Connection> = {
   },
 };
 
-export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, proxyNetwork, address, podAddress, podOptions, portKey, rangeKey, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, podShare, tuple, originalDst, connection] as const;
+export const layouts = [cgroupInfo, settingValue, proxyPorts, policies, proxyNetwork, address, podAddress, podOptions, portKey, rangeKey, localKey, podDevices, podCounters, podTrees, podKey, cgroupEvent, podInfo, agentInfo, podShare, tuple, originalDst, connection] as const;

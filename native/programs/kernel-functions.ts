@@ -4,6 +4,7 @@
 export const helperIds = {
   bpf_get_current_uid_gid: 15,
   bpf_get_current_comm: 16,
+  bpf_get_current_task: 35,
   bpf_get_socket_cookie: 46,
   bpf_sock_ops_cb_flags_set: 59,
   bpf_get_current_cgroup_id: 80,
@@ -41,7 +42,8 @@ export type Since =
  * a helper in a type of program: socket cookie d692f1138a4b and, in CGROUP_SOCK,
  * Daniel Borkmann's series of March 2020 for cgroup hooks, with cgroup ids and
  * comm; netns cookie in sockops 6cf1770d63dd and in sockopt f1248dee954c;
- * bpf_probe_read_kernel there f470378c7562; cgroup ids everywhere c501bf55c88b and
+ * bpf_probe_read_kernel and the current task there
+ * f470378c7562; cgroup ids everywhere c501bf55c88b and
  * in SYSCALL 95b861a7935b; callback flags b13d88072172; bpf_skc_to_mptcp_sock
  * 3bc253c2e652; return values at sock_addr hooks bed89185af0d.
  */

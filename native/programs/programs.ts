@@ -69,6 +69,7 @@ const POD_CONNECT = {
   bpf_get_current_ancestor_cgroup_id: '5.7',
   bpf_get_retval: RETVAL,
   bpf_set_retval: RETVAL,
+  bpf_get_current_task: '5.8',
   bpf_probe_read_kernel: '5.8',
 } as const satisfies Helpers;
 const ROOT_CONNECT = {
@@ -79,6 +80,7 @@ const ROOT_CONNECT = {
   bpf_get_current_ancestor_cgroup_id: '5.7',
   bpf_get_retval: RETVAL,
   bpf_set_retval: RETVAL,
+  bpf_get_current_task: '5.8',
   bpf_probe_read_kernel: '5.8',
 } as const satisfies Helpers;
 const TRACE = {

@@ -45,6 +45,14 @@ export interface Enrolment {
 
 type Policy = keyof typeof policy;
 
+interface Policies {
+  readonly unknownPods: Policy;
+  readonly whenProxyDown: Policy;
+  /** Default `allow`, like the next. */
+  readonly nestedNetworks?: Policy;
+  readonly otherNetworks?: Policy;
+}
+
 /** A data plane below a sandbox's root, with its verbs. */
 export interface TestPlane extends Disposable {
   readonly plane: DataPlane;
@@ -58,7 +66,7 @@ export interface TestPlane extends Disposable {
   setProxy(addresses: { readonly ip4?: string; readonly ip6?: string } | undefined): void;
   /** The network namespace where the proxy is, by its name; without any, it is not known. */
   setProxyNetwork(netns: string | undefined): void;
-  policies(policies: { readonly unknownPods: Policy; readonly whenProxyDown: Policy } | undefined): void;
+  policies(policies: Policies | undefined): void;
   counters(slot: number): Counts;
   /** Entries that connections have in the maps: sockets of clients, and tuples on their way to the proxy. */
   /** What a slot has of the maps that all share, by the kernel's count. */
@@ -194,6 +202,8 @@ export function openTestPlane(sandbox: Sandbox, options: PlaneOptions = {}): Tes
           unknownPods: policy[policies.unknownPods],
           whenProxyDown: policy[policies.whenProxyDown],
           proxyMode: proxyMode.node,
+          nestedNetworks: policy[policies.nestedNetworks ?? 'allow'],
+          otherNetworks: policy[policies.otherNetworks ?? 'allow'],
         },
         bytes,
       );

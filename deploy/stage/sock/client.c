@@ -92,6 +92,9 @@ static int prepare(int fd, const struct client *client)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (client->device &&
+	    setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, client->device, strlen(client->device)))
+		return errno;
 	if (client->bind.any.sa_family && bind(fd, &client->bind.any, address_len(&client->bind)))
 		return errno;
 	if (client->tfo_connect &&
@@ -231,6 +234,7 @@ int cmd_connect(int argc, char **argv)
 	static const struct option options[] = {
 		{ "bind", required_argument, NULL, 'b' },
 		{ "comm", required_argument, NULL, 'c' },
+		{ "device", required_argument, NULL, 'd' },
 		{ "hold", no_argument, NULL, 'h' },
 		{ "io-uring", no_argument, NULL, 'i' },
 		{ "mapped", no_argument, NULL, '6' },
@@ -260,6 +264,7 @@ int cmd_connect(int argc, char **argv)
 				misuse("--bind must be ADDR or ADDR:PORT, not \"%s\"", optarg);
 			break;
 		case 'c': break; /* main() has dealt with it */
+		case 'd': client.device = optarg; break;
 		case 'h': client.hold = true; break;
 		case 'i': client.io_uring = true; break;
 		case 'm': client.mptcp = true; break;

@@ -23,8 +23,10 @@ static const struct {
 	  "[-6] [--dual] [--level auto|ip|ipv6|both] [--again] [--lengths] [--tfo] [--mptcp] "
 	  "[--quiet] ADDR PORT[,PORT]" },
 	{ "connect", cmd_connect,
-	  "[-6|--mapped] [--bind ADDR[:PORT]] [--nonblock] [--tfo] [--tfo-connect] [--io-uring]\n"
-	  "                     [--mptcp] [--unconnected-first] [--reconnect] [--hold] [--comm "
+	  "[-6|--mapped] [--bind ADDR[:PORT]] [--device NAME] [--nonblock] [--tfo] "
+	  "[--tfo-connect]\n"
+	  "                     [--io-uring] [--mptcp] [--unconnected-first] [--reconnect] "
+	  "[--hold] [--comm "
 	  "NAME] [--uid UID]\n"
 	  "                     [--timeout MS] [--say] [--no-read] [--then ADDR:PORT | --or "
 	  "ADDR:PORT]... "

@@ -57,6 +57,7 @@ struct next {
 struct client {
 	union address destination;
 	union address bind; /* sa_family 0: not bound */
+	const char *device; /* NULL: not bound */
 	bool nonblock, tfo, tfo_connect, io_uring, mptcp;
 	bool unconnected_first, reconnect, hold, say, no_read;
 	int timeout_ms;

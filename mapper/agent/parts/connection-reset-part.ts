@@ -6,7 +6,7 @@ import type { AgentCore } from '../agent-core.ts';
 import type { AgentPart } from '../agent-part.ts';
 
 export function connectionResetPart(core: AgentCore): AgentPart {
-  const { config, dataPlane, root, procRoot, host, ledger, marks, isReady } = core;
+  const { config, dataPlane, root, procRoot, host, ledger, inventory, marks, isReady } = core;
   const name = 'connection-reset';
   if (config.existingConnections === 'keep')
     return { name, metrics: metricSources(resetMetrics, () => undefined) };
@@ -17,7 +17,12 @@ export function connectionResetPart(core: AgentCore): AgentPart {
     procRoot,
     logger: core.logger.child({ component: 'reset' }),
     host,
-    hostCgroups: () => ledger.hosts(),
+    hostCgroups: () => [
+      ...ledger.hosts(),
+      ...[...inventory.pods()]
+        .filter(({ hostNetwork }) => hostNetwork)
+        .flatMap((pod) => ledger.of(ledger.homeOf(pod)).map(({ cgroup }) => cgroup)),
+    ],
     isReady,
     onFailed: (pod, message) => marks?.notReset(pod, message),
   });

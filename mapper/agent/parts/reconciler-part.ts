@@ -21,7 +21,7 @@ export function reconcilerPart(core: AgentCore): AgentPart {
     processSeen: ({ cgroupId }) => reconciler.processSeen(cgroupId),
     podsChanged: (uids) => reconciler.objectsChanged(uids),
     takeOver: () => reconciler.removeLeftovers(),
-    look: () => reconciler.look(),
+    look: () => reconciler.retryFailed(),
     repairs: reconciler.repairs(),
     metrics: metricsOf(core),
     [Symbol.dispose]: () => reconciler.stop(),

@@ -31,6 +31,8 @@ describe('the configuration', () => {
         unknownPods: 'deny',
         whenProxyDown: 'deny',
         firstStart: 'wait',
+        nestedNetworks: 'untouched',
+        otherNetworks: 'untouched',
         bypass: { allowed: 'any' },
         sweepSeconds: 30,
         relistSeconds: 600,

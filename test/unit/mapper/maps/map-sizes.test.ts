@@ -14,6 +14,8 @@ test('sizes follow from the configuration by the rules', () => {
   assert.deepEqual(mapSizes(config), {
     cgroup_info_map: 800,
     pod_ip_map: 200,
+    pod_local_map: 400,
+    pod_device_map: 101,
     pod_info_map: 100,
     pod_counters_map: 101,
     bypass_filter_map: 100,

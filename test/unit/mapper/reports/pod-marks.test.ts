@@ -31,6 +31,7 @@ function setUp() {
     decision: decide(web('ambient'), undefined, defaultConfig('manifest')),
     addresses: podAddresses([]),
     netns: 0n,
+    hasLocals: false,
   };
   const info = { maxEntries: 16 };
   const maps = {

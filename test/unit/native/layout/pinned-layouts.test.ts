@@ -31,7 +31,8 @@ policies 16
     4 u32 when_proxy_down
     8 u16 proxy_mode
    10 u16 reserved
-   12 u32 reserved2
+   12 u16 nested_networks
+   14 u16 other_networks
 proxy_network 16
     0 u64 netns
     8 u64 reserved
@@ -52,6 +53,12 @@ range_key 28
     4 u32 slot
     8 u32 list
    12 address address
+local_key 20
+    0 u32 slot
+    4 address address
+pod_devices 8
+    0 u32 ip4
+    4 u32 ip6
 pod_counters 256
     0 u64[32] count
 pod_trees 72

@@ -1,0 +1,34 @@
+/** Pods' networks, looked at again from time to time: nobody tells when a pod gets another address or interface. */
+import type { AgentCore } from '../agent-core.ts';
+import type { AgentPart } from '../agent-part.ts';
+
+/** Of one piece of work, in milliseconds: there may be thousands of pods. */
+const SLICE_MS = 4;
+
+export function podNetworksPart({ networks, reconciler, failed }: AgentCore): AgentPart {
+  let isLooking = false;
+  let isOver = false;
+
+  async function lookAtAll(): Promise<void> {
+    let until = performance.now() + SLICE_MS;
+    for (const key of networks.keys()) {
+      if (isOver) return;
+      if (networks.hasChanged(key)) reconciler.lookAgain(key);
+      if (performance.now() < until) continue;
+      await new Promise((resolve) => setImmediate(resolve));
+      until = performance.now() + SLICE_MS;
+    }
+  }
+
+  return {
+    name: 'pod-networks',
+    look() {
+      if (isLooking) return;
+      isLooking = true;
+      void lookAtAll()
+        .catch((error: unknown) => failed(error, "pods' networks could not be looked at"))
+        .finally(() => (isLooking = false));
+    },
+    [Symbol.dispose]: () => void (isOver = true),
+  };
+}
