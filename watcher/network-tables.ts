@@ -16,7 +16,7 @@ export interface NetworkAddress {
 }
 
 export interface NetworkTables {
-  /** Its own, canonical text, without loopback. */
+  /** Its own, canonical text, without loopback and IPv6's link-local ones, which every interface has. */
   readonly addresses: readonly NetworkAddress[];
   /** The interface to an address, or by default; undefined when no route is known. */
   deviceTo(
@@ -38,6 +38,7 @@ const RTF_UP = 0x1;
 const RTF_GATEWAY = 0x2;
 const RTF_REJECT = 0x200;
 const IFA_F_DADFAILED = 0x08;
+const LINK_LOCAL6 = /^fe[89ab]/;
 
 export function networkTables(files: NetworkFiles): NetworkTables {
   const routes = [...routes4(files.route), ...routes6(files.ipv6_route)].toSorted(
@@ -83,6 +84,7 @@ function interfaces({ igmp, if_inet6 }: NetworkFiles): {
     indexes.set(device, Number.parseInt(index, 16));
     // ::, ::1, and ::a.b.c.d, which has the bytes of a.b.c.d in the maps
     if (hex.startsWith('0'.repeat(24)) || Number.parseInt(flags, 16) & IFA_F_DADFAILED) continue;
+    if (LINK_LOCAL6.test(hex)) continue;
     addresses6.push({ ip: text6(hex), device });
   }
   return { indexes, addresses6 };

@@ -94,8 +94,10 @@ static __always_inline bool is_bound_elsewhere(struct bpf_sock *sk, const struct
 	} else {
 		from.word_be[3] = sk->src_ip4;
 	}
-	return !is_unspecified(&from) && !is_own_address(info, &from, ip4) &&
-	       find_local(info, &from) != LOCAL_LEADS;
+	/* A link-local one is bound to its device as well. */
+	if (is_unspecified(&from) || (!ip4 && is_link_local6(&from)))
+		return false;
+	return !is_own_address(info, &from, ip4) && find_local(info, &from) != LOCAL_LEADS;
 }
 
 #endif

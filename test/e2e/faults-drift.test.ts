@@ -33,6 +33,11 @@ describe('drift:', () => {
     const opened = openPinnedMaps(`${node.sandbox.bpffs}/cgroute`);
     assert.ok(opened);
     maps = opened;
+    // Who runs on shows the pod's network, which else is known only now and then.
+    for (const { place, cgroup } of [pod, outside]) {
+      node.sandbox.spawn({ ...place, cmd: 'sleep', args: ['100000'] });
+      await eventually('its network is known', () => maps.cgroups.get(cgroup.id)?.netns !== 0n);
+    }
   });
   after(async () => {
     maps?.[Symbol.dispose]();
@@ -318,7 +323,7 @@ describe('drift:', () => {
       ENTRIES,
       1,
       async () => {
-        maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1 });
+        maps.cgroups.set(stranger, { ...info, id: stranger, isInMesh: 1, netns: 0n });
         await through(pod.place.netns);
       },
       () => maps.cgroups.get(stranger) === undefined,

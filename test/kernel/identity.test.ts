@@ -152,7 +152,7 @@ test('a process moved between cgroups is treated as one of the new one from its 
     [app.cgroup, app, 'redirected'],
     [out.cgroup, out, 'out'],
     [below, app, 'redirected'],
-    [sandbox.hostCgroup, undefined, 'hostUntouched'],
+    [sandbox.hostCgroup, undefined, 'foreignUntouched'],
     [app.podCgroup, app, 'redirected'],
   ] as const) {
     writeFileSync(join(cgroup.absolute, 'cgroup.procs'), String(running.pid));
@@ -177,8 +177,8 @@ test("a pod outside the trees that have programs of their own is found by the ro
   const known = podTrees.get(NO_KEY);
   assert.ok(known);
   const dial = (): Promise<[Connected, Record<string, number>]> => connectFrom(container);
-  // Not listed: its processes pass for the host's.
-  assert.deepEqual((await dial())[1], { 'none hostUntouched': 1 });
+  // Not listed: its processes pass for those of a container of nobody's.
+  assert.deepEqual((await dial())[1], { 'none foreignUntouched': 1 });
   try {
     for (const trees of [
       { count: 2, id: [mesh.podTree.id, sandbox.cgroup('other.slice').id] },

@@ -128,6 +128,7 @@ test('flags have the bits that BEHAVIOUR gives them', () => {
     unknownPod: 1 << 7,
     options: 1 << 8,
     noHandoff: 1 << 9,
+    addresses: 1 << 10,
   });
 });
 

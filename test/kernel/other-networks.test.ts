@@ -138,3 +138,15 @@ test('link-local destinations are left alone, and 169.254.0.0/16 is not', async 
   assert.ok(!result.ok, 'nobody has it');
   assert.deepEqual(near, { 'two-legged local': 1 });
 });
+
+test('a socket that is bound to a link-local address is where its interface is', async () => {
+  const own = ['eth0', 'eth1'].map((device) => `address add fe80::2/64 dev ${device} nodad`);
+  await ip(pod.netns, ...own);
+  for (const [device, branch] of [
+    ['eth0', 'redirected'],
+    ['eth1', 'otherNetworkUntouched'],
+  ] as const) {
+    const [, counts] = await dial(server.ip6, '--device', device, '--bind', 'fe80::2');
+    assert.deepEqual(counts, { [`two-legged ${branch}`]: 1 }, device);
+  }
+});

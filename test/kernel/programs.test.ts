@@ -11,7 +11,7 @@ import { PIN_VERSION } from '../../native/pins/pin-directory.ts';
 import { eventually, must } from '../../deploy/stage/process.ts';
 import { makeSandbox } from '../../deploy/stage/sandbox.ts';
 import { connect, listen } from '../../deploy/stage/sock.ts';
-import { attachAll, notesOf, openTestPlane } from './data-plane.ts';
+import { attachAll, notesOf, openTestPlane, netnsOf } from './data-plane.ts';
 import {
   assertDirect,
   assertFailed,
@@ -143,7 +143,10 @@ test("the proxy's ports are those of the last start, and nobody may dial them", 
   await using mesh = await makeMesh('ports');
   const { app, proxy, server, sandbox } = mesh;
   const proxying = await listen(sandbox, proxy, 'proxy', '*', [16001, 16006], '--dual', '--level', 'both');
-  using next = openTestPlane(sandbox, { ports: { outbound: 16001, inbound: 16006 } });
+  using next = openTestPlane(sandbox, {
+    hostNetns: netnsOf(mesh.hostProcess().netns),
+    ports: { outbound: 16001, inbound: 16006 },
+  });
   attachAll(next, mesh.podTree, proxy.podCgroup);
   next.captureInbound(app.ip4, app.slot);
   next.captureInbound(app.ip6, app.slot);

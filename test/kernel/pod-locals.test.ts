@@ -1,0 +1,74 @@
+/** What the agent writes of the addresses and interfaces of pods' networks, into maps of the kernel. */
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+import { PodLocals } from '../../mapper/maps/pod-locals.ts';
+import { SHARED_SLOT } from '../../mapper/maps/pod-slots.ts';
+import { CgrouteError } from '../../native/error.ts';
+import { addressText } from '../../mapper/objects/address.ts';
+import { inSandbox } from '../../deploy/stage/sandbox.ts';
+import { openTestPlane } from './data-plane.ts';
+
+const ROOM = 3;
+const { sandbox, plane } = await inSandbox('pod-locals', async (made) => ({
+  sandbox: made,
+  plane: openTestPlane(made, { maxEntries: { pod_local_map: ROOM, pod_device_map: 16 } }),
+}));
+after(async () => {
+  plane[Symbol.dispose]();
+  await sandbox[Symbol.asyncDispose]();
+});
+const { maps } = plane.plane;
+const written = (): string[] =>
+  [...maps.podLocals.entries()]
+    .map(([{ slot, address }, value]) => `${slot} ${addressText(address.word)} ${value}`)
+    .sort();
+const devices = (slot: number) => {
+  const { ip4, ip6 } = maps.podDevices.get(slot) ?? {};
+  return [ip4, ip6];
+};
+const NONE = { ip4: 0, ip6: 0 };
+const leads = (ip: string) => ({ ip, leads: true });
+const elsewhere = (ip: string) => ({ ip, leads: false });
+
+test('a pod has its addresses there, what is gone goes, and a cleared slot has nothing', () => {
+  const locals = new PodLocals(maps);
+  assert.deepEqual(locals.set(1, [leads('10.0.0.2'), elsewhere('fd99::2')], { ip4: 2, ip6: 3 }), {
+    hasAny: true,
+  });
+  assert.deepEqual(written(), ['1 10.0.0.2 2', '1 fd99::2 1']);
+  assert.deepEqual(devices(1), [2, 3]);
+  assert.deepEqual(locals.set(1, [elsewhere('10.0.0.2')], { ip4: 2, ip6: 0 }), { hasAny: true });
+  assert.deepEqual(written(), ['1 10.0.0.2 1']);
+  assert.deepEqual(devices(1), [2, 0]);
+  locals.clear(1);
+  assert.deepEqual([written(), devices(1)], [[], [0, 0]]);
+});
+
+test('addresses without room are none of the pod at all, with what was thrown, and the next pod that needs less has room', () => {
+  const locals = new PodLocals(maps);
+  const { hasAny, unfit } = locals.set(1, ['10.0.0.1', '10.0.0.2', '10.0.0.3', '10.0.0.4'].map(leads), NONE);
+  assert.equal(hasAny, false);
+  assert.ok(unfit instanceof CgrouteError && unfit.errno === 'E2BIG', String(unfit));
+  assert.deepEqual(written(), []);
+  assert.deepEqual(locals.set(2, [leads('10.0.0.1')], NONE), { hasAny: true });
+  locals.clear(2);
+});
+
+test('the slot that pods without one share has nothing of its own', () => {
+  const locals = new PodLocals(maps);
+  assert.deepEqual(locals.set(SHARED_SLOT, [leads('10.0.0.2')], { ip4: 2, ip6: 2 }), { hasAny: false });
+  assert.deepEqual([written(), devices(SHARED_SLOT)], [[], [0, 0]]);
+});
+
+test('the next agent knows what the one before has left, and undoes what others did', () => {
+  new PodLocals(maps).set(4, [leads('10.0.0.2')], { ip4: 2, ip6: 0 });
+  new PodLocals(maps).set(5, [], { ip4: 7, ip6: 7 });
+  const next = new PodLocals(maps);
+  assert.deepEqual([...next.slots()].sort(), [4, 5]);
+  for (const key of maps.podLocals.keys()) maps.podLocals.delete(key);
+  maps.podDevices.set(5, { ip4: 1, ip6: 1 });
+  assert.equal(next.repair(), 2);
+  assert.deepEqual([written(), devices(5)], [['4 10.0.0.2 2'], [7, 7]]);
+  for (const slot of next.slots()) next.clear(slot);
+  assert.deepEqual([written(), devices(5)], [[], [0, 0]]);
+});
