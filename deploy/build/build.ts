@@ -263,24 +263,28 @@ function launcher(output: string): Product {
   };
 }
 
+/** What the test tools beside it have in common: linked into each of them, and no tool itself. */
+const GROUND = 'deploy/stage/ground';
+
+async function cSources(directory: string): Promise<string[]> {
+  const names = (await readdir(join(root, directory))).filter((name) => name.endsWith('.c')).sort();
+  return names.map((name) => `${directory}/${name}`);
+}
+
 /** The test tools: `x.c` and `x/*.c` become dist/test/x, `x.bpf.c` an object. */
 async function testProducts(clang: string): Promise<Product[]> {
   const products: Product[] = [];
+  const ground = await cSources(GROUND);
   const entries = await Promise.all(
     ['deploy/stage', 'test/harness'].map((path) => readdir(join(root, path), { withFileTypes: true })),
   );
   for (const entry of entries.flat()) {
     const path = relative(root, join(entry.parentPath, entry.name));
     if (entry.isDirectory()) {
-      const sources = (await readdir(join(root, path))).filter((name) => name.endsWith('.c')).sort();
-      if (sources.length === 0) continue;
-      products.push(
-        testTool(
-          sources.map((name) => `${path}/${name}`),
-          `dist/test/${entry.name}`,
-          clang,
-        ),
-      );
+      const sources = await cSources(path);
+      if (sources.length === 0 || path === GROUND) continue;
+      if (dirname(path) === dirname(GROUND)) sources.push(...ground);
+      products.push(testTool(sources, `dist/test/${entry.name}`, clang));
     } else if (entry.name.endsWith('.bpf.c')) {
       products.push(bpfObject(path, `dist/test/${entry.name.replace(/c$/, 'o')}`, clang));
     } else if (entry.name.endsWith('.c')) {

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 #define _GNU_SOURCE
-#include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 #include "sock.h"
 
@@ -54,60 +50,6 @@ static void usage(void)
 	exit(1);
 }
 
-void die(const char *what)
-{
-	fprintf(stderr, "sock: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-void misuse(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	fputs("sock: ", stderr);
-	vfprintf(stderr, format, args);
-	fputc('\n', stderr);
-	va_end(args);
-	exit(1);
-}
-
-long number(const char *text, const char *what, long max)
-{
-	char *end;
-	long value = strtol(text, &end, 10);
-
-	if (!*text || *end || value < 0 || value > max)
-		misuse("%s must be a number from 0 to %ld, not \"%s\"", what, max, text);
-	return value;
-}
-
-uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
-/* As far as this process may go; returns what it got. */
-unsigned long raise_file_limit(unsigned long files)
-{
-	struct rlimit limit, wanted;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		die("getrlimit");
-	if (limit.rlim_cur >= files)
-		return limit.rlim_cur;
-	wanted.rlim_cur = files;
-	wanted.rlim_max = limit.rlim_max < files ? files : limit.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &wanted) == 0)
-		return files;
-	limit.rlim_cur = limit.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &limit);
-	return limit.rlim_cur;
-}
-
 /* A child that does not outlive its parent. Returns 0 in the child. */
 pid_t fork_worker(void)
 {
@@ -120,22 +62,6 @@ pid_t fork_worker(void)
 	if (pid == 0)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	return pid;
-}
-
-/* Closes with a reset, so that no TIME_WAIT keeps the port. */
-void close_reset(int fd)
-{
-	struct linger linger = { .l_onoff = 1, .l_linger = 0 };
-
-	setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
-	close(fd);
-}
-
-const char *errno_name(int error)
-{
-	const char *name = strerrorname_np(error);
-
-	return name ? name : "EUNKNOWN";
 }
 
 /* Waits for a line or the end of a stream; false when the time was up first. */

@@ -3,14 +3,11 @@
 #ifndef SOCK_H
 #define SOCK_H
 
-#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <sys/socket.h>
+#include "../ground/ground.h"
 
-/* "[ffff:...]:65535" fits. */
-#define ADDRESS_TEXT 64
 #define LINE_MAX_LEN 256
 /* How long an answer is waited for, milliseconds, unless somebody wants a time-out. */
 #define PATIENCE_MS 20000
@@ -19,31 +16,8 @@
 #define IPPROTO_MPTCP 262
 #endif
 
-union address {
-	struct sockaddr any;
-	struct sockaddr_in v4;
-	struct sockaddr_in6 v6;
-};
-
-/* address.c */
-bool parse_address(const char *host, const char *port, union address *address);
-bool parse_host_port(const char *text, union address *address);
-void map_to_v6(union address *address);
-bool is_v4(const union address *address);
-socklen_t address_len(const union address *address);
-const char *address_text(const union address *address, char text[ADDRESS_TEXT]);
-const char *peer_text(int fd, char text[ADDRESS_TEXT]);
-const char *local_text(int fd, char text[ADDRESS_TEXT]);
-
 /* main.c */
-void die(const char *what) __attribute__((noreturn));
-void misuse(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
-long number(const char *text, const char *what, long max);
-uint64_t now_ns(void);
-unsigned long raise_file_limit(unsigned long files);
 pid_t fork_worker(void);
-void close_reset(int fd);
-const char *errno_name(int error);
 bool ended(int fd, int timeout_ms);
 
 /* client.c */

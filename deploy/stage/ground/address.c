@@ -3,7 +3,7 @@
 #include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>
-#include "sock.h"
+#include "ground.h"
 
 /* "*" is any address; a colon makes it IPv6. */
 bool parse_address(const char *host, const char *port, union address *address)
