@@ -59,9 +59,45 @@ void map_to_v6(union address *address)
 	memcpy(&address->v6.sin6_addr.s6_addr[12], &v4.sin_addr, 4);
 }
 
+/* ::ffff:10.0.0.1 becomes 10.0.0.1; any other stays. */
+void unmap_from_v6(union address *address)
+{
+	struct sockaddr_in6 v6 = address->v6;
+
+	if (is_v4(address) || !IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr))
+		return;
+	memset(address, 0, sizeof(*address));
+	address->v4.sin_family = AF_INET;
+	address->v4.sin_port = v6.sin6_port;
+	memcpy(&address->v4.sin_addr, &v6.sin6_addr.s6_addr[12], 4);
+}
+
 bool is_v4(const union address *address)
 {
 	return address->any.sa_family == AF_INET;
+}
+
+/* Whatever their ports are. */
+bool same_host(const union address *a, const union address *b)
+{
+	if (a->any.sa_family != b->any.sa_family)
+		return false;
+	if (is_v4(a))
+		return a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr;
+	return IN6_ARE_ADDR_EQUAL(&a->v6.sin6_addr, &b->v6.sin6_addr);
+}
+
+unsigned int port_of(const union address *address)
+{
+	return ntohs(is_v4(address) ? address->v4.sin_port : address->v6.sin6_port);
+}
+
+void set_port(union address *address, unsigned int port)
+{
+	if (is_v4(address))
+		address->v4.sin_port = htons(port);
+	else
+		address->v6.sin6_port = htons(port);
 }
 
 socklen_t address_len(const union address *address)

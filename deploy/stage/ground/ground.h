@@ -22,7 +22,11 @@ union address {
 bool parse_address(const char *host, const char *port, union address *address);
 bool parse_host_port(const char *text, union address *address);
 void map_to_v6(union address *address);
+void unmap_from_v6(union address *address);
 bool is_v4(const union address *address);
+bool same_host(const union address *a, const union address *b);
+unsigned int port_of(const union address *address);
+void set_port(union address *address, unsigned int port);
 socklen_t address_len(const union address *address);
 const char *address_text(const union address *address, char text[ADDRESS_TEXT]);
 const char *peer_text(int fd, char text[ADDRESS_TEXT]);
