@@ -176,10 +176,7 @@ test('1,000 connections at once reach their destinations by the proxy, and leave
   const [client, server] = stage.pods as [NetworkHost, NetworkHost];
   await captureByIptables(client);
   // Five more addresses, of 200 ports each; whoever answers on them says which it was.
-  await ip(
-    server.netns,
-    ...[0, 1, 2, 3, 4].map((index) => `address add 10.77.0.${100 + index}/24 dev eth0`),
-  );
+  await ip(server.netns, ...[0, 1, 2, 3, 4].map((index) => `address add 10.77.0.${100 + index}/24 dev eth0`));
   const redirect = '-t nat -A PREROUTING -p tcp -j REDIRECT --to-ports 9';
   await must({ cmd: 'iptables', args: redirect.split(' '), netns: server.netns });
   await listen(stage.sandbox, { netns: server.netns }, 'proxy', '0.0.0.0', [9], '--quiet');
