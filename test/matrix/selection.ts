@@ -34,6 +34,8 @@ export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'counter-handover.test.ts': 'it is about what the agent does with pins',
   'flood.test.ts': 'it floods the maps with connections, which takes very long in emulation',
   'harness-haproxy.test.ts': 'it tests a tool of the tests',
+  'harness-inpod-proxy.test.ts': 'it tests a tool of the tests',
+  'harness-inpod-zds.test.ts': 'it tests a tool of the tests',
   'harness-runc.test.ts': 'it tests a tool of the tests',
   'listeners.test.ts': 'it is about /proc',
   'map-count.test.ts': 'it is about what the agent reads of maps',

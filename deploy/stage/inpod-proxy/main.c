@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include "inpod.h"
 
 #define FILES 200000
@@ -116,11 +117,13 @@ static void *work(void *argument)
 
 static int run(int argc, char **argv)
 {
+	const struct rlimit no_core = {}; /* it crashes when asked to */
 	pthread_t thread;
 	int error;
 
 	parse_options(argc, argv);
 	raise_file_limit(FILES);
+	setrlimit(RLIMIT_CORE, &no_core);
 	block_signals();
 	error = pthread_create(&thread, NULL, work, NULL);
 	if (error)
