@@ -228,8 +228,8 @@ struct local_key {
 };
 
 enum local_address {
-	LOCAL_ELSEWHERE = 1, /* no proxy is reached from there, as far as is known */
-	LOCAL_LEADS = 2, /* it is on the interface by which the proxy is reached */
+	LOCAL_ELSEWHERE = 1, /* on another interface than that by which the proxy is reached */
+	LOCAL_LEADS = 2, /* not so, as far as is known */
 };
 
 /* Value of pod_device_map: the pod's interfaces that lead to the proxy; 0: not known. */

@@ -174,6 +174,11 @@ static __always_inline int decide(struct bpf_sock_addr *ctx, bool at_root,
 	if (verdict->branch == BRANCH_LOOP_DENIED && (at_root || *handled == cookie) &&
 	    is_remembered(cookie, dst, port_be))
 		return ALLOW;
+	/* Nor is what joins a connection that was redirected: its peer is the proxy. */
+	if (verdict->branch == BRANCH_LOOP_DENIED && owner == OWNER_POD && is_subflow(socket)) {
+		verdict->denied = false;
+		verdict->branch = BRANCH_REDIRECTED;
+	}
 	if (!at_root)
 		*handled = cookie;
 	if (verdict->redirected && !remember(cookie, socket, verdict, dst, port_be)) {

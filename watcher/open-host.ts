@@ -35,7 +35,8 @@ export interface Host {
   networkOf(pid: number): ProcessNetwork | undefined;
   /** Whether any process, of whatever PID namespace, is in the cgroup at `path` or below it. */
   isPopulated(path: string): boolean;
-  networkTablesOf(pid: number): NetworkTables;
+  /** Undefined where it is not, or not all the time, in the network of that inode. */
+  networkTablesOf(pid: number, netns: number): NetworkTables | undefined;
   addressesOf(pid: number): Addresses | undefined;
   /** Where its network namespace listens for TCP; undefined where that cannot be told. */
   listenersOf(pid: number): readonly Listener[] | undefined;

@@ -8,7 +8,8 @@
 import { closeSync, openSync, readFileSync, readlinkSync, readSync } from 'node:fs';
 import { SocketAddress } from 'node:net';
 import { levelsAbove, type CgroupMount } from './host.ts';
-import { NETWORK_FILES, networkTables, type NetworkFiles, type NetworkTables } from './network-tables.ts';
+import { networkFiles } from './network-files.ts';
+import { networkTables, type NetworkTables } from './network-tables.ts';
 
 const DELETED = ' (deleted)';
 
@@ -61,7 +62,8 @@ export interface Proc {
   /** Undefined also where the host's network namespace is not known: nothing is proved then. */
   networkOf(pid: number): ProcessNetwork | undefined;
   /** Addresses and routes of the process's network namespace, without entering it. What cannot be read is empty. */
-  networkTablesOf(pid: number): NetworkTables;
+  /** Undefined where it is not, or not all the time, in the network of that inode. */
+  networkTablesOf(pid: number, netns: number): NetworkTables | undefined;
   /** The addresses of the process's network namespace that can be a pod's. */
   addressesOf(pid: number): Addresses | undefined;
 }
@@ -223,6 +225,18 @@ export function openProc(options: ProcOptions): Proc {
     );
   }
 
+  function networkTablesOf(pid: number, netns: number): NetworkTables | undefined {
+    return ofOneProcess(
+      () => startOf(pid),
+      () => {
+        if (netnsOf(pid) !== netns) return undefined;
+        const files = networkFiles(`${procRoot}/${pid}/net`);
+        // What was read in part says what is not so.
+        return netnsOf(pid) === netns ? networkTables(files) : undefined;
+      },
+    );
+  }
+
   return {
     cgroupOfPid,
     processOf,
@@ -231,12 +245,7 @@ export function openProc(options: ProcOptions): Proc {
     hostNetns,
     isHostAddress: (ip) => hostAddresses().has(ip),
     networkOf,
-    networkTablesOf: (pid) =>
-      networkTables(
-        Object.fromEntries(
-          NETWORK_FILES.map((file) => [file, read(`${pid}/net/${file}`) ?? '']),
-        ) as NetworkFiles,
-      ),
+    networkTablesOf,
     addressesOf,
   };
 }

@@ -53,7 +53,8 @@ static __always_inline enum local_address find_local(const struct cgroup_info *i
 	struct local_key key = { .slot = info->slot, .address = *address };
 	enum local_address local;
 
-	if (!(info->flags & info->detected_flags & INFO_ADDRESSES))
+	/* What is kept of a network that the pod has no longer does not count. */
+	if (!info->netns || !(info->flags & info->detected_flags & INFO_ADDRESSES))
 		return 0;
 	return READ_ENTRY(&pod_local_map, &key, &local) ? local : 0;
 }
@@ -67,37 +68,38 @@ static __always_inline bool is_own_address(const struct cgroup_info *info,
 	return same_address(address, own);
 }
 
-static __always_inline bool leads_to_proxy(__u32 device, __u32 slot, bool ip4)
+static __always_inline bool is_other_device(__u32 device, __u32 slot, bool ip4)
 {
 	struct pod_devices *devices = bpf_map_lookup_elem(&pod_device_map, &slot);
+	__u32 known = !devices ? 0 : ip4 ? devices->ip4 : devices->ip6;
 
-	return devices && device == (ip4 ? devices->ip4 : devices->ip6);
+	return known && device != known;
 }
 
 /*
  * Whether the socket is bound to a device or an address from where the proxy is not
  * reached: what it sends would come to nobody, or to a stranger with the proxy's number.
+ * False where that is not known, as of a network that nobody has seen yet.
  */
 static __always_inline bool is_bound_elsewhere(struct bpf_sock *sk, const struct cgroup_info *info,
 					       bool ip4)
 {
-	struct address from = {};
-	__u32 device = sk->bound_dev_if;
+	struct address from;
+	__u32 device = sk->bound_dev_if, src_ip4 = sk->src_ip4;
 
-	if (device && !leads_to_proxy(device, info->slot, ip4))
-		return true;
-	if (!ip4) {
-		from.word_be[0] = sk->src_ip6[0];
-		from.word_be[1] = sk->src_ip6[1];
-		from.word_be[2] = sk->src_ip6[2];
-		from.word_be[3] = sk->src_ip6[3];
-	} else {
-		from.word_be[3] = sk->src_ip4;
-	}
-	/* A link-local one is bound to its device as well. */
-	if (is_unspecified(&from) || (!ip4 && is_link_local6(&from)))
+	if (!info->netns)
 		return false;
-	return !is_own_address(info, &from, ip4) && find_local(info, &from) != LOCAL_LEADS;
+	if (device && is_other_device(device, info->slot, ip4))
+		return true;
+	/* All of them, without a branch: for one the compiler would calculate with the pointer, which the kernel refuses. */
+	from.word_be[0] = sk->src_ip6[0];
+	from.word_be[1] = sk->src_ip6[1];
+	from.word_be[2] = sk->src_ip6[2];
+	from.word_be[3] = sk->src_ip6[3];
+	barrier();
+	if (ip4)
+		from = (struct address){ .word_be[3] = src_ip4 };
+	return find_local(info, &from) == LOCAL_ELSEWHERE;
 }
 
 #endif

@@ -15,7 +15,7 @@ import { must, type Program, type Running, spawnIn } from './process.ts';
 const CGROUP_PREFIX = 'cgroute-test-';
 const NETNS_PREFIX = 'cgrt-';
 const NETNS_DIRECTORY = '/run/netns';
-const PROC = 'proc';
+const PROC = 'proc-';
 /** Private, as else what is mounted on /proc/1 of the one would be so on that of the other. */
 const MOUNT_PROC =
   'mkdir "$1" && mount --bind /proc "$1" && mount --make-private "$1" && mount --bind "/proc/$2" "$1/1"';
@@ -41,6 +41,8 @@ export interface Sandbox extends AsyncDisposable {
   netnsName(name: string): string;
   /** From now on a network namespace passes for the host's. */
   hostIn(netns: string): Promise<void>;
+  /** A /proc whose PID 1 is in this network namespace: a node's of several in one sandbox. */
+  procIn(netns: string): Promise<string>;
   /** Starts a program, in {@link Sandbox.hostCgroup} unless told otherwise. */
   spawn(program: Program): Running;
 }
@@ -111,7 +113,8 @@ function remove(remains: Remains): void {
   }
   for (const directory of remains.directories) {
     attempt(() => {
-      for (const mount of [join(directory, 'bpffs'), join(directory, PROC)]) {
+      const mounts = listing(directory).filter((name) => name === 'bpffs' || name.startsWith(PROC));
+      for (const mount of mounts.map((name) => join(directory, name))) {
         while (isMounted(mount)) {
           const { status, stderr } = spawnSync('umount', ['--recursive', mount], { encoding: 'utf8' });
           if (status !== 0) throw new Error(stderr);
@@ -172,21 +175,29 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
     throw new Error(`mount -t bpf: ${stderr.trim()}`);
   }
   const hostCgroup = makeCgroup(cgroupRoot, 'host');
-  let stand: Running | undefined;
+  const stands: Running[] = [];
+  let procRoot: string | undefined;
+  async function procIn(netns: string): Promise<string> {
+    const path = join(directory, `${PROC}${netns}`);
+    // In no cgroup of the sandbox: it ends with its standard input.
+    const stand = spawnIn({ cmd: 'sh', args: ['-c', 'echo here; exec cat'], netns });
+    stands.push(stand);
+    await stand.line(/^here$/);
+    await must({ cmd: 'sh', args: ['-ec', MOUNT_PROC, 'sh', path, String(stand.pid)] });
+    return path;
+  }
   return {
     token,
     cgroupRoot,
     bpffs,
     get procRoot() {
-      return stand === undefined ? undefined : join(directory, PROC);
+      return procRoot;
     },
     async hostIn(netns) {
-      if (stand !== undefined) throw new Error('a sandbox has one host');
-      // In no cgroup of the sandbox: it ends with its standard input.
-      stand = spawnIn({ cmd: 'sh', args: ['-c', 'echo here; exec cat'], netns });
-      await stand.line(/^here$/);
-      await must({ cmd: 'sh', args: ['-ec', MOUNT_PROC, 'sh', join(directory, PROC), String(stand.pid)] });
+      if (procRoot !== undefined) throw new Error('a sandbox has one host');
+      procRoot = await procIn(netns);
     },
+    procIn,
     directory,
     hostCgroup,
     cgroup: (path) => makeCgroup(cgroupRoot, path),
@@ -197,7 +208,7 @@ export async function makeSandbox(name: string): Promise<Sandbox> {
       try {
         removeToken(token);
       } finally {
-        await stand?.stop('SIGKILL');
+        await Promise.all(stands.map((stand) => stand.stop('SIGKILL')));
       }
     },
   };

@@ -52,7 +52,7 @@ export interface AgentGround extends NodeAgentOptions {
   readonly record: AgentRecord;
   readonly host: OpenHost;
   /** Tells all parts; nobody before they are wired. */
-  readonly tell: Pick<PartWalk, 'podsChanged' | 'podWritten' | 'reconciled'>;
+  readonly tell: Pick<PartWalk, 'podsChanged' | 'podWritten' | 'proxyMoved' | 'reconciled'>;
   readonly isReady: () => boolean;
   /** Counts and logs what went wrong where nobody waits for it. */
   readonly failed: (error: unknown, what: string) => void;
@@ -128,6 +128,7 @@ export function agentCore(ground: AgentGround): AgentCore {
     host: witnessHost(host),
     pathsOf: (podKey) => ledger.pathsOf(podKey),
     proxyIps: () => settings.proxyIps(),
+    remembered: (podKey) => writer.netnsOf(podKey),
   });
   const handoffs = new HandoffPlaces({
     dataPlane,

@@ -76,6 +76,8 @@ interface PartFacts {
   readonly podsChanged?: (uids: Iterable<string>) => void;
   /** A pod's entry has been written; its cgroups' follow. */
   readonly podWritten?: (written: Written) => void;
+  /** The node's proxy has another address, or another pod is the proxy. */
+  readonly proxyMoved?: () => void;
   /** A pod's entries are what they should be; said of each pod, in the middle of others. */
   readonly reconciled?: () => void;
 }

@@ -156,6 +156,10 @@ export class PartWalk implements Disposable {
     this.#each(EVENT, (part) => part.podWritten?.(written), { podUid: written.pod.uid });
   }
 
+  proxyMoved(): void {
+    this.#each(EVENT, (part) => part.proxyMoved?.());
+  }
+
   reconciled(): void {
     this.#each(EVENT, (part) => part.reconciled?.());
   }

@@ -145,15 +145,20 @@ export class PodWriter {
   /**
    * A pod's cgroups without a pod: what an earlier agent knew of it stands, else they are
    * marked. The agent's own are not, as it has to ask who its pod is.
+   * @param netns of the network that its processes show now, 0: not known
    * @throws CgrouteError `EBPF`
    */
-  writeUnknown(key: string, cgroups: readonly PodsCgroup[]): void {
+  writeUnknown(key: string, cgroups: readonly PodsCgroup[], netns = 0n): void {
     const remembered = this.#podInfos.get({ text: key });
     const strange = key === this.#options.ownKey ? ownEntry : unknownEntry;
     for (const { cgroup, owner } of cgroups) {
       const { id } = cgroup;
       if (owner.monitor) this.#setEntry(cgroup, monitorEntry(id, remembered?.slot ?? 0));
-      else this.#setEntry(cgroup, remembered === undefined ? strange(id) : rememberedEntry(id, remembered));
+      else
+        this.#setEntry(
+          cgroup,
+          remembered === undefined ? strange(id) : rememberedEntry(id, remembered, netns),
+        );
     }
     if (remembered === undefined) return;
     const ips = [remembered.ip4, remembered.ip6].map(addressText).filter((ip) => ip !== undefined);
@@ -186,6 +191,11 @@ export class PodWriter {
   /** It exists no more. @throws CgrouteError `EBPF` */
   removeCgroup({ id }: Cgroup): void {
     this.#cgroups.delete(id);
+  }
+
+  /** Inode of the network that the pod's entry has, be it an earlier agent's; 0: not known. */
+  netnsOf(key: string): bigint {
+    return this.#podInfos.get({ text: key })?.netns ?? 0n;
   }
 
   /** Whether there is an entry of the pod, be it an earlier agent's. */

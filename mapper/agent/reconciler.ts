@@ -254,8 +254,7 @@ export class Reconciler {
     this.#failures.retried(key);
     if (state.pod === undefined) {
       this.#changedAt.delete(key);
-      writer.writeUnknown(key, ledger.of(key));
-      return;
+      return writer.writeUnknown(key, ledger.of(key), networks.of(key).netns);
     }
     sidecars.place(state.pod, ledger.pathsOf(key));
     if (current !== undefined || state.decision === undefined) {
@@ -276,12 +275,13 @@ export class Reconciler {
 
   /** It is known and takes no room: nothing of it runs, and nothing ever will. */
   #end(key: string, pod: Pod): void {
-    const { enrolment, addresses, sidecars } = this.#options;
+    const { enrolment, addresses, networks, sidecars } = this.#options;
     const before = this.#pods.get(key)?.decision;
     const decision = enrolment.decide(pod);
     this.#log.decided(pod, before, decision);
     sidecars.forget(pod.uid);
     addresses.forget(key);
+    networks.forget(key);
     this.#release(key);
     this.#pods.set(key, { pod, decision });
     this.#options.onReconciled();
@@ -311,7 +311,7 @@ export class Reconciler {
       decision,
       cgroups: ledger.of(key),
       ips: addresses.ownOf(key, pod),
-      network: networks.of(key, pod),
+      network: networks.of(key, pod, decision.enrolled),
       isTold: addresses.told(pod).length > 0,
       paths: () => ledger.pathsOf(key),
     });

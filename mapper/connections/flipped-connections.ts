@@ -40,7 +40,7 @@ export interface Flipped {
 }
 
 export interface FlippedConnectionsOptions {
-  readonly maps: Pick<DataPlane['maps'], 'connections' | 'overflowConnections' | 'podLocals'>;
+  readonly maps: Pick<DataPlane['maps'], 'connections' | 'overflowConnections' | 'podLocals' | 'podDevices'>;
   readonly sidecarUser: number;
   readonly cgroupRoot: string;
   readonly procRoot: string;
@@ -87,8 +87,8 @@ function isOutboundConcerned(
 ): boolean {
   const wasRedirected = originalOf(tcp, maps) !== undefined;
   if (!isRedirected(entry)) return wasRedirected;
-  // Leave alone what the connect programs would: local, the sidecar's own, excluded.
-  if (wasRedirected || isLocal(tcp, entry, maps)) return false;
+  // Leave alone what the connect programs would: local, bound elsewhere, the sidecar's own, excluded.
+  if (wasRedirected || isLocal(tcp, entry, maps) || isBoundElsewhere(tcp, entry, maps)) return false;
   if (decision.sidecar && tcp.uid === sidecarUser) return false;
   return decision.traffic === undefined || !isExcludedOutbound(decision.traffic, tcp.remote, tcp.remotePort);
 }
@@ -258,6 +258,17 @@ const NEAR = new BlockList();
 NEAR.addSubnet('127.0.0.0', 8);
 NEAR.addAddress('::1', 'ipv6');
 NEAR.addSubnet('fe80::', 10, 'ipv6');
+
+/** By its interface, as bpf/lib/network.bpf.h has it. Whether somebody bound it to its address, the kernel does not tell. */
+function isBoundElsewhere(
+  { family, local, boundDevice }: TcpSocket,
+  { slot }: PodInfo,
+  { podDevices }: FlippedConnectionsOptions['maps'],
+): boolean {
+  const { ip4 = 0, ip6 = 0 } = podDevices.get(slot) ?? {};
+  const device = family === 4 || addressText(local)?.includes('.') === true ? ip4 : ip6;
+  return boundDevice !== 0 && device !== 0 && boundDevice !== device;
+}
 
 function isLocal(
   { local, remote }: TcpSocket,

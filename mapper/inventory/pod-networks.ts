@@ -1,12 +1,13 @@
 /**
  * Which network namespace is a pod's: that of the oldest of its processes that is
  * in none of the host's; with its addresses, and where it leads to the proxy. It is
- * asked for again when that process has ended, as a runtime may make a pod's sandbox
- * anew, with another network.
+ * another one only when no process of the pod is in it any more, as a runtime may
+ * make a pod's sandbox anew, and a process may go where it likes.
  */
 import { isIPv4 } from 'node:net';
 import { isDeepStrictEqual } from 'node:util';
 import type { NetworkTables } from '../../watcher/network-tables.ts';
+import { addressBytes } from '../objects/address.ts';
 import type { Pod } from '../objects/pod.ts';
 
 /** A process, and the network namespace that it is in. */
@@ -19,11 +20,17 @@ export interface NetworkWitness {
 
 /** What is asked of the host. */
 export interface WitnessHost {
-  /** The oldest process below these cgroups that is not in the host's network; undefined when there is none. */
-  witnessIn(paths: readonly string[]): NetworkWitness | undefined;
+  /**
+   * The oldest process below these cgroups that is not in the host's network, in
+   * each network that there is; the oldest of all first.
+   */
+  witnessesIn(paths: readonly string[]): readonly NetworkWitness[];
+  /** Any process below these cgroups that is in the network of that inode. */
+  witnessOf(netns: number, paths: readonly string[]): NetworkWitness | undefined;
   /** Whether that process still runs, in that network. */
   stands(witness: NetworkWitness): boolean;
-  tablesOf(pid: number): NetworkTables;
+  /** Undefined where it is not there any more. */
+  tablesOf(witness: NetworkWitness): NetworkTables | undefined;
 }
 
 export interface PodNetworksOptions {
@@ -32,12 +39,14 @@ export interface PodNetworksOptions {
   readonly pathsOf: (podKey: string) => readonly string[];
   /** Those of the node's proxy. */
   readonly proxyIps: () => readonly string[];
+  /** Inode of what was a pod's network by an earlier agent, or 0. */
+  readonly remembered: (podKey: string) => bigint;
 }
 
 export interface LocalAddress {
   readonly ip: string;
-  /** It is on the interface by which the proxy is reached. */
-  readonly leads: boolean;
+  /** It is on another interface than that by which the proxy is reached. */
+  readonly isElsewhere: boolean;
 }
 
 export interface PodNetwork {
@@ -50,13 +59,14 @@ export interface PodNetwork {
 
 export const NO_NETWORK: PodNetwork = { netns: 0n, addresses: [], devices: { ip4: 0, ip6: 0 } };
 
-/** More of one pod are not known, so that none takes the room of the others. */
-const MOST_ADDRESSES = 256;
-
 interface Known {
   readonly witness: NetworkWitness;
-  network: PodNetwork;
+  readonly network: PodNetwork;
+  /** Its addresses and interfaces have been read, as somebody wanted them. */
+  readonly isRead: boolean;
 }
+
+type Place = Pick<Pod, 'hostNetwork' | 'ips'>;
 
 /** Pods are named by the key under which their cgroups are known. */
 export class PodNetworks {
@@ -70,24 +80,30 @@ export class PodNetworks {
   /**
    * {@link NO_NETWORK} when no process shows one: of none that runs, nothing is lost
    * by that. One in the host's has none of its own.
+   * @param pod unless nobody knows it
+   * @param wantsMore its addresses and interfaces too, which take longer to read
    */
-  of(podKey: string, { hostNetwork }: Pick<Pod, 'hostNetwork'>): PodNetwork {
-    const { host, pathsOf } = this.#options;
+  of(podKey: string, pod?: Place, wantsMore = false): PodNetwork {
+    if (pod?.hostNetwork === true) {
+      this.forget(podKey);
+      return NO_NETWORK;
+    }
     const known = this.#known.get(podKey);
-    if (!hostNetwork && known !== undefined && host.stands(known.witness)) return known.network;
-    const witness = hostNetwork ? undefined : host.witnessIn(pathsOf(podKey));
+    const stands = known !== undefined && this.#options.host.stands(known.witness);
+    if (stands && (!wantsMore || (known.isRead && !isEmpty(known.network)))) return known.network;
+    const witness = stands ? known.witness : this.#witness(podKey, pod);
     if (witness === undefined) {
       this.forget(podKey);
       return NO_NETWORK;
     }
-    const network = this.#read(witness);
-    this.#known.set(podKey, { witness, network });
-    return network;
+    return this.#look(podKey, witness, wantsMore).network;
   }
 
   /** Whether a process of the pod could still tell. */
   isWanting(podKey: string, { hostNetwork }: Pick<Pod, 'hostNetwork'>): boolean {
-    return !hostNetwork && !this.#known.has(podKey);
+    const known = this.#known.get(podKey);
+    // A runtime may fill the network after the first process of the pod.
+    return !hostNetwork && (known === undefined || (known.isRead && isEmpty(known.network)));
   }
 
   /** Keys of the pods whose network is known. */
@@ -100,9 +116,8 @@ export class PodNetworks {
     const known = this.#known.get(podKey);
     if (known === undefined) return false;
     if (!this.#options.host.stands(known.witness)) return true;
-    const before = known.network;
-    known.network = this.#read(known.witness);
-    return !isDeepStrictEqual(before, known.network);
+    if (!known.isRead) return false;
+    return !isDeepStrictEqual(known.network, this.#look(podKey, known.witness, true).network);
   }
 
   /** The pod is gone. */
@@ -110,25 +125,56 @@ export class PodNetworks {
     this.#known.delete(podKey);
   }
 
-  #read({ pid, netns }: NetworkWitness): PodNetwork {
-    const { host, proxyIps } = this.#options;
-    const tables = host.tablesOf(pid);
-    const proxies = proxyIps();
-    const to4 = tables.deviceTo(
-      proxies.find((ip) => isIPv4(ip)),
-      4,
-    );
-    const to6 = tables.deviceTo(
-      proxies.find((ip) => !isIPv4(ip)),
-      6,
-    );
+  /**
+   * In the network that is known of the pod; else in the one that has an address which
+   * its status says. A process may have left the pod's network for one of its own, so
+   * another than the one before is believed only so.
+   */
+  #witness(podKey: string, pod: Place | undefined): NetworkWitness | undefined {
+    const { host, pathsOf, remembered } = this.#options;
+    const paths = pathsOf(podKey);
+    const before = this.#known.get(podKey)?.network.netns ?? remembered(podKey);
+    const same = before === 0n ? undefined : host.witnessOf(Number(before), paths);
+    if (same !== undefined) return same;
+    const found = host.witnessesIn(paths);
+    if (found.length === 1 && before === 0n) return found[0];
+    const told = (witness: NetworkWitness): boolean =>
+      host.tablesOf(witness)?.addresses.some(({ ip }) => pod?.ips.includes(ip)) ?? false;
+    return found.find(told) ?? (before === 0n ? found[0] : undefined);
+  }
+
+  #look(podKey: string, witness: NetworkWitness, wantsMore: boolean): Known {
+    const netns = BigInt(witness.netns);
+    const before = this.#known.get(podKey);
+    const tables = wantsMore ? this.#options.host.tablesOf(witness) : undefined;
+    const network =
+      tables === undefined
+        ? before?.network.netns === netns
+          ? before.network
+          : { ...NO_NETWORK, netns }
+        : { netns, ...this.#read(tables) };
+    const known = { witness, network, isRead: tables !== undefined || (before?.isRead ?? false) };
+    this.#known.set(podKey, known);
+    return known;
+  }
+
+  #read(tables: NetworkTables): Omit<PodNetwork, 'netns'> {
+    const proxies = this.#options.proxyIps();
+    const to4 = tables.deviceTo(bytesOf(proxies.find((ip) => isIPv4(ip))), 4);
+    const to6 = tables.deviceTo(bytesOf(proxies.find((ip) => !isIPv4(ip))), 6);
     return {
-      netns: BigInt(netns),
-      addresses: tables.addresses.slice(0, MOST_ADDRESSES).map(({ ip, device }) => ({
-        ip,
-        leads: device !== undefined && device === (isIPv4(ip) ? to4 : to6)?.name,
-      })),
+      addresses: tables.addresses.map(({ ip, device }) => {
+        const way = isIPv4(ip) ? to4 : to6;
+        // Where one of the two is not known, it may be the way to the proxy.
+        return { ip, isElsewhere: device !== undefined && way !== undefined && device !== way.name };
+      }),
       devices: { ip4: to4?.index ?? 0, ip6: to6?.index ?? 0 },
     };
   }
 }
+
+const bytesOf = (ip: string | undefined): Uint8Array | undefined =>
+  ip === undefined ? undefined : addressBytes(ip);
+
+const isEmpty = ({ addresses, devices }: PodNetwork): boolean =>
+  addresses.length === 0 && devices.ip4 === 0 && devices.ip6 === 0;

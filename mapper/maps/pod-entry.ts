@@ -109,10 +109,11 @@ export function ownEntry(id: bigint): CgroupInfo {
   return { ...unknownEntry(id), flags: 0 };
 }
 
-/** The entry of a pod that only an earlier agent knew. */
+/** The entry of a pod that only an earlier agent knew, whose network may be another by now. */
 export function rememberedEntry(
   id: bigint,
-  { slot, isInMesh, flags, detectedFlags, proxyMode, netns, ip4, ip6 }: PodInfo,
+  { slot, isInMesh, flags, detectedFlags, proxyMode, ip4, ip6 }: PodInfo,
+  netns: bigint,
 ): CgroupInfo {
   return { id, slot, isInMesh, flags, detectedFlags, proxyMode, netns, cgroupIp: ip4, cgroupIp6: ip6 };
 }

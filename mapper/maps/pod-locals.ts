@@ -8,8 +8,11 @@ import { SHARED_SLOT } from './pod-slots.ts';
 
 interface Local {
   readonly ip: string;
-  readonly leads: boolean;
+  readonly isElsewhere: boolean;
 }
+
+/** A pod may have one in so many of the entries. What it has beyond them is not known to be its own, and goes to the proxy. */
+const ONE_IN = 16;
 
 const NO_DEVICES: PodDevices = { ip4: 0, ip6: 0 };
 
@@ -19,12 +22,15 @@ const textOf = ({ slot, address }: LocalKey): string =>
 export class PodLocals {
   readonly #locals;
   readonly #devices;
+  readonly #most: number;
   /** What each slot has of the first, as their texts. */
   readonly #slots = new Map<number, Map<string, LocalKey>>();
 
   constructor({ podLocals, podDevices }: Pick<DataPlane['maps'], 'podLocals' | 'podDevices'>) {
     this.#locals = new MapMirror(podLocals, textOf);
     this.#devices = new MapMirror(podDevices, String, NO_DEVICES);
+    // So that no pod takes the room of the others.
+    this.#most = Math.max(1, Math.floor(podLocals.info.maxEntries / ONE_IN));
     for (const { key } of this.#locals.entries()) this.#slot(key.slot).set(textOf(key), key);
   }
 
@@ -72,16 +78,18 @@ export class PodLocals {
 
   #setLocals(slot: number, locals: readonly Local[]): boolean {
     const before = this.#slot(slot);
-    const wanted = new Set<string>();
-    for (const { ip, leads } of locals) {
+    const wanted = new Map<string, { readonly key: LocalKey; readonly value: number }>();
+    for (const { ip, isElsewhere } of locals.slice(0, this.#most)) {
       const word = addressBytes(ip);
       if (word === undefined) continue;
       const key = { slot, address: { word } };
-      this.#locals.set(key, leads ? localAddress.leads : localAddress.elsewhere);
-      before.set(textOf(key), key);
-      wanted.add(textOf(key));
+      wanted.set(textOf(key), { key, value: isElsewhere ? localAddress.elsewhere : localAddress.leads });
     }
     for (const [text, key] of before) if (!wanted.has(text) && before.delete(text)) this.#locals.delete(key);
+    for (const [text, { key, value }] of wanted) {
+      this.#locals.set(key, value);
+      before.set(text, key);
+    }
     if (wanted.size === 0) this.#slots.delete(slot);
     return wanted.size > 0;
   }

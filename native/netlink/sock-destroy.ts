@@ -55,6 +55,8 @@ export interface TcpSocket {
   /** 16 bytes in network order, IPv4 in the last four, also where it is mapped into IPv6. */
   readonly local: Uint8Array;
   readonly remote: Uint8Array;
+  /** Index of the interface that it is bound to, or 0. */
+  readonly boundDevice: number;
   /** User id of its owner as the initial user namespace has it. */
   readonly uid: number;
   /** Zero for one that no process has any more. */
@@ -186,6 +188,7 @@ function socketOf(message: Buffer): TcpSocket | undefined {
     remotePort: word.readUInt16BE(2),
     local: normalised(word.subarray(4, 20), isIp6),
     remote: normalised(word.subarray(20, 36), isIp6),
+    boundDevice: word.readUInt32LE(36),
     uid: message.readUInt32LE(64),
     inode: message.readUInt32LE(68),
     cgroupId: cgroupOf(message),

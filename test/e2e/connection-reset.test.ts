@@ -16,7 +16,7 @@ const EXCLUDED = {
 const HAS_MPTCP = existsSync('/proc/sys/net/mptcp');
 /** Which of {@link holdAll} a flip of each direction ends. */
 const OUTBOUND = ['own', 'ownMapped', ...(HAS_MPTCP ? ['ownMptcp'] : []), 'nested'];
-const INBOUND = ['fromHost', 'fromHostMapped', ...(HAS_MPTCP ? ['fromHostMptcp'] : []), 'fromBox'];
+const INBOUND = ['fromHost', 'fromHostMapped', ...(HAS_MPTCP ? ['fromHostMptcp'] : []), 'fromDaemon'];
 
 describe('with existingConnections: reset', () => {
   let node: TestNode;
@@ -27,7 +27,7 @@ describe('with existingConnections: reset', () => {
   let other: NodePod;
   /** In the host's network. */
   let daemon: NodePod;
-  /** A process of the host, in a network namespace of its own. */
+  /** A process of no pod, in a network namespace of its own: it is left alone. */
   let box: Place;
   let config: string;
 
@@ -260,6 +260,7 @@ describe('with existingConnections: reset', () => {
   const startWith = (bounding: string) =>
     node.startAgent({
       args: ['--config', config],
+      ...(node.sandbox.procRoot === undefined ? {} : { procRoot: node.sandbox.procRoot }),
       start: (args) => ({
         cmd: 'setpriv',
         args: [

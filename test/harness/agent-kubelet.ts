@@ -46,7 +46,7 @@ export interface AgentNode {
   readonly sandbox: Sandbox;
   readonly cluster: Cluster;
   readonly node: string;
-  readonly roots: { readonly cgroupRoot: string; readonly bpffsRoot: string };
+  readonly roots: { readonly cgroupRoot: string; readonly bpffsRoot: string; readonly procRoot: string };
   /** One for all its agents, as on a node. */
   readonly http: string;
   /** By an image's tag. */

@@ -40,7 +40,7 @@ export interface SeatOptions<Options> {
   /** For messages. */
   readonly node: string;
   /** Default the sandbox's, as {@link startAgent} has them. */
-  readonly roots?: Required<Pick<AgentOptions, 'cgroupRoot' | 'bpffsRoot'>>;
+  readonly roots?: Required<Pick<AgentOptions, 'cgroupRoot' | 'bpffsRoot'>> & Pick<AgentOptions, 'procRoot'>;
   /** What an agent of this node is started with: among it, the source of its objects. */
   agentOptions(options: Options | undefined): AgentOptions;
   /** What the tests see of the status. Default: all. */

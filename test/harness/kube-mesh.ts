@@ -29,6 +29,8 @@ export interface MeshNode extends AgentSeat<KubeAgentOptions> {
   readonly agent: Agent;
   /** A process of the host, in the node's network. */
   readonly hostPlace: Place;
+  /** A /proc as on that node: its PID 1 is in the node's network. */
+  readonly procRoot: string;
   /** Runs a ztunnel pod of that name on the node, and waits until it is ready. */
   startProxy(name: string): Promise<PodOnNode>;
   /** Plays the readiness probe of a ztunnel pod: ready as soon as it listens. */
@@ -107,7 +109,11 @@ async function addNode(
   );
   const proxyLog = sandbox.file(`${name}-haproxy.log`);
   writeFileSync(proxyLog, '');
-  const roots = { cgroupRoot: `${sandbox.cgroupRoot}/${name}`, bpffsRoot: `${sandbox.bpffs}/${name}` };
+  const roots = {
+    cgroupRoot: `${sandbox.cgroupRoot}/${name}`,
+    bpffsRoot: `${sandbox.bpffs}/${name}`,
+    procRoot: await sandbox.procIn(host.netns),
+  };
   const seat = kubeAgentSeat(sandbox, { node: name, roots }, () => mesh.account.kubeconfig());
 
   async function probe(pod: PodOnNode): Promise<void> {
@@ -159,6 +165,7 @@ async function addNode(
       return seat.latest();
     },
     hostPlace: { cgroup: sandbox.cgroup(`${name}/host`), netns: host.netns },
+    procRoot: roots.procRoot,
     async travel(from, to = server) {
       return travelOf(await connect(from, to.ip, to.port), to, {
         connections: () => proxiedConnections(readFileSync(proxyLog, 'utf8').split('\n')),

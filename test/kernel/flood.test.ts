@@ -63,8 +63,8 @@ describe('a flood', async () => {
   }
 
   for (const [family, address, from, destination] of [
-    ['IPv4', `${proxy.ip4}/32`, ({ ip4 }: Pod) => ip4, server.ip4],
-    ['IPv6', `${proxy.ip6}/128`, ({ ip6 }: Pod) => ip6, server.ip6],
+    ['IPv4', `${proxy.ip4}/32`, (slot: number) => `10.99.${slot}.1`, server.ip4],
+    ['IPv6', `${proxy.ip6}/128`, (slot: number) => `fd99::${slot}`, server.ip6],
   ] as const) {
     test(`sockets in repair mode, ${family}: nothing of theirs is filed`, async () => {
       const [originals, counts] = await mesh.counted(() =>
@@ -74,8 +74,8 @@ describe('a flood', async () => {
           const running = nested(
             pod,
             `ip address add ${address} dev lo ${nodad}
-             ip address add ${from(pod)}/${bits} dev lo ${nodad}
-             exec ${SOCK} repair ${FLOOD} ${from(pod)} ${destination} ${PORT}`,
+             ip address add ${from(pod.slot)}/${bits} dev lo ${nodad}
+             exec ${SOCK} repair ${FLOOD} ${from(pod.slot)} ${destination} ${PORT}`,
           );
           assert.deepEqual(await answer(running), { established: FLOOD });
           await running.exit;

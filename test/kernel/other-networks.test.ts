@@ -6,7 +6,7 @@ import { ip } from '../../deploy/stage/netns.ts';
 import { must } from '../../deploy/stage/process.ts';
 import { connect, listen, type Connected } from '../../deploy/stage/sock.ts';
 import { at } from '../harness/travel.ts';
-import { bytesOf } from './data-plane.ts';
+import { bytesOf, netnsOf } from './data-plane.ts';
 import { assertDirect, assertFailed, assertRedirected, makeMesh, PORT } from './mesh.ts';
 
 const mesh = await makeMesh('other-networks');
@@ -61,6 +61,7 @@ for (const cgroup of [pod.podCgroup, pod.cgroup])
     ip4: pod.ip4,
     ip6: pod.ip6,
     flags: infoFlag.ambient | infoFlag.addresses,
+    netns: netnsOf(pod.netns),
   });
 
 const dial = (address: string, ...options: readonly string[]): Promise<[Connected, Record<string, number>]> =>
@@ -149,4 +150,27 @@ test('a socket that is bound to a link-local address is where its interface is',
     const [, counts] = await dial(server.ip6, '--device', device, '--bind', 'fe80::2');
     assert.deepEqual(counts, { [`two-legged ${branch}`]: 1 }, device);
   }
+});
+
+test('what is not known to be elsewhere is redirected, in a network that is not known everything', async () => {
+  const { podDevices } = plane.plane.maps;
+  await ip(pod.netns, 'address add 10.77.0.212/32 dev eth0');
+  assert.deepEqual((await dial(server.ip4, '--bind', '10.77.0.212'))[1], { 'two-legged redirected': 1 });
+  const wrong = { ip4: eth0 + 100, ip6: eth0 + 100 };
+  podDevices.set(pod.slot, wrong);
+  const bound = ['--device', 'eth0', '--timeout', '10000'] as const;
+  assert.deepEqual((await dial(server.ip4, ...bound))[1], { 'two-legged otherNetworkUntouched': 1 });
+  podDevices.set(pod.slot, { ip4: 0, ip6: 0 });
+  assert.deepEqual((await dial(server.ip4, ...bound))[1], { 'two-legged redirected': 1 });
+  podDevices.set(pod.slot, wrong);
+  know('10.77.0.212', localAddress.elsewhere);
+  for (const cgroup of [pod.podCgroup, pod.cgroup])
+    plane.enrol(cgroup, {
+      slot: pod.slot,
+      ip4: pod.ip4,
+      ip6: pod.ip6,
+      flags: infoFlag.ambient | infoFlag.addresses,
+    });
+  for (const options of [bound, ['--bind', '10.77.0.212']])
+    assert.deepEqual((await dial(server.ip4, ...options))[1], { 'two-legged redirected': 1 });
 });

@@ -27,8 +27,8 @@ const devices = (slot: number) => {
   return [ip4, ip6];
 };
 const NONE = { ip4: 0, ip6: 0 };
-const leads = (ip: string) => ({ ip, leads: true });
-const elsewhere = (ip: string) => ({ ip, leads: false });
+const leads = (ip: string) => ({ ip, isElsewhere: false });
+const elsewhere = (ip: string) => ({ ip, isElsewhere: true });
 
 test('a pod has its addresses there, what is gone goes, and a cleared slot has nothing', () => {
   const locals = new PodLocals(maps);

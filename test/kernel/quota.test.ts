@@ -2,20 +2,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { eventually } from '../../deploy/stage/process.ts';
-import { connect, SOCK } from '../../deploy/stage/sock.ts';
+import { connect, SOCK, type Place } from '../../deploy/stage/sock.ts';
 import { openTestPlane } from './data-plane.ts';
 import { assertRedirected, freeze, hold, makeMesh, type Mesh, type Pod, PORT, seen } from './mesh.ts';
 import { at } from '../harness/travel.ts';
 
-/**
- * Sockets whose connect() fails once all programs have seen it: they take entries, and
- * neither ports nor packets. They are bound to loopback, which passes for the pod's address.
- */
-function grab(mesh: Mesh, pod: Pod, count: number) {
-  for (const cgroup of [pod.podCgroup, pod.cgroup])
-    mesh.plane.enrol(cgroup, { slot: pod.slot, ip4: '127.0.0.1', ip6: pod.ip6 });
+/** Sockets whose connect() fails once all programs have seen it: they take entries, and neither ports nor packets. */
+function grab(mesh: Mesh, place: Place, count: number) {
   const running = mesh.sandbox.spawn({
-    ...pod,
+    ...place,
     cmd: SOCK,
     args: ['grab', String(count), mesh.server.ip4, String(PORT)],
   });

@@ -104,6 +104,16 @@ const REFUSED: readonly (readonly [string, unknown, RegExp])[] = [
   ['sidecars', 'yes', /at '\/sidecars': got string, want boolean/],
   ['config.unknownPods', 'drop', /at '\/config\/unknownPods': value must be one of 'deny', 'allow'/],
   ['config.firstStart', 'allow', /at '\/config\/firstStart': value must be one of 'wait', 'deny'/],
+  [
+    'config.nestedNetworks',
+    'allow',
+    /at '\/config\/nestedNetworks': value must be one of 'untouched', 'deny'/,
+  ],
+  [
+    'config.otherNetworks',
+    'redirect',
+    /at '\/config\/otherNetworks': value must be one of 'untouched', 'deny'/,
+  ],
   ['config.whenProxyDown', true, /at '\/config\/whenProxyDown': value must be one of 'deny', 'allow'/],
   [
     'config.bypass.allowed',

@@ -103,6 +103,8 @@ describe('the chart', { skip: HELM_MISSING }, () => {
       unknownPods: 'deny',
       whenProxyDown: 'allow',
       firstStart: 'deny',
+      nestedNetworks: 'deny',
+      otherNetworks: 'deny',
       bypass: { allowed: 'never' },
       sweepSeconds: 1,
       relistSeconds: 86400,

@@ -46,7 +46,11 @@ describe('a roll of the DaemonSet', {
       sandbox,
       cluster,
       node: 'node-a',
-      roots: { cgroupRoot: `${sandbox.cgroupRoot}/node-a`, bpffsRoot: `${sandbox.bpffs}/node-a` },
+      roots: {
+        cgroupRoot: `${sandbox.cgroupRoot}/node-a`,
+        bpffsRoot: `${sandbox.bpffs}/node-a`,
+        procRoot: node.procRoot,
+      },
       http: `127.0.0.1:${await freePort()}`,
       programs: { old: old.program, new: PROGRAM },
     });

@@ -29,7 +29,9 @@ export function nodeProxyPart(core: AgentCore): AgentPart {
 
   /** What nobody tells, that a proxy listens by now for instance, is looked at soon again. */
   function follow(): void {
+    const before = settings.proxyIps().join();
     proxy.follow();
+    if (settings.proxyIps().join() !== before) core.tell.proxyMoved();
     clearTimeout(again);
     again = proxy.isPassing ? setTimeout(() => void followSoon(), AGAIN_MS).unref() : undefined;
   }

@@ -7,6 +7,7 @@ const SLICE_MS = 4;
 
 export function podNetworksPart({ networks, reconciler, failed }: AgentCore): AgentPart {
   let isLooking = false;
+  let isWanted = false;
   let isOver = false;
 
   async function lookAtAll(): Promise<void> {
@@ -20,15 +21,23 @@ export function podNetworksPart({ networks, reconciler, failed }: AgentCore): Ag
     }
   }
 
+  function look(): void {
+    isWanted = isLooking;
+    if (isLooking) return;
+    isLooking = true;
+    void lookAtAll()
+      .catch((error: unknown) => failed(error, "pods' networks could not be looked at"))
+      .finally(() => {
+        isLooking = false;
+        if (isWanted && !isOver) look();
+      });
+  }
+
   return {
     name: 'pod-networks',
-    look() {
-      if (isLooking) return;
-      isLooking = true;
-      void lookAtAll()
-        .catch((error: unknown) => failed(error, "pods' networks could not be looked at"))
-        .finally(() => (isLooking = false));
-    },
+    look,
+    // Which of a pod's interfaces leads to it is another matter now.
+    proxyMoved: look,
     [Symbol.dispose]: () => void (isOver = true),
   };
 }

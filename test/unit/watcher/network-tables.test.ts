@@ -1,7 +1,8 @@
 /** What /proc/PID/net says of a namespace's own addresses and of its ways out, on texts as the kernel writes them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { networkTables, type NetworkFiles } from '../../../watcher/network-tables.ts';
+import { addressBytes } from '../../../mapper/objects/address.ts';
+import { MOST_ADDRESSES, networkTables, type NetworkFiles } from '../../../watcher/network-tables.ts';
 
 const FILES: NetworkFiles = {
   fib_trie: `Main:
@@ -75,7 +76,7 @@ test('the way to an address is the longest route that holds it, the nearest amon
     [undefined, 6, { name: 'eth0', index: 2 }],
     ['172.17.0.2', 4, undefined], // no number of docker0 is told
   ] as const)
-    assert.deepEqual(deviceTo(ip, family), expected, `${ip}`);
+    assert.deepEqual(deviceTo(ip && addressBytes(ip), family), expected, `${ip}`);
 });
 
 test('where nothing can be read, or it is no such text, nothing is known', () => {
@@ -85,7 +86,40 @@ test('where nothing can be read, or it is no such text, nothing is known', () =>
   ]) {
     const { addresses, deviceTo } = networkTables(files as NetworkFiles);
     assert.deepEqual(addresses, []);
-    assert.equal(deviceTo('10.0.0.1', 4), undefined);
+    assert.equal(deviceTo(addressBytes('10.0.0.1'), 4), undefined);
     assert.equal(deviceTo(undefined, 6), undefined);
   }
+});
+
+test("IPv6's routes are of all tables: those of some sources alone do not count, and of several equal ones none", () => {
+  const line = (to: string, length: string, from: string, device: string): string =>
+    `${to} ${length} ${'0'.repeat(32)} ${from} ${'0'.repeat(32)} 00000400 00000001 00000000 00000001     ${device}\n`;
+  const [all, some] = ['0'.repeat(32), `20010db8${'0'.repeat(24)}`];
+  const tables = (...lines: readonly string[]) => networkTables({ ...FILES, ipv6_route: lines.join('') });
+  const [eth0, eth1] = [line(all, '00', '00', 'eth0'), line(all, '00', '00', 'eth1')];
+  assert.equal(tables(eth0, line(all, '00', '40', 'eth1')).deviceTo(undefined, 6)?.name, 'eth0');
+  assert.equal(tables(eth0, eth1).deviceTo(undefined, 6), undefined);
+  const inside = addressBytes('2001:db8::1');
+  assert.equal(tables(eth0, eth1, line(some, '20', '00', 'eth1')).deviceTo(inside, 6)?.name, 'eth1');
+});
+
+test('an address outside of all networks that are on an interface is on none that is known', () => {
+  const leaf = '     |-- 10.88.0.222\n        /32 host LOCAL\n';
+  const { addresses } = networkTables({ ...FILES, fib_trie: FILES.fib_trie + leaf });
+  assert.ok(addresses.some(({ ip, device }) => ip === '10.88.0.222' && device === undefined));
+});
+
+test('of very many addresses some count, and of very many routes none', () => {
+  const leaves = Array.from(
+    { length: 5000 },
+    (_, n) => `     |-- 10.9.${n >> 8}.${n & 255}\n        /32 host LOCAL\n`,
+  );
+  assert.equal(networkTables({ ...FILES, fib_trie: leaves.join('') }).addresses.length, MOST_ADDRESSES);
+  const [header = '', eth0 = ''] = FILES.route.split('\n');
+  const route = `${header}\n${`${eth0}\n`.repeat(5000)}`;
+  assert.equal(networkTables({ ...FILES, route }).deviceTo(undefined, 4), undefined);
+  assert.equal(
+    networkTables({ ...FILES, route: `${header}\n${`${eth0}\n`.repeat(500)}` }).deviceTo(undefined, 4)?.name,
+    'eth0',
+  );
 });
