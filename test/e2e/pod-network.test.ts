@@ -56,21 +56,56 @@ describe("a pod's network", () => {
   test('is another one when its sandbox is made anew, with an agent and without', async () => {
     const pod = await node.addPod({ name: 'anew' });
     await node.apply();
-    const elsewhere = [await node.network.addHost('anew-1'), await node.network.addHost('anew-2')];
+    const elsewhere = [await node.network.addHost('anew-1'), await node.network.addHost('anew-2')] as const;
+    const inNetwork = (host: (typeof elsewhere)[number]) => run({ cgroup: pod.cgroup, netns: host.netns });
+    /** As the kubelet does, a moment later. */
+    const told = async ({ ip4, ip6 }: (typeof elsewhere)[number]): Promise<void> => {
+      node.manifest.change(pod.uid, { ips: [ip4, ip6] });
+      await node.apply();
+    };
     run(pod.place);
     await becomes(pod, inodeOf(pod.host.netns));
     const first = pod.cgroup;
     removeCgroup(first.absolute);
-    run({ cgroup: pod.startContainer(), netns: elsewhere[0]?.netns ?? '' });
-    await becomes(pod, inodeOf(elsewhere[0]?.netns ?? ''));
+    pod.startContainer();
+    inNetwork(elsewhere[0]);
+    // Until the status says an address of it, nobody believes it; nothing is taken for nested meanwhile.
+    assert.equal(await node.travel({ cgroup: pod.cgroup, netns: elsewhere[0].netns }), 'redirected');
+    await told(elsewhere[0]);
+    await becomes(pod, inodeOf(elsewhere[0].netns));
     await node.agent.kill9();
     removeCgroup(pod.cgroup.absolute);
     pod.startContainer();
     assert.equal((await known(pod))[1], 0, 'a first container of a pod is in a network that nobody has seen');
-    run({ cgroup: pod.startContainer(), netns: elsewhere[1]?.netns ?? '' });
+    pod.startContainer();
+    inNetwork(elsewhere[1]);
     assert.equal((await known(pod))[1], 0);
     await node.startAgent({ args: sweepsRarely(node) });
-    await becomes(pod, inodeOf(elsewhere[1]?.netns ?? ''));
+    assert.equal(await node.travel({ cgroup: pod.cgroup, netns: elsewhere[1].netns }), 'redirected');
+    await told(elsewhere[1]);
+    await becomes(pod, inodeOf(elsewhere[1].netns));
+  });
+
+  test('is not the one where the process went that had shown it', async () => {
+    const pod = await node.addPod({ name: 'leaving' });
+    await node.apply();
+    const leaving = node.sandbox.spawn({
+      ...pod.place,
+      cmd: 'sh',
+      args: ['-c', 'read go; exec unshare -rn sh -c "echo gone; exec sleep 1000"'],
+    });
+    await becomes(pod, inodeOf(pod.host.netns));
+    run({ cgroup: pod.startContainer(), netns: pod.host.netns });
+    leaving.write('\n');
+    await leaving.line(/gone/);
+    for (const restart of [false, true]) {
+      if (restart) await node.agent.kill9();
+      if (restart) await node.startAgent({ args: sweepsRarely(node) });
+      node.manifest.change(pod.uid, { labels: { changed: String(restart) } });
+      await node.apply();
+      await becomes(pod, inodeOf(pod.host.netns));
+      assert.equal(await node.travel(pod.place), 'redirected');
+    }
   });
 
   test('is that of its oldest process, not one that a process of it has made', async () => {

@@ -195,22 +195,27 @@ test('status is of that shape too where nothing of cgroute is', async () => {
 });
 
 const BRANCHES = [
-  'inboundRedirected',
-  'inboundExempt',
-  'hostUntouched',
-  'out',
   'bypassed',
-  'proxy',
-  'unknownAllowed',
-  'unknownDenied',
-  'local',
+  'errorDenied',
   'excluded',
+  'foreignUntouched',
+  'handoffLost',
+  'hostUntouched',
+  'inboundExempt',
+  'inboundRedirected',
+  'local',
+  'loopDenied',
+  'nestedDenied',
+  'nestedUntouched',
   'noProxyAllowed',
   'noProxyDenied',
+  'otherNetworkDenied',
+  'otherNetworkUntouched',
+  'out',
+  'proxy',
   'redirected',
-  'loopDenied',
-  'errorDenied',
-  'handoffLost',
+  'unknownAllowed',
+  'unknownDenied',
 ].toSorted();
 
 /** Section 8: what there is at least. */
