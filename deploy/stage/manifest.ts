@@ -18,6 +18,7 @@ export interface PodObject {
   /** The pod's addresses; without any, `status.podIP` is absent, as before the kubelet knows it. */
   readonly ips?: readonly string[];
   readonly hostNetwork?: boolean;
+  readonly serviceAccount?: string;
   readonly runtimeClass?: string;
   readonly phase?: string;
   /** Without it there are no conditions, which counts as ready. */
@@ -65,7 +66,12 @@ function manifestText(namespaces: Iterable<NamespaceObject>, pods: Iterable<PodO
         creationTimestamp: pod.created,
         ...(pod.terminating === true ? { deletionTimestamp: '2026-01-02T00:00:00Z' } : {}),
       },
-      spec: { nodeName: pod.node, hostNetwork: pod.hostNetwork, runtimeClassName: pod.runtimeClass },
+      spec: {
+        nodeName: pod.node,
+        hostNetwork: pod.hostNetwork,
+        serviceAccountName: pod.serviceAccount,
+        runtimeClassName: pod.runtimeClass,
+      },
       status: {
         phase: pod.phase,
         podIP: pod.ips?.[0],

@@ -161,6 +161,7 @@ function samePod(a: Pod, b: Pod): boolean {
     configHash: a.configHash === b.configHash,
     node: a.node === b.node,
     hostNetwork: a.hostNetwork === b.hostNetwork,
+    serviceAccount: a.serviceAccount === b.serviceAccount,
     runtimeClass: a.runtimeClass === b.runtimeClass,
     phase: a.phase === b.phase,
     ready: a.ready === b.ready,

@@ -152,6 +152,6 @@ export function podEntry(pod: Pod, facts: PodFacts, namespaceMode: number): PodI
     reason: decision.reason,
     podNamespace: pod.namespace,
     podName: pod.name,
-    serviceAccount: '',
+    serviceAccount: pod.serviceAccount,
   };
 }

@@ -46,6 +46,8 @@ export interface Pod {
   /** `spec.nodeName`; absent until the pod is scheduled. */
   readonly node?: string;
   readonly hostNetwork: boolean;
+  /** `spec.serviceAccountName`; `default` where none is named, as in a static pod. */
+  readonly serviceAccount: string;
   /** `spec.runtimeClassName`; absent for the node's usual runtime. */
   readonly runtimeClass?: string;
   readonly phase: Phase;
@@ -129,6 +131,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
     const writers = writersOf(metadata, annotations);
     const configHash = annotations[CONFIG_HASH]?.toLowerCase() || undefined;
     const node = optionalText(spec['nodeName'], ['spec', 'nodeName'], refuse);
+    const serviceAccount = optionalText(spec['serviceAccountName'], ['spec', 'serviceAccountName'], refuse);
     const runtimeClass = optionalText(spec['runtimeClassName'], ['spec', 'runtimeClassName'], refuse);
     const version = versionOf(metadata);
     const readySince = readySinceOf(status['conditions']);
@@ -139,6 +142,7 @@ export function podOf(value: unknown, origin: Origin = 'api'): Pod | Problem {
       ...(configHash === undefined ? {} : { configHash }),
       ...(node === undefined ? {} : { node }),
       hostNetwork: flag(spec['hostNetwork'], ['spec', 'hostNetwork'], refuse),
+      serviceAccount: serviceAccount ?? 'default',
       ...(runtimeClass === undefined ? {} : { runtimeClass }),
       phase: phaseOf(status['phase'], strict, refuse),
       ready: readyOf(status['conditions'], strict, refuse),

@@ -26,6 +26,7 @@ interface PodInfo extends Omit<CgroupInfo, 'cgroup_ip'> {
   readonly reason: string;
   readonly pod_namespace: string;
   readonly pod_name: string;
+  readonly service_account: string;
 }
 
 /** All namespaces of the API with their labels. */
@@ -122,6 +123,11 @@ export async function disagreements(mesh: Mesh, node: MeshNode, allowed: Allowed
       should.flags,
       Number(should.verdict !== 'out'),
     ]);
+    same(
+      `${about}: its service account in pod_info_map`,
+      info?.service_account,
+      spec['serviceAccountName'] ?? 'default',
+    );
     same(`${about}: its cgroups in status`, shown[0]?.cgroups.map(({ id }) => id).sort(), ids);
     if (spec.hostNetwork !== true && ips.length > 0)
       same(`${about}: its addresses in status`, shown[0]?.ips, ips);

@@ -6,6 +6,7 @@ const BARE: Pod = {
   name: 'web',
   uid: '2c48913c-b29f-11e7-9350-020968147796',
   hostNetwork: false,
+  serviceAccount: 'default',
   phase: 'Running',
   ready: true,
   terminating: false,

@@ -61,6 +61,7 @@ describe('the inventory', () => {
     { name: 'x' },
     { namespace: 'x' },
     { hostNetwork: true },
+    { serviceAccount: 'x' },
     { phase: 'Failed' },
     { ready: false },
     { terminating: true },

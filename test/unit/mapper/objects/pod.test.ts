@@ -30,7 +30,7 @@ const RAW = {
       'kubectl.kubernetes.io/last-applied-configuration': 'long',
     },
   },
-  spec: { nodeName: 'n1', hostNetwork: true, containers: [{ name: 'c' }] },
+  spec: { nodeName: 'n1', hostNetwork: true, serviceAccountName: 'till', containers: [{ name: 'c' }] },
   status: {
     phase: 'Running',
     podIP: '10.0.0.5',
@@ -93,6 +93,7 @@ describe('the projection of a pod', () => {
       configHash: 'abc',
       node: 'n1',
       hostNetwork: true,
+      serviceAccount: 'till',
       phase: 'Running',
       ready: true,
       terminating: true,
@@ -147,6 +148,15 @@ describe('the projection of a pod', () => {
     assert.deepEqual(problem.at, ['status', 'phase']);
   });
 
+  test('runs as the service account default where none is named', () => {
+    for (const spec of [undefined, {}, { serviceAccountName: '' }, { serviceAccountName: null }])
+      for (const origin of ['api', 'manifest'] as const)
+        assert.equal(
+          projected({ metadata: { name: 'a', uid: UID }, spec }, origin).serviceAccount,
+          'default',
+        );
+  });
+
   const broken: readonly (readonly [unknown, RegExp])[] = [
     [undefined, /^object: expected a mapping, got nothing/],
     [[], /^object: expected a mapping, got a list/],
@@ -161,6 +171,10 @@ describe('the projection of a pod', () => {
     [
       { metadata: { name: 'a', uid: UID }, spec: { hostNetwork: 'yes' } },
       /^spec\.hostNetwork: expected true or false, got "yes"/,
+    ],
+    [
+      { metadata: { name: 'a', uid: UID }, spec: { serviceAccountName: true } },
+      /^spec\.serviceAccountName: expected a text .*got the boolean true/,
     ],
     [
       { metadata: { name: 'a', uid: UID, creationTimestamp: 'today' } },
