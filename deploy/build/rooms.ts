@@ -75,6 +75,12 @@ export const ROOMS: readonly Room[] = [
     holds: 'HTTP to the API server: requests, lists, watches, errors, credentials',
     knowsNot: 'what a pod means',
   },
+  {
+    path: 'mapper/zds',
+    holds: 'the ZDS protocol: its messages as bytes, and their order with one ztunnel',
+    knowsNot: NO_IO,
+    isPure: true,
+  },
   { path: 'mapper/config', holds: 'settings', knowsNot: 'who uses them', isPure: true },
   {
     path: 'mapper/objects',
