@@ -35,6 +35,11 @@ export const ROOMS: readonly Room[] = [
     knowsNot: 'how to decide or delay anything',
   },
   {
+    path: 'mapper/ztunnel',
+    holds: 'the ZDS server, by which every ztunnel of the node is told of its pods',
+    knowsNot: 'socket calls, why a pod is in the mesh',
+  },
+  {
     path: 'mapper/connections',
     holds: 'open connections: reset on a flip, room in the maps',
     knowsNot: 'why a verdict flipped',
@@ -117,6 +122,11 @@ export const ROOMS: readonly Room[] = [
     knowsNot: 'how anything is done',
   },
   { path: 'native/netlink', holds: 'netlink messages: process events, closing sockets' },
+  {
+    path: 'native/unix',
+    holds: 'Unix sockets that carry whole messages and descriptors: the listener at its path, connections',
+    knowsNot: 'what a message says',
+  },
   { path: 'native/netns', holds: "a pod's network namespace, and the rules in it" },
   { path: 'native/bpf', holds: 'any object, map, ring buffer or link', knowsNot: "cgroute's own programs" },
   { path: 'native/pins', holds: 'what lies at a pin' },

@@ -141,6 +141,12 @@ export function addressOf(buffer: Buffer): bigint {
   return koffi.address(buffer);
 }
 
+/** What is to be called when a descriptor is ready, until it is disposed of. */
+export interface Readiness extends Disposable {
+  /** Calls `onWritable` once, as soon as there is room to write. */
+  awaitRoom(): void;
+}
+
 /**
  * Calls `onReadable` from the event loop each time that `fd` has something to
  * read or an error to report: no thread, no wakeups while nothing happens.
@@ -150,30 +156,50 @@ export function addressOf(buffer: Buffer): bigint {
  * resolved would wait for the next timer. An error on the socket (ENOBUFS on a
  * netlink socket) makes libuv stop the handle; it is started again.
  */
-export function watchReadable(fd: number, onReadable: () => void): Disposable {
+export function watchReadable(fd: number, onReadable: () => void, onWritable?: () => void): Readiness {
   const handle = koffi.node.poll(fd, onEvent);
   let scheduled = false;
   let stopped = false;
   let closed = false;
+  let awaitsRoom = false;
+  let hasRoom = false;
 
   // koffi 3.3 passes (status, events); its declaration has the events alone.
   function onEvent(...args: unknown[]): void {
     if (typeof args[0] === 'number' && args[0] < 0) stopped = true;
+    if (awaitsRoom && (args[1] as { readonly writable?: boolean } | undefined)?.writable === true)
+      hasRoom = true;
     if (scheduled) return;
     scheduled = true;
     setImmediate(run);
   }
 
+  function start(): void {
+    stopped = false;
+    handle.start({ readable: true, writable: awaitsRoom }, onEvent);
+  }
+
   function run(): void {
     scheduled = false;
     if (closed) return;
+    const isRoomy = hasRoom;
+    hasRoom = false;
+    if (isRoomy) {
+      // There mostly is room, and nobody wants to hear of it all the time.
+      awaitsRoom = false;
+      start();
+    }
     onReadable();
-    if (closed || !stopped) return;
-    stopped = false;
-    handle.start(onEvent);
+    if (!closed && isRoomy) onWritable?.();
+    if (!closed && stopped) start();
   }
 
   return {
+    awaitRoom() {
+      if (closed || awaitsRoom) return;
+      awaitsRoom = true;
+      start();
+    },
     [Symbol.dispose]() {
       if (closed) return;
       closed = true;
