@@ -51,6 +51,7 @@ export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'watcher-proc-connector.test.ts': 'it is about netlink',
   'watcher-renewal.test.ts': 'it is about inotify',
   'watcher-tree.test.ts': 'it is about cgroupfs',
+  'zds-server.test.ts': 'it is about Unix sockets',
 };
 
 /** So many new cgroups the short leak test makes, at least. */
