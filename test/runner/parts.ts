@@ -18,7 +18,7 @@ export const PARTS: readonly Part[] = [
   { name: 'unit', concurrency: availableParallelism(), limitMs: 5 * MINUTE_MS },
   { name: 'kernel', concurrency: 2, limitMs: 10 * MINUTE_MS },
   { name: 'kube', concurrency: 2, limitMs: 15 * MINUTE_MS },
-  { name: 'e2e', concurrency: 1, limitMs: 15 * MINUTE_MS },
+  { name: 'e2e', concurrency: 2, limitMs: 15 * MINUTE_MS },
 ];
 
 export interface Wanted {
