@@ -116,9 +116,9 @@ export class Reconciler {
   wantsProcess(cgroupId: bigint): boolean {
     const { addresses, networks } = this.#options;
     const key = this.#options.ledger.keyOf(cgroupId);
-    const pod = key === undefined ? undefined : this.#pods.get(key)?.pod;
+    const { pod, decision } = this.#pods.get(key ?? '') ?? {};
     if (key === undefined || pod === undefined) return false;
-    return networks.isWanting(key, pod) || addresses.isWanting(key, pod);
+    return (decision?.enrolled === true && networks.isWanting(key, pod)) || addresses.isWanting(key, pod);
   }
 
   processSeen(cgroupId: bigint): void {
@@ -311,7 +311,7 @@ export class Reconciler {
       decision,
       cgroups: ledger.of(key),
       ips: addresses.ownOf(key, pod),
-      network: networks.of(key, pod, decision.enrolled),
+      network: decision.enrolled ? networks.of(key, pod) : networks.forget(key),
       isTold: addresses.told(pod).length > 0,
       paths: () => ledger.pathsOf(key),
     });

@@ -1,8 +1,9 @@
 /**
- * Which network namespace is a pod's: that of the oldest of its processes that is
- * in none of the host's; with its addresses, and where it leads to the proxy. It is
- * another one only when no process of the pod is in it any more, as a runtime may
- * make a pod's sandbox anew, and a process may go where it likes.
+ * Which network namespace is a pod's: one that a process of it is in and that has an
+ * address which the pod's status says; with its addresses, and where it leads to the
+ * proxy. It is another one only when no process of the pod is in it any more, or the
+ * status says so: a runtime may make a pod's sandbox anew, and begins containers in
+ * networks that are not the pod's; and a process may go where it likes.
  */
 import { isIPv4 } from 'node:net';
 import { isDeepStrictEqual } from 'node:util';
@@ -62,9 +63,10 @@ export const NO_NETWORK: PodNetwork = { netns: 0n, addresses: [], devices: { ip4
 interface Known {
   readonly witness: NetworkWitness;
   readonly network: PodNetwork;
-  /** Its addresses and interfaces have been read, as somebody wanted them. */
-  readonly isRead: boolean;
 }
+
+/** After a look at processes of which none was in a network that is the pod's for sure, in milliseconds. */
+const PAUSE_MS = 1000;
 
 type Place = Pick<Pod, 'hostNetwork' | 'ips'>;
 
@@ -72,97 +74,83 @@ type Place = Pick<Pod, 'hostNetwork' | 'ips'>;
 export class PodNetworks {
   readonly #options: PodNetworksOptions;
   readonly #known = new Map<string, Known>();
+  /** When such a look was. */
+  readonly #looked = new Map<string, number>();
 
   constructor(options: PodNetworksOptions) {
     this.#options = options;
   }
 
   /**
-   * {@link NO_NETWORK} when no process shows one: of none that runs, nothing is lost
-   * by that. One in the host's has none of its own.
+   * {@link NO_NETWORK} while no process is in one that is the pod's for sure; nothing
+   * is taken for nested then. One in the host's has none of its own.
    * @param pod unless nobody knows it
-   * @param wantsMore its addresses and interfaces too, which take longer to read
    */
-  of(podKey: string, pod?: Place, wantsMore = false): PodNetwork {
-    if (pod?.hostNetwork === true) {
-      this.forget(podKey);
-      return NO_NETWORK;
-    }
+  of(podKey: string, pod?: Place): PodNetwork {
+    const { host } = this.#options;
+    if (pod?.hostNetwork === true) return this.forget(podKey);
     const known = this.#known.get(podKey);
-    const stands = known !== undefined && this.#options.host.stands(known.witness);
-    if (stands && (!wantsMore || (known.isRead && !isEmpty(known.network)))) return known.network;
-    const witness = stands ? known.witness : this.#witness(podKey, pod);
-    if (witness === undefined) {
-      this.forget(podKey);
-      return NO_NETWORK;
-    }
-    return this.#look(podKey, witness, wantsMore).network;
+    if (known !== undefined && isToldIn(known.network, pod) && host.stands(known.witness))
+      return known.network;
+    return this.#find(podKey, pod)?.network ?? NO_NETWORK;
   }
 
   /** Whether a process of the pod could still tell. */
   isWanting(podKey: string, { hostNetwork }: Pick<Pod, 'hostNetwork'>): boolean {
-    const known = this.#known.get(podKey);
-    // A runtime may fill the network after the first process of the pod.
-    return !hostNetwork && (known === undefined || (known.isRead && isEmpty(known.network)));
+    if (hostNetwork || this.#known.has(podKey)) return false;
+    return performance.now() - (this.#looked.get(podKey) ?? -Infinity) > PAUSE_MS;
   }
 
-  /** Keys of the pods whose network is known. */
+  /** Keys of the pods that have, or may have, a network. */
   keys(): readonly string[] {
-    return [...this.#known.keys()];
+    return [...new Set([...this.#known.keys(), ...this.#looked.keys()])];
   }
 
-  /** Looks at the pod's network again. Whether it is another one, or has changed. */
+  /** Looks at the pod's network again. Whether it is another one, or has changed, or may be known by now. */
   hasChanged(podKey: string): boolean {
     const known = this.#known.get(podKey);
-    if (known === undefined) return false;
-    if (!this.#options.host.stands(known.witness)) return true;
-    if (!known.isRead) return false;
-    return !isDeepStrictEqual(known.network, this.#look(podKey, known.witness, true).network);
+    if (known === undefined) return this.#looked.has(podKey);
+    const tables = this.#options.host.tablesOf(known.witness);
+    if (tables === undefined) return true;
+    const network = this.#read(known.witness, tables);
+    this.#known.set(podKey, { ...known, network });
+    return !isDeepStrictEqual(known.network, network);
   }
 
-  /** The pod is gone. */
-  forget(podKey: string): void {
+  /** The pod is gone, or nobody needs its network. */
+  forget(podKey: string): PodNetwork {
     this.#known.delete(podKey);
+    this.#looked.delete(podKey);
+    return NO_NETWORK;
   }
 
-  /**
-   * In the network that is known of the pod; else in the one that has an address which
-   * its status says. A process may have left the pod's network for one of its own, so
-   * another than the one before is believed only so.
-   */
-  #witness(podKey: string, pod: Place | undefined): NetworkWitness | undefined {
+  /** The one that is known of the pod, else the one that has an address which its status says. */
+  #find(podKey: string, pod: Place | undefined): Known | undefined {
     const { host, pathsOf, remembered } = this.#options;
     const paths = pathsOf(podKey);
     const before = this.#known.get(podKey)?.network.netns ?? remembered(podKey);
     const same = before === 0n ? undefined : host.witnessOf(Number(before), paths);
-    if (same !== undefined) return same;
-    const found = host.witnessesIn(paths);
-    if (found.length === 1 && before === 0n) return found[0];
-    const told = (witness: NetworkWitness): boolean =>
-      host.tablesOf(witness)?.addresses.some(({ ip }) => pod?.ips.includes(ip)) ?? false;
-    return found.find(told) ?? (before === 0n ? found[0] : undefined);
+    const others = host.witnessesIn(paths);
+    this.forget(podKey);
+    for (const witness of same === undefined ? others : [same, ...others]) {
+      const tables = host.tablesOf(witness);
+      if (tables === undefined) continue;
+      const network = this.#read(witness, tables);
+      if (!isToldIn(network, pod) || (witness !== same && (pod?.ips.length ?? 0) === 0)) continue;
+      const known = { witness, network };
+      this.#known.set(podKey, known);
+      return known;
+    }
+    if (others.length > 0) this.#looked.set(podKey, performance.now());
+    return undefined;
   }
 
-  #look(podKey: string, witness: NetworkWitness, wantsMore: boolean): Known {
-    const netns = BigInt(witness.netns);
-    const before = this.#known.get(podKey);
-    const tables = wantsMore ? this.#options.host.tablesOf(witness) : undefined;
-    const network =
-      tables === undefined
-        ? before?.network.netns === netns
-          ? before.network
-          : { ...NO_NETWORK, netns }
-        : { netns, ...this.#read(tables) };
-    const known = { witness, network, isRead: tables !== undefined || (before?.isRead ?? false) };
-    this.#known.set(podKey, known);
-    return known;
-  }
-
-  #read(tables: NetworkTables): Omit<PodNetwork, 'netns'> {
+  #read({ netns }: NetworkWitness, tables: NetworkTables): PodNetwork {
     const proxies = this.#options.proxyIps();
     const to4 = tables.deviceTo(bytesOf(proxies.find((ip) => isIPv4(ip))), 4);
     const to6 = tables.deviceTo(bytesOf(proxies.find((ip) => !isIPv4(ip))), 6);
     return {
+      netns: BigInt(netns),
       addresses: tables.addresses.map(({ ip, device }) => {
         const way = isIPv4(ip) ? to4 : to6;
         // Where one of the two is not known, it may be the way to the proxy.
@@ -176,5 +164,6 @@ export class PodNetworks {
 const bytesOf = (ip: string | undefined): Uint8Array | undefined =>
   ip === undefined ? undefined : addressBytes(ip);
 
-const isEmpty = ({ addresses, devices }: PodNetwork): boolean =>
-  addresses.length === 0 && devices.ip4 === 0 && devices.ip6 === 0;
+/** Whether it has an address that the status says; so also of a pod without any. */
+const isToldIn = ({ addresses }: PodNetwork, pod: Place | undefined): boolean =>
+  pod === undefined || pod.ips.length === 0 || addresses.some(({ ip }) => pod.ips.includes(ip));

@@ -8,10 +8,12 @@ import { addressText } from '../../mapper/objects/address.ts';
 import { inSandbox } from '../../deploy/stage/sandbox.ts';
 import { openTestPlane } from './data-plane.ts';
 
-const ROOM = 3;
+/** A pod may have one in sixteen. */
+const ROOM = 32;
+const MOST = 2;
 const { sandbox, plane } = await inSandbox('pod-locals', async (made) => ({
   sandbox: made,
-  plane: openTestPlane(made, { maxEntries: { pod_local_map: ROOM, pod_device_map: 16 } }),
+  plane: openTestPlane(made, { maxEntries: { pod_local_map: ROOM, pod_device_map: 128 } }),
 }));
 after(async () => {
   plane[Symbol.dispose]();
@@ -44,14 +46,25 @@ test('a pod has its addresses there, what is gone goes, and a cleared slot has n
   assert.deepEqual([written(), devices(1)], [[], [0, 0]]);
 });
 
-test('addresses without room are none of the pod at all, with what was thrown, and the next pod that needs less has room', () => {
+test('a pod has its part of the room, and no more; one without room has none of its addresses, with what was thrown', () => {
   const locals = new PodLocals(maps);
-  const { hasAny, unfit } = locals.set(1, ['10.0.0.1', '10.0.0.2', '10.0.0.3', '10.0.0.4'].map(leads), NONE);
+  const three = ['10.0.0.1', '10.0.0.2', '10.0.0.3'];
+  for (let slot = 1; slot <= ROOM / MOST; slot++)
+    assert.deepEqual(locals.set(slot, three.map(leads), NONE), { hasAny: true });
+  assert.equal(written().length, ROOM);
+  const { hasAny, unfit } = locals.set(99, [leads('10.0.0.1')], NONE);
   assert.equal(hasAny, false);
   assert.ok(unfit instanceof CgrouteError && unfit.errno === 'E2BIG', String(unfit));
-  assert.deepEqual(written(), []);
-  assert.deepEqual(locals.set(2, [leads('10.0.0.1')], NONE), { hasAny: true });
-  locals.clear(2);
+  assert.equal(written().length, ROOM);
+  // In a full map one may still have others in the place of its own.
+  assert.deepEqual(locals.set(1, [leads('10.0.9.1'), leads('10.0.9.2')], NONE), { hasAny: true });
+  assert.deepEqual(
+    written().filter((line) => line.startsWith('1 ')),
+    ['1 10.0.9.1 2', '1 10.0.9.2 2'],
+  );
+  for (let slot = 1; slot <= ROOM / MOST; slot++) locals.clear(slot);
+  assert.deepEqual(locals.set(99, [leads('10.0.0.1')], NONE), { hasAny: true });
+  locals.clear(99);
 });
 
 test('the slot that pods without one share has nothing of its own', () => {

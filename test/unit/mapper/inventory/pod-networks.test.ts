@@ -1,4 +1,4 @@
-/** The network of a pod: that of its oldest process, and another one only when none of the pod's is in it any more. */
+/** The network of a pod: where a process of it is, and an address that its status says. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { witnessHost } from '../../../../mapper/agent/address-host.ts';
@@ -20,14 +20,11 @@ function fixture({ remembered = 0n } = {}) {
   const processes = new Map<number, { path: string; netns: number; startedTicks: number }>();
   const tables = new Map<number, NetworkTables>();
   let asked = 0;
-  const read: number[] = [];
   const host = witnessHost({
     isOwnAddress: () => false,
     addressesOf: () => undefined,
-    networkTablesOf(pid, netns) {
-      read.push(netns);
-      return processes.get(pid)?.netns === netns ? (tables.get(netns) ?? EMPTY) : undefined;
-    },
+    networkTablesOf: (pid, netns) =>
+      processes.get(pid)?.netns === netns ? (tables.get(netns) ?? EMPTY) : undefined,
     pidsOf: (path) => [...processes].filter(([, { path: where }]) => where === path).map(([pid]) => pid),
     netnsOf: (pid) => processes.get(pid)?.netns,
     networkOf(pid) {
@@ -42,22 +39,41 @@ function fixture({ remembered = 0n } = {}) {
     proxyIps: () => ['10.0.0.9'],
     remembered: () => remembered,
   });
-  return { processes, networks, tables, asked: () => asked, read };
+  return { processes, networks, tables, asked: () => asked };
 }
 
+const OURS = withAddress('10.0.0.5');
+
 test('nobody knows it before a process shows it, and one in the network of the host shows nothing', () => {
-  const { processes, networks } = fixture();
+  const { processes, networks, tables } = fixture();
+  tables.set(7, OURS);
   assert.equal(networks.of('a', POD), NO_NETWORK);
   assert.ok(networks.isWanting('a', POD));
   processes.set(10, { path: '/a', netns: HOST, startedTicks: 1 });
   assert.equal(networks.of('a', POD), NO_NETWORK);
+  assert.ok(networks.isWanting('a', POD));
   processes.set(11, { path: '/a/c', netns: 7, startedTicks: 2 });
   assert.equal(networks.of('a', POD).netns, 7n);
   assert.ok(!networks.isWanting('a', POD));
 });
 
-test("the oldest process counts, and is asked alone while it stands; its PID's next owner is another", () => {
+test('a network that has no address which the status says is not believed, and looked at again after a while', () => {
+  const { processes, networks, tables } = fixture();
+  processes.set(11, { path: '/a', netns: 66, startedTicks: 10 });
+  tables.set(66, withAddress('10.9.9.9'));
+  for (const pod of [POD, { hostNetwork: false, ips: [] }]) assert.equal(networks.of('a', pod), NO_NETWORK);
+  assert.ok(!networks.isWanting('a', POD), 'not at each process that begins');
+  assert.ok(networks.hasChanged('a'), 'at each sweep');
+  processes.set(11, { path: '/a', netns: 7, startedTicks: 10 });
+  tables.set(7, OURS);
+  assert.equal(networks.of('a', POD).netns, 7n);
+  assert.ok(!networks.hasChanged('a'));
+});
+
+test('the oldest process of several that fit is asked alone while it stands, and another one after it', () => {
   const { processes, networks, asked, tables } = fixture();
+  tables.set(7, OURS);
+  tables.set(8, OURS);
   processes.set(12, { path: '/a', netns: 8, startedTicks: 20 });
   processes.set(11, { path: '/a/c', netns: 7, startedTicks: 10 });
   assert.equal(networks.of('a', POD).netns, 7n);
@@ -65,51 +81,44 @@ test("the oldest process counts, and is asked alone while it stands; its PID's n
   assert.equal(networks.of('a', POD).netns, 7n);
   assert.equal(asked(), before + 1);
   assert.ok(!networks.hasChanged('a'));
-  processes.set(11, { path: '/a/c', netns: 9, startedTicks: 30 });
+  processes.delete(11);
   assert.ok(networks.hasChanged('a'));
-  tables.set(8, withAddress('10.0.0.5'));
   assert.equal(networks.of('a', POD).netns, 8n);
 });
 
 test('a process that leaves the network takes nobody along: it stays while any process of the pod is in it', () => {
-  const { processes, networks } = fixture();
-  processes.set(11, { path: '/a/c', netns: 7, startedTicks: 10 });
+  const { processes, networks, tables } = fixture();
+  tables.set(7, OURS);
+  tables.set(66, OURS);
   for (let pid = 20; pid < 60; pid++) processes.set(pid, { path: '/a/c', netns: 7, startedTicks: pid });
   assert.equal(networks.of('a', POD).netns, 7n);
-  for (const pid of [11, ...Array.from({ length: 39 }, (_, n) => 20 + n)])
-    processes.set(pid, { path: '/a/c', netns: 66, startedTicks: pid });
+  for (let pid = 20; pid < 59; pid++) processes.set(pid, { path: '/a/c', netns: 66, startedTicks: pid });
   assert.ok(networks.hasChanged('a'));
   assert.equal(networks.of('a', POD).netns, 7n, 'the last one is there');
 });
 
-test('another network is believed where it has the address that the status says, else it is not known', () => {
+test('when the status says another address, that network counts which has it', () => {
   const { processes, networks, tables } = fixture();
+  tables.set(7, OURS);
+  tables.set(8, withAddress('10.0.0.8'));
   processes.set(11, { path: '/a', netns: 7, startedTicks: 10 });
+  processes.set(12, { path: '/a/c', netns: 8, startedTicks: 20 });
   assert.equal(networks.of('a', POD).netns, 7n);
-  processes.set(11, { path: '/a', netns: 66, startedTicks: 10 });
-  processes.set(12, { path: '/a/c', netns: 8, startedTicks: 20 });
-  assert.equal(networks.of('a', POD), NO_NETWORK);
-  assert.equal(networks.of('a', POD).netns, 66n, 'nothing is known any more: the oldest counts');
-  processes.clear();
-  processes.set(12, { path: '/a/c', netns: 8, startedTicks: 20 });
-  tables.set(8, withAddress('10.0.0.5'));
-  assert.equal(networks.of('a', POD).netns, 8n);
+  assert.equal(networks.of('a', { hostNetwork: false, ips: ['10.0.0.8'] }).netns, 8n);
+  assert.equal(networks.of('a', { hostNetwork: false, ips: ['10.0.0.77'] }), NO_NETWORK);
 });
 
-test('of several at the first look, that counts which an earlier agent knew, or which has the address', () => {
-  for (const [remembered, expected] of [
-    [8n, 8n],
-    [0n, 9n],
-  ] as const) {
-    const { processes, networks, tables } = fixture({ remembered });
-    tables.set(9, withAddress('10.0.0.5'));
-    for (const netns of [7, 8, 9]) processes.set(netns, { path: '/a', netns, startedTicks: netns });
-    assert.equal(networks.of('a', POD).netns, expected);
-  }
+test('what an earlier agent knew stands where nobody says the address, while a process is there', () => {
+  const { processes, networks } = fixture({ remembered: 8n });
+  for (const netns of [7, 8, 9]) processes.set(netns, { path: '/a', netns, startedTicks: netns });
+  assert.equal(networks.of('a').netns, 8n);
+  processes.delete(8);
+  assert.equal(networks.of('a'), NO_NETWORK);
 });
 
 test('without any process it is unknown again, and a pod in the network of the host has none', () => {
-  const { processes, networks } = fixture();
+  const { processes, networks, tables } = fixture();
+  tables.set(7, OURS);
   processes.set(11, { path: '/a/c', netns: 7, startedTicks: 10 });
   assert.equal(networks.of('a', POD).netns, 7n);
   assert.equal(networks.of('a', HOST_POD), NO_NETWORK);
@@ -118,16 +127,16 @@ test('without any process it is unknown again, and a pod in the network of the h
   processes.clear();
   assert.equal(networks.of('a', POD), NO_NETWORK);
   assert.ok(networks.isWanting('a', POD));
+  networks.forget('a');
+  assert.deepEqual(networks.keys(), []);
 });
 
-test('its addresses and the way to the proxy are those of the last look, and read only where somebody wants them', () => {
-  const { processes, networks, tables, read } = fixture();
+test('its addresses and the way to the proxy are those of the last look', () => {
+  const { processes, networks, tables } = fixture();
   processes.set(11, { path: '/a', netns: 7, startedTicks: 10 });
-  assert.deepEqual(networks.of('a', POD), { netns: 7n, addresses: [], devices: { ip4: 0, ip6: 0 } });
-  assert.ok(!networks.hasChanged('a'));
-  assert.deepEqual(read, [], 'nobody has asked for them');
-  assert.equal(networks.of('a', POD, true).addresses.length, 0);
-  assert.ok(networks.isWanting('a', POD), 'a runtime may fill it later');
+  tables.set(7, { addresses: [{ ip: '10.0.0.5', device: undefined }], deviceTo: () => undefined });
+  const own = { ip: '10.0.0.5', isElsewhere: false };
+  assert.deepEqual(networks.of('a', POD), { netns: 7n, addresses: [own], devices: { ip4: 0, ip6: 0 } });
   const asked: unknown[] = [];
   tables.set(7, {
     addresses: [
@@ -141,17 +150,17 @@ test('its addresses and the way to the proxy are those of the last look, and rea
       return family === 4 ? { name: 'eth0', index: 2 } : undefined;
     },
   });
+  assert.equal(networks.of('a', POD).addresses.length, 1, 'not before it is looked at again');
   assert.ok(networks.hasChanged('a'));
   assert.ok(!networks.hasChanged('a'));
-  assert.ok(!networks.isWanting('a', POD));
   assert.deepEqual(asked.slice(0, 2), [
     ['10.0.0.9', 4],
     [undefined, 6],
   ]);
-  assert.deepEqual(networks.of('a', POD, true), {
+  assert.deepEqual(networks.of('a', POD), {
     netns: 7n,
     addresses: [
-      { ip: '10.0.0.5', isElsewhere: false },
+      own,
       { ip: '172.17.0.1', isElsewhere: true },
       { ip: '10.0.9.9', isElsewhere: false },
       { ip: 'fd00::5', isElsewhere: false },
