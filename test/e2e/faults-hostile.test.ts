@@ -264,8 +264,9 @@ describe('a hostile pod', () => {
       });
       await running.json();
       running.write('\n');
-      const { count } = await running.json<{ count: number }>();
-      assert.equal(count, 500);
+      const { count, errors } = await running.json<{ count: number; errors: number }>();
+      // Where the pod's network is known, they are nested, and left alone in a network that leads nowhere.
+      assert.equal(count + errors, 500);
       await ended(running);
     });
     assert.deepEqual(await node.entries('original_dst_map'), []);

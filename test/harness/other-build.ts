@@ -66,7 +66,7 @@ export async function otherBuild(changes: Changes): Promise<string> {
 }
 
 async function build(directory: string, changes: Changes, files: readonly string[]): Promise<void> {
-  for (const tools of ['deploy/stage', 'test/harness'])
+  for (const tools of ['deploy/stage/ground', 'test/harness'])
     mkdirSync(join(directory, tools), { recursive: true });
   for (const file of files) cpSync(join(root, file), join(directory, file));
   symlinkSync(join(root, 'node_modules'), join(directory, 'node_modules'));

@@ -88,6 +88,7 @@ export function churnAgent({ sandbox, manifest, random, breaks }: ChurnOptions):
         sandbox.cgroupRoot,
         '--bpffs-root',
         bpffs,
+        ...(sandbox.procRoot === undefined ? [] : ['--proc-root', sandbox.procRoot]),
         '--http',
         '127.0.0.1:0',
       ],
