@@ -33,6 +33,7 @@ const ALONE: ReadonlySet<string> = new Set([
   'sweep',
   'sidecars',
   'connections',
+  'startup-taint',
 ]);
 
 export function conditionsOf(facts: NodeFacts): readonly Condition[] {
@@ -64,7 +65,11 @@ function condition(type: ConditionType, wrong: string | undefined): Condition {
 const pods = (count: number, of = 'enrolled pods'): string =>
   count === 1 ? `1 ${of.replace(/s$/, '')}` : `${count} ${of}`;
 
-const enrolled = ({ pods: all }: NodeFacts): number => all.filter(({ verdict }) => verdict === 'in').length;
+/** Those of which some connections go to the proxy: a bypass of one direction leaves the other. */
+const inMesh = ({ pods: all }: NodeFacts): NodeFacts['pods'] =>
+  all.filter(({ verdict, reason }) => verdict === 'in' || (verdict === 'bypass' && reason !== 'bypass'));
+
+const enrolled = (facts: NodeFacts): number => inMesh(facts).length;
 
 function sum(
   { pods: all }: NodeFacts,
@@ -90,6 +95,8 @@ function proxyServing(facts: NodeFacts): string {
       : `${what} are refused (whenProxyDown: deny), ${sum(facts, 'noProxyDenied')} so far`;
   }
   const where = `the proxy ${proxy.pod ?? 'that the maps name'}`;
+  const without = withoutFamily(facts, where);
+  if (without !== '') return without;
   const wrong = [
     ...(proxy.unready === null ? [] : [`${where} is not ready (${proxy.unready})`]),
     ...(proxy.notListening === null || proxy.notListening.length === 0
@@ -103,6 +110,25 @@ function proxyServing(facts: NodeFacts): string {
       ? ''
       : `, ${Math.max(0, redirected - proxy.trouble.redirectedBefore)} since ${proxy.trouble.since.replace(/\.\d+Z$/, 'Z')}`;
   return `${wrong.join(', and ')}: new connections of ${pods(count)} are sent there${since}`;
+}
+
+/** Of a family that the proxy has no address of, no connection finds it. */
+function withoutFamily(facts: NodeFacts, where: string): string {
+  const { proxy, policies } = facts;
+  const has6 = proxy.address6 !== null;
+  const has4 = proxy.address !== null && proxy.address !== proxy.address6;
+  for (const [family, isThere, mark] of [
+    ['IPv4', has4, '.'],
+    ['IPv6', has6, ':'],
+  ] as const) {
+    const count = inMesh(facts).filter(({ ips }) => ips.some((ip) => ip.includes(mark))).length;
+    if (isThere || count === 0) continue;
+    const what = `${where} has no ${family} address that counts: new ${family} connections of ${pods(count)}`;
+    return policies?.whenProxyDown === 'allow'
+      ? `${what} pass the mesh by (whenProxyDown: allow), ${sum(facts, 'noProxyAllowed')} so far`
+      : `${what} are refused (whenProxyDown: deny), ${sum(facts, 'noProxyDenied')} so far`;
+  }
+  return '';
 }
 
 function agentReady({ agent }: NodeFacts): string | undefined {

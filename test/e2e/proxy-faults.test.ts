@@ -203,8 +203,13 @@ describe('where nobody can connect', () => {
   }
 
   test('as nobody listens on the ports of a proxy that is ready, status and metrics say so', async () => {
-    await node.proxy.stop();
+    // A process that was there before and stays, as a pause container's: only a look at each sweep tells.
     const idle = node.sandbox.spawn({ ...node.proxyPod.place, cmd: 'sleep', args: ['1000'] });
+    await node.until(
+      'all is well with it there',
+      ({ proxy }) => proxy.ready && proxy.notListening?.length === 0,
+    );
+    await node.proxy.stop();
     await node.until('it is seen', ({ proxy }) => (proxy.notListening?.length ?? 0) > 0, { ownMs: 30_000 });
     const { ip4 } = node.proxyPod.host;
     const { proxy, conditions } = await node.status();

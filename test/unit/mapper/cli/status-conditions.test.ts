@@ -79,6 +79,24 @@ describe('it is wrong', () => {
       'ProxyServing: the proxy istio-system/z is not ready (Ready=False), and nobody listens at 10.0.0.5:15001 of the proxy istio-system/z: new connections of 2 enrolled pods are sent there, 4 since 2026-11-29T02:13:00Z',
     ],
     [
+      'that the proxy has no address of a family',
+      { pods: [{ ...pod('in', { noProxyDenied: 7 }), ips: ['10.0.0.9', 'fd00::9'] }, pod('in')] },
+      'ProxyServing: the proxy istio-system/z has no IPv6 address that counts: new IPv6 connections of 1 enrolled pod are refused (whenProxyDown: deny), 7 so far',
+    ],
+    [
+      'that no proxy is known, where the pods are bypassed in one direction',
+      {
+        proxy: NO_PROXY,
+        pods: ['bypass', 'bypass-inbound'].map((reason) => ({ ...pod('bypass'), reason })),
+      },
+      'ProxyServing: no proxy of this node is known: new connections of 1 enrolled pod are refused (whenProxyDown: deny), 0 so far',
+    ],
+    [
+      'that the taint of the node stays',
+      { sources: state('startup-taint', 'failed') },
+      'SourcesFollowed: startup-taint is failed: why',
+    ],
+    [
       'that nothing is attached',
       { redirecting: false },
       'Redirecting: no program of cgroute is attached: new connections of 2 enrolled pods pass the mesh by',
@@ -165,6 +183,7 @@ test('nothing is wrong', () => {
     const found = wrong(changes).filter((text) => !text.startsWith('AgentReady'));
     assert.deepEqual(found, [], JSON.stringify(changes));
   }
+  assert.equal(isAsWanted(conditionsOf({ ...FINE, proxy: NO_PROXY })), false);
   assert.equal(
     isAsWanted(conditionsOf({ ...FINE, live: undefined })),
     true,
