@@ -37,6 +37,7 @@ export const ONLY_WITH_ALL: Readonly<Record<string, string>> = {
   'harness-inpod-proxy.test.ts': 'it tests a tool of the tests',
   'harness-inpod-zds.test.ts': 'it tests a tool of the tests',
   'harness-runc.test.ts': 'it tests a tool of the tests',
+  'kernel-threads.test.ts': 'it is about MPTCP, as mptcp.test.ts is',
   'listeners.test.ts': 'it is about /proc',
   'map-count.test.ts': 'it is about what the agent reads of maps',
   'mptcp.test.ts': 'it did not end in eight minutes of emulation on 7.2, and nobody knows why yet',
