@@ -38,6 +38,8 @@ async function makeCast(name: string): Promise<Cast> {
     const pod = await node.addPod({ name: 'pod' });
     const plain = await node.addPod({ name: 'plain', labels: { [MODE]: 'none' } });
     const late = await node.addPod({ name: 'late', ips: [] });
+    // As the proxy, it has IPv4 alone.
+    await must({ cmd: 'ip', args: ['-n', late.host.netns, '-6', 'address', 'flush', 'dev', 'eth0'] });
     // No process of root's: what the kernel tells of it takes a capability.
     node.sandbox.spawn({
       ...late.place,
