@@ -47,6 +47,7 @@ test("HAProxy of deploy/examples takes a pod's connections, passes them on, and 
   const running = node.sandbox.spawn({ ...proxy.place, cmd, args });
   await waitListening(running, [15001, 15006, 8404]);
   await node.apply();
+  await node.until('it is the proxy', (status) => status.proxy.ready);
 
   const to = `${node.server.ip4}:8080`;
   const result = await connect(pod.place, node.server.ip4, 8080);
