@@ -134,7 +134,9 @@ export function startAgentKubelet(of: AgentNode): AgentKubelet {
       const isReady = failures < readinessProbe.failureThreshold && (before === true || failures === 0);
       if (isReady === before || leaving.has(name)) continue;
       before = isReady;
-      if (isReady) moments.push(['ready', name]);
+      // Once: on a busy machine probes may fail for a while after that, which is no moment of the roll.
+      if (isReady && !moments.some(([what, who]) => what === 'ready' && who === name))
+        moments.push(['ready', name]);
       await report(pod, isReady);
     }
   }
