@@ -5,6 +5,9 @@ import { NETWORK_FILES, type NetworkFiles } from './network-tables.ts';
 /** Of each file, in bytes. */
 const MOST_READ = 512 * 1024;
 
+/** Reading is done at once, so that one buffer is enough for all. */
+const part = Buffer.alloc(16 * 1024);
+
 /** @param directory `/proc/PID/net`; a file that cannot be read is empty */
 export function networkFiles(directory: string): NetworkFiles {
   return Object.fromEntries(
@@ -20,15 +23,14 @@ function beginning(path: string): string {
     return '';
   }
   try {
-    const parts: Buffer[] = [];
-    for (let length = 0; length < MOST_READ; ) {
-      const part = Buffer.alloc(16 * 1024);
+    let text = '';
+    while (text.length < MOST_READ) {
       const got = readSync(fd, part);
       if (got <= 0) break;
-      parts.push(part.subarray(0, got));
-      length += got;
+      // Numbers and names of interfaces, of which only bytes that are equal matter.
+      text += part.toString('latin1', 0, got);
     }
-    return Buffer.concat(parts).toString('utf8');
+    return text;
   } catch {
     return '';
   } finally {

@@ -61,8 +61,11 @@ export interface Proc {
   isHostAddress(ip: string): boolean;
   /** Undefined also where the host's network namespace is not known: nothing is proved then. */
   networkOf(pid: number): ProcessNetwork | undefined;
-  /** Addresses and routes of the process's network namespace, without entering it. What cannot be read is empty. */
-  /** Undefined where it is not, or not all the time, in the network of that inode. */
+  /**
+   * Addresses and routes of the process's network namespace, without entering it. What
+   * cannot be read is empty; undefined where the process is not, or not all the time, in
+   * the network of that inode.
+   */
   networkTablesOf(pid: number, netns: number): NetworkTables | undefined;
   /** The addresses of the process's network namespace that can be a pod's. */
   addressesOf(pid: number): Addresses | undefined;

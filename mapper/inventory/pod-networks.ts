@@ -130,19 +130,28 @@ export class PodNetworks {
     const paths = pathsOf(podKey);
     const before = this.#known.get(podKey)?.network.netns ?? remembered(podKey);
     const same = before === 0n ? undefined : host.witnessOf(Number(before), paths);
-    const others = host.witnessesIn(paths);
     this.forget(podKey);
-    for (const witness of same === undefined ? others : [same, ...others]) {
-      const tables = host.tablesOf(witness);
-      if (tables === undefined) continue;
-      const network = this.#read(witness, tables);
-      if (!isToldIn(network, pod) || (witness !== same && (pod?.ips.length ?? 0) === 0)) continue;
-      const known = { witness, network };
-      this.#known.set(podKey, known);
-      return known;
+    const known = same === undefined ? undefined : this.#believe(same, pod);
+    const others = known === undefined ? host.witnessesIn(paths) : [];
+    const isTold = pod !== undefined && pod.ips.length > 0;
+    const found = known ?? (isTold ? this.#firstOf(others, pod) : undefined);
+    if (found !== undefined) this.#known.set(podKey, found);
+    else if (others.length > 0) this.#looked.set(podKey, performance.now());
+    return found;
+  }
+
+  #firstOf(witnesses: readonly NetworkWitness[], pod: Place): Known | undefined {
+    for (const witness of witnesses) {
+      const known = this.#believe(witness, pod);
+      if (known !== undefined) return known;
     }
-    if (others.length > 0) this.#looked.set(podKey, performance.now());
     return undefined;
+  }
+
+  #believe(witness: NetworkWitness, pod: Place | undefined): Known | undefined {
+    const tables = this.#options.host.tablesOf(witness);
+    const network = tables === undefined ? undefined : this.#read(witness, tables);
+    return network !== undefined && isToldIn(network, pod) ? { witness, network } : undefined;
   }
 
   #read({ netns }: NetworkWitness, tables: NetworkTables): PodNetwork {

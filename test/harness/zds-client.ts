@@ -5,21 +5,9 @@
  */
 import { closeSync, fstatSync } from 'node:fs';
 import koffi from 'koffi';
-import protobuf from 'protobufjs';
+import { zds } from './zds-schema.ts';
 
-const { root } = protobuf.parse(`
-  syntax = "proto3";
-  message Names { string name = 1; string namespace = 2; string service_account = 3; }
-  message Add { string uid = 1; Names names = 2; }
-  message Del { string uid = 2; }
-  message SnapshotSent {}
-  message Keep { string uid = 1; }
-  message Request { oneof payload { Add add = 1; Del del = 2; SnapshotSent snapshot_sent = 3; Keep keep = 5; } }
-  message Ack { string error = 1; }
-  message Response { oneof payload { Ack ack = 1; } }
-  message Hello { int32 version = 1; }
-`);
-const request = root.lookupType('Request');
+const request = zds.lookupType('Request');
 
 interface Request {
   readonly add?: {
@@ -31,9 +19,9 @@ interface Request {
   readonly keep?: { readonly uid: string };
 }
 
-export const helloOf = (version: number): Uint8Array => root.lookupType('Hello').encode({ version }).finish();
+export const helloOf = (version: number): Uint8Array => zds.lookupType('Hello').encode({ version }).finish();
 export const answerOf = (error: string): Uint8Array =>
-  root.lookupType('Response').encode({ ack: { error } }).finish();
+  zds.lookupType('Response').encode({ ack: { error } }).finish();
 
 /** <sys/socket.h> */
 const [AF_UNIX, SOCK_SEQPACKET, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SCM_RIGHTS] = [

@@ -55,14 +55,18 @@ plane.plane.maps.podDevices.set(pod.slot, { ip4: eth0, ip6: eth0 });
 const know = (address: string, value: number): void =>
   plane.plane.maps.podLocals.set({ slot: pod.slot, address: { word: bytesOf(address) } }, value);
 for (const address of Object.values(SECOND)) know(address, localAddress.elsewhere);
-for (const cgroup of [pod.podCgroup, pod.cgroup])
-  plane.enrol(cgroup, {
-    slot: pod.slot,
-    ip4: pod.ip4,
-    ip6: pod.ip6,
-    flags: infoFlag.ambient | infoFlag.addresses,
-    netns: netnsOf(pod.netns),
-  });
+/** @param netns where nobody knows its network: none */
+function enrol(netns?: ReturnType<typeof netnsOf>): void {
+  for (const cgroup of [pod.podCgroup, pod.cgroup])
+    plane.enrol(cgroup, {
+      slot: pod.slot,
+      ip4: pod.ip4,
+      ip6: pod.ip6,
+      flags: infoFlag.ambient | infoFlag.addresses,
+      ...(netns === undefined ? {} : { netns }),
+    });
+}
+enrol(netnsOf(pod.netns));
 
 const dial = (address: string, ...options: readonly string[]): Promise<[Connected, Record<string, number>]> =>
   mesh.counted(() => connect(pod, address, PORT, '--timeout', '10000', ...options));
@@ -164,13 +168,7 @@ test('what is not known to be elsewhere is redirected, in a network that is not 
   assert.deepEqual((await dial(server.ip4, ...bound))[1], { 'two-legged redirected': 1 });
   podDevices.set(pod.slot, wrong);
   know('10.77.0.212', localAddress.elsewhere);
-  for (const cgroup of [pod.podCgroup, pod.cgroup])
-    plane.enrol(cgroup, {
-      slot: pod.slot,
-      ip4: pod.ip4,
-      ip6: pod.ip6,
-      flags: infoFlag.ambient | infoFlag.addresses,
-    });
+  enrol();
   for (const options of [bound, ['--bind', '10.77.0.212']])
     assert.deepEqual((await dial(server.ip4, ...options))[1], { 'two-legged redirected': 1 });
 });

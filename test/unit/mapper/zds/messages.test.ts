@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import protobuf from 'protobufjs';
+import type protobuf from 'protobufjs';
 import {
   addMessage,
   delMessage,
@@ -13,24 +13,9 @@ import {
   snapshotSentMessage,
   whyUnfit,
 } from '../../../../mapper/zds/messages.ts';
+import { zds } from '../../../harness/zds-schema.ts';
 
-const { root } = protobuf.parse(`
-  syntax = "proto3";
-  message WorkloadNames { string name = 1; string namespace = 2; string service_account = 3; }
-  message Add { string uid = 1; WorkloadNames names = 2; }
-  message Del { string uid = 2; }
-  message SnapshotSent {}
-  message Keep { string uid = 1; }
-  message Request { oneof payload { Add add = 1; Del del = 2; SnapshotSent snapshot_sent = 3; Keep keep = 5; } }
-  message Ack { string error = 1; }
-  message Response { oneof payload { Ack ack = 1; } }
-  message Hello { int32 version = 1; }
-  // Of a ztunnel that is newer: fields that nobody here knows.
-  message NewerAck { string error = 1; uint64 a = 2; fixed64 b = 3; bytes c = 4; fixed32 d = 500; }
-  message NewerResponse { NewerAck ack = 1; sint64 e = 7; string f = 15; }
-  message NewerHello { int32 version = 1; uint64 a = 2; string b = 3; double c = 4; float d = 16; }
-`);
-const type = (name: string): protobuf.Type => root.lookupType(name);
+const type = (name: string): protobuf.Type => zds.lookupType(name);
 const encoded = (name: string, value: object): Uint8Array => type(name).encode(value).finish();
 const same = (ours: Uint8Array, theirs: Uint8Array): void =>
   assert.deepEqual(Buffer.from(ours), Buffer.from(theirs));

@@ -168,7 +168,7 @@ test('a process that runs out of descriptors accepts again when it has some, and
   // In a process of its own, as here the report of the tests takes descriptors, too.
   const answer = await must({
     cmd: process.execPath,
-    args: [join(import.meta.dirname, '../../../harness/without-descriptors.ts'), path],
+    args: [join(import.meta.dirname, 'without-descriptors.ts'), path],
   });
   assert.deepEqual(JSON.parse(answer), { troubles: ['EMFILE'], metWithout: 0, metAfter: 1, isClosed: false });
 });

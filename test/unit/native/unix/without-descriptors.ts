@@ -4,9 +4,9 @@
  */
 import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
-import { listenForPackets } from '../../native/unix/packet-listener.ts';
-import { eventually } from '../../deploy/stage/process.ts';
-import { dialZds } from './zds-client.ts';
+import { listenForPackets } from '../../../../native/unix/packet-listener.ts';
+import { eventually } from '../../../../deploy/stage/process.ts';
+import { dialZds } from '../../../harness/zds-client.ts';
 
 /** Takes all descriptors that this process may have; returns the way back. */
 function exhaustDescriptors(): () => void {
